@@ -1,0 +1,30 @@
+"""MiniGrid generalization suites and vector environments with one behaviour on every backend.
+
+Importing this package imports neither gymnasium, minigrid nor EnvPool; making something does.
+"""
+
+from envs.base import BackendName, Observation, StepResult, VectorEnv
+from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
+from envs.seeding import level_seeds
+from envs.suites import SUITES, Suite, Task, get_suite, get_task
+from envs.vector import BackendChoice, make_vector_env, mission_varies, resolve_backend
+
+__all__ = [
+    "MISSION_LENGTH",
+    "SUITES",
+    "VOCABULARY",
+    "BackendChoice",
+    "BackendName",
+    "Observation",
+    "StepResult",
+    "Suite",
+    "Task",
+    "VectorEnv",
+    "encode_mission",
+    "get_suite",
+    "get_task",
+    "level_seeds",
+    "make_vector_env",
+    "mission_varies",
+    "resolve_backend",
+]

@@ -1,0 +1,186 @@
+"""What a vector environment is: its data, and the one behaviour every backend has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.suites import Task
+
+__all__ = ["BackendName", "Observation", "StepResult", "VectorEnv"]
+
+BackendName = Literal["envpool", "gymnasium"]
+
+
+class Observation(NamedTuple):
+    """What E agents see. Object, colour and state in ``image`` are categories, not magnitudes."""
+
+    image: NDArray[np.uint8]
+    """(E, 7, 7, 3): object, colour and state index of each cell of the agent's view."""
+    direction: NDArray[np.int64]
+    """(E,): where the agent faces, 0 right, 1 down, 2 left, 3 up."""
+    mission: NDArray[np.int64]
+    """(E, L): token ids, see :func:`envs.encode_mission`."""
+
+
+class StepResult(NamedTuple):
+    """One step of E environments. See :class:`VectorEnv` for what happens at an episode's end."""
+
+    observation: Observation
+    reward: NDArray[np.float32]
+    """(E,)"""
+    terminated: NDArray[np.bool_]
+    """(E,): the episode ended by the task's own rules, success or failure."""
+    truncated: NDArray[np.bool_]
+    """(E,): the episode was cut by the step limit. Never true together with ``terminated``."""
+    valid: NDArray[np.bool_]
+    """(E,): false where this step only reset the environment; its action was ignored."""
+    episode_start: NDArray[np.bool_]
+    """(E,): ``observation`` is the first of an episode. After a step this is ``~valid``."""
+
+
+class BackendStep(NamedTuple):
+    """A step as a backend reports it, before the end of an episode is classified."""
+
+    observation: Observation
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+
+class VectorEnv(ABC):
+    """E copies of one task, stepped together; made by :func:`envs.make_vector_env`.
+
+    Episode ends, on every backend (gymnasium calls it the next-step autoreset): the observation
+    that comes with ``terminated`` or ``truncated`` is the last one of the finished episode, so its
+    value, computed with the recurrent state carried on, is the bootstrap of a truncated episode.
+    The next :meth:`step` ignores that environment's action and returns the first observation of
+    the next episode with reward 0, neither flag set, ``valid`` false and ``episode_start`` true.
+    Such a step is no transition: leave it out of losses, statistics and frame counts.
+
+    ``terminated`` and ``truncated`` exclude each other, and success on the very last step is
+    ``terminated``. A failure without reward on the very last step (lava) is ``terminated`` on
+    gymnasium, but EnvPool cannot tell it from the step limit and it is ``truncated`` there.
+
+    The first :meth:`reset` starts from the seeds; later ones continue with new levels.
+    All arrays returned are the caller's own: no later step changes them.
+
+    Attributes:
+        task: what is being run.
+        backend: ``"envpool"`` or ``"gymnasium"``. The same seed gives different levels on the two.
+        num_envs: E.
+        num_actions: actions are integers in ``[0, num_actions)``.
+    """
+
+    task: Task
+    backend: BackendName
+    num_envs: int
+    num_actions: int
+
+    def __init__(
+        self, *, task: Task, backend: BackendName, num_envs: int, num_actions: int
+    ) -> None:
+        self.task = task
+        self.backend = backend
+        self.num_envs = num_envs
+        self.num_actions = num_actions
+        self._started = False
+        self._closed = False
+        self._ended = np.zeros(num_envs, dtype=np.bool_)
+
+    def reset(self) -> Observation:
+        """Start a new episode in every environment and return the first observations.
+
+        Raises:
+            RuntimeError: after :meth:`close`.
+        """
+        self._require_open("reset")
+        observation = self._reset()
+        self._started = True
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        return observation
+
+    def step(self, actions: NDArray[np.integer[Any]]) -> StepResult:
+        """Apply one action per environment.
+
+        Args:
+            actions: integers (E,), each in ``[0, num_actions)``, also where they will be ignored.
+
+        Raises:
+            RuntimeError: before the first :meth:`reset` or after :meth:`close`.
+            ValueError: if ``actions`` is not such an array; no environment was stepped then.
+        """
+        self._require_open("step")
+        if not self._started:
+            raise RuntimeError("VectorEnv.step: called before reset(). Call reset() first.")
+        self._check_actions(actions)
+        episode_start = self._ended
+        step = self._step(actions, episode_start)
+        # MiniGrid sets both flags if the last step succeeds, and EnvPool then reports a truncation
+        # only. Reward is given at the end alone, so a cut episode with a reward was a success.
+        terminated = step.terminated | (step.truncated & (step.reward != 0))
+        truncated = step.truncated & ~terminated
+        self._ended = terminated | truncated
+        return StepResult(
+            observation=step.observation,
+            reward=step.reward,
+            terminated=terminated,
+            truncated=truncated,
+            valid=~episode_start,
+            episode_start=episode_start,
+        )
+
+    def close(self) -> None:
+        """Free the environments. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _reset(self) -> Observation:
+        """Reset every environment."""
+
+    @abstractmethod
+    def _step(
+        self, actions: NDArray[np.integer[Any]], episode_start: NDArray[np.bool_]
+    ) -> BackendStep:
+        """Step with checked actions; ``episode_start`` (E,) says where this starts an episode."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free the environments; called once."""
+
+    def _require_open(self, method: str) -> None:
+        if self._closed:
+            raise RuntimeError(f"VectorEnv.{method}: called after close(). Make a new one.")
+
+    def _check_actions(self, actions: NDArray[np.integer[Any]]) -> None:
+        # EnvPool aborts the whole process on an action out of range and truncates floats.
+        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "iu":
+            kind = actions.dtype if isinstance(actions, np.ndarray) else type(actions).__name__
+            raise ValueError(f"VectorEnv.step: actions must be a numpy integer array; got {kind}.")
+        if actions.shape != (self.num_envs,):
+            raise ValueError(
+                f"VectorEnv.step: actions must have shape ({self.num_envs},), one per environment; "
+                f"got {actions.shape}."
+            )
+        low, high = actions.min(), actions.max()
+        if low < 0 or high >= self.num_actions:
+            raise ValueError(
+                f"VectorEnv.step: actions must lie in [0, {self.num_actions}); got {low} to {high}."
+            )

@@ -1,0 +1,169 @@
+"""The generalization suites: train on one task, evaluate on tasks never trained on.
+
+Pure data. Nothing here makes an environment; :mod:`envs.vector` does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["SUITES", "Suite", "Task", "get_suite", "get_task"]
+
+NAMESPACES = ("MiniGrid-", "BabyAI-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One environment, and how each backend makes it.
+
+    Args:
+        id: gymnasium id. The public name of the task, unique over the suites.
+        gym_kwargs: extra keyword arguments of ``gymnasium.make``.
+        envpool_id: id under which EnvPool makes the same task. Default: ``id``.
+        envpool_kwargs: extra keyword arguments of ``envpool.make_gymnasium``.
+        name: short label for tables. Default: ``id`` without ``MiniGrid-`` and ``-v0``.
+
+    Raises:
+        ValueError: if the keyword arguments ask for another view size. EnvPool corrupts its memory
+            with most of them, and observations are 7 x 7 throughout this package.
+
+    >>> Task(id="MiniGrid-DoorKey-8x8-v0").name
+    'DoorKey-8x8'
+    """
+
+    id: str
+    gym_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    envpool_id: str | None = None
+    envpool_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if "agent_view_size" in self.gym_kwargs or "agent_view_size" in self.envpool_kwargs:
+            raise ValueError(
+                f"Task: agent_view_size must not be set; got it for {self.id!r}. "
+                "Crop the observation in the policy instead."
+            )
+        if not self.name:
+            object.__setattr__(self, "name", self.id.removeprefix("MiniGrid-").removesuffix("-v0"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A training task and the unseen tasks that measure generalization.
+
+    Args:
+        name: what the user types.
+        description: one line.
+        train: the task to train on.
+        unseen: tasks for evaluation only.
+        preset: training hyperparameters to override, by field name of the training configuration.
+    """
+
+    name: str
+    description: str
+    train: Task
+    unseen: tuple[Task, ...]
+    preset: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The training task, then the unseen ones."""
+        return (self.train, *self.unseen)
+
+
+# MiniGrid's MultiRoom-N4-S5-v0 has six rooms by mistake; v1 has four. EnvPool lacks v1 but takes the
+# number of rooms, and its step limit (20 per room) does not follow that number.
+_MULTIROOM_FOUR_ROOMS = Task(
+    id="MiniGrid-MultiRoom-N4-S5-v1",
+    envpool_id="MiniGrid-MultiRoom-N4-S5-v0",
+    envpool_kwargs={"min_num_rooms": 4, "max_num_rooms": 4, "max_episode_steps": 80},
+)
+
+_SUITES = (
+    Suite(
+        name="doorkey",
+        description="Find a key, open the door, reach the goal; the room grows from 5x5 to 16x16.",
+        train=Task(id="MiniGrid-DoorKey-5x5-v0"),
+        unseen=(
+            Task(id="MiniGrid-DoorKey-6x6-v0"),
+            Task(id="MiniGrid-DoorKey-8x8-v0"),
+            Task(id="MiniGrid-DoorKey-16x16-v0"),
+        ),
+    ),
+    Suite(
+        name="empty",
+        description="Reach the goal in an empty room that grows from 5x5 to 16x16.",
+        train=Task(id="MiniGrid-Empty-Random-5x5-v0"),
+        unseen=(
+            Task(id="MiniGrid-Empty-Random-6x6-v0"),
+            Task(id="MiniGrid-Empty-8x8-v0"),
+            Task(id="MiniGrid-Empty-16x16-v0"),
+        ),
+    ),
+    Suite(
+        name="multiroom",
+        description="Walk through a chain of rooms to the goal; from 2 small rooms to 4 and 6.",
+        train=Task(id="MiniGrid-MultiRoom-N2-S4-v0"),
+        unseen=(_MULTIROOM_FOUR_ROOMS, Task(id="MiniGrid-MultiRoom-N6-v0")),
+    ),
+)
+
+SUITES: Mapping[str, Suite] = MappingProxyType({suite.name: suite for suite in _SUITES})
+"""The suites by name."""
+
+
+def get_suite(name: str) -> Suite:
+    """The suite called ``name``.
+
+    Raises:
+        ValueError: if there is none; the message names the closest ones.
+
+    >>> [task.name for task in get_suite("doorkey").unseen]
+    ['DoorKey-6x6', 'DoorKey-8x8', 'DoorKey-16x16']
+    """
+    if name not in SUITES:
+        hint = _did_you_mean(name, SUITES) or f"; the suites are {', '.join(SUITES)}."
+        raise ValueError(f"unknown suite {name!r}{hint}")
+    return SUITES[name]
+
+
+def get_task(id: str) -> Task:
+    """The task of a gymnasium id: from the suites, else any MiniGrid or BabyAI environment.
+
+    Args:
+        id: such as ``"MiniGrid-DoorKey-5x5-v0"``.
+
+    Raises:
+        ValueError: if no such environment is registered; the message names the closest ones.
+
+    >>> get_task("MiniGrid-MultiRoom-N4-S5-v1").envpool_id
+    'MiniGrid-MultiRoom-N4-S5-v0'
+    """
+    for suite in SUITES.values():
+        for task in suite.tasks:
+            if task.id == id:
+                return task
+    known = _registered_ids()
+    if id not in known:
+        hint = _did_you_mean(id, known) or "; it is not a MiniGrid-* or BabyAI-* environment."
+        raise ValueError(f"unknown environment {id!r}{hint} 'rims suites' lists the suites.")
+    return Task(id=id)
+
+
+def _registered_ids() -> list[str]:
+    """Every MiniGrid and BabyAI id gymnasium knows. Imported late: this costs 0.3 s."""
+    import gymnasium
+    import minigrid  # noqa: F401  (registers its environments)
+
+    return [id for id in gymnasium.registry if id.startswith(NAMESPACES)]
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    matches = [repr(match) for match in difflib.get_close_matches(word, known, n=3)]
+    if not matches:
+        return ""
+    return f"; did you mean {' or '.join(filter(None, [', '.join(matches[:-1]), matches[-1]]))}?"

@@ -1,0 +1,94 @@
+"""Bring whatever nn.LSTM accepts (batched, unbatched, batch first, packed) to one form and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+class TimeMajor(NamedTuple):
+    """A batch of sequences as (T, B, I), and the way back to what the caller gave."""
+
+    input: Tensor  # (T, B, I)
+    restore: Callable[[Tensor], Any]  # output (T, B, D) -> the caller's form
+    batch_first: bool = False
+    unbatched: bool = False
+    valid: Tensor | None = None  # (T, B) bool, false in the padding of packed sequences
+    lengths: Tensor | None = None  # (B,) of packed sequences, on the CPU
+    order: Tensor | None = None  # caller's row for each row here (packed sequences are sorted)
+    order_back: Tensor | None = None  # row here for each of the caller's
+
+
+def to_time_major(input: Tensor | PackedSequence, batch_first: bool) -> TimeMajor:
+    """Bring a checked input to (T, B, I).
+
+    Args:
+        input: ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` or packed.
+        batch_first: the layout of a 3-D input; a 2-D or packed one has no batch axis to move.
+
+    Returns:
+        The batch and how to undo it.
+    """
+    if isinstance(input, PackedSequence):
+        return _from_packed(input)
+    if input.dim() == 2:
+        return TimeMajor(input.unsqueeze(1), lambda o: o.squeeze(1), unbatched=True)
+    if batch_first:
+        return TimeMajor(input.transpose(0, 1), lambda o: o.transpose(0, 1), batch_first=True)
+    return TimeMajor(input, lambda o: o)
+
+
+def _from_packed(packed: PackedSequence) -> TimeMajor:
+    # Rows stay in the sorted order of the packing; only states are in the caller's order.
+    padded, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+    steps = torch.arange(padded.shape[0], device=padded.device).unsqueeze(-1)
+    valid = steps < lengths.to(padded.device)  # (T, 1) < (B,) -> (T, B)
+
+    def repack(output: Tensor) -> PackedSequence:
+        data, batch_sizes, *_ = pack_padded_sequence(output, lengths)
+        return PackedSequence(data, batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+    return TimeMajor(
+        padded,
+        repack,
+        valid=valid,
+        lengths=lengths,
+        order=packed.sorted_indices,
+        order_back=packed.unsorted_indices,
+    )
+
+
+def time_major_reset(where: str, reset: Tensor, batch: TimeMajor) -> Tensor:
+    """Check ``reset``, given in the caller's layout, and bring it to (T, B).
+
+    Raises:
+        ValueError: for a packed input, a wrong shape or a dtype other than bool.
+    """
+    if batch.valid is not None:
+        raise ValueError(
+            f"{where}: reset cannot be combined with a PackedSequence. "
+            "Pack the parts between resets as sequences of their own."
+        )
+    steps = reset.unsqueeze(1) if batch.unbatched else reset
+    if batch.batch_first and steps.dim() == 2:
+        steps = steps.transpose(0, 1)
+    if steps.shape != batch.input.shape[:2] or steps.dtype != torch.bool:
+        raise ValueError(
+            f"{where}: reset must be a bool tensor with the leading shape of input, one flag "
+            f"per step and sequence; got {reset.dtype} of shape {tuple(reset.shape)}."
+        )
+    return steps
+
+
+def flip_time(sequence: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse (T, B, ...) in time, each row within its own length; padding stays in place."""
+    if lengths is None:
+        return sequence.flip(0)
+    steps = torch.arange(sequence.shape[0]).unsqueeze(-1)  # (T, 1)
+    index = torch.where(steps < lengths, lengths - 1 - steps, steps).to(sequence.device)  # (T, B)
+    index = index.reshape(index.shape + (1,) * (sequence.dim() - 2)).expand_as(sequence)
+    return sequence.gather(0, index)

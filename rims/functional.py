@@ -1,0 +1,211 @@
+"""Pure functions shared by RIM cells and Neural Function Modules: selection, attention, gates.
+
+Nothing here owns a parameter or knows about time. Shapes use the letters of ``docs/notation.md``:
+B batch, N mechanisms, S sources of an attention, M heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class AttentionOutput(NamedTuple):
+    """What an attention read, and how much weight each source had."""
+
+    read: Tensor  # (..., R, dv)
+    weights: Tensor  # (..., R, S)
+
+
+def topk_mask(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
+    r"""Mark the ``k`` largest entries along ``dim``; among equal entries the lowest index wins.
+
+    ``torch.topk`` cuts a tie in an order that depends on size and device, and comparing with a
+    threshold keeps every tied entry. A recurrent state of zeros ties *all* mechanisms of a RIM
+    layer (arXiv:1909.10893), so the rule has to be exact: here always exactly ``k`` are marked.
+
+    Args:
+        scores: any real tensor; no gradient passes through the selection. NaN counts as largest.
+        k: how many to mark, ``1 <= k <= scores.shape[dim]``.
+        dim: the axis to select along. Default: the last.
+
+    Returns:
+        Bool tensor shaped like ``scores`` with exactly ``k`` true entries along ``dim``.
+
+    Raises:
+        ValueError: if ``k`` is outside its range.
+
+    Example:
+        >>> topk_mask(torch.tensor([0.0, 2.0, 0.0, 0.0]), 2).tolist()
+        [True, True, False, False]
+    """
+    _check_k("topk_mask", scores, k, dim)
+    order = scores.detach().argsort(dim=dim, descending=True, stable=True)
+    chosen = order.narrow(dim, 0, k)
+    # A number rather than True is scattered because torch.jit.trace cannot scatter a bool.
+    return torch.zeros_like(scores, dtype=torch.uint8).scatter(dim, chosen, 1).bool()
+
+
+def topk_softmax(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
+    r"""Softmax over the ``k`` largest scores along ``dim``; every other weight is exactly zero.
+
+    .. math:: a_i = \frac{[i \in \mathcal{T}_k]\, e^{s_i}}{\sum_{j \in \mathcal{T}_k} e^{s_j}}
+
+    with :math:`\mathcal{T}_k` the indices of the ``k`` largest scores (the sparse attention of
+    arXiv:2010.08012, section 3). The ratio of two kept weights is that of the dense softmax.
+
+    Differs from the authors' code, which subtracts the (k+1)-th weight from a dense softmax, clamps
+    at zero and renormalises: a weight just above the threshold almost vanishes there.
+
+    Args:
+        scores: unnormalised scores; ``-inf`` marks a source that must not be read.
+        k: number of sources kept, ``1 <= k <= scores.shape[dim]``. Equal: the ordinary softmax.
+        dim: the axis of sources. Default: the last.
+
+    Returns:
+        Weights shaped like ``scores``, summing to one along ``dim`` (NaN where all are ``-inf``).
+
+    Raises:
+        ValueError: if ``k`` is outside its range.
+
+    Example:
+        >>> topk_softmax(torch.tensor([1.0, 1.0, -3.0]), 2).tolist()
+        [0.5, 0.5, 0.0]
+    """
+    _check_k("topk_softmax", scores, k, dim)
+    if k == scores.shape[dim]:
+        return scores.softmax(dim)
+    return scores.masked_fill(~topk_mask(scores, k, dim=dim), -math.inf).softmax(dim)
+
+
+def sparse_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, k: int | None = None
+) -> AttentionOutput:
+    r"""Scaled dot-product attention in which each reader sees at most ``k`` sources.
+
+    .. math:: \mathrm{read} = \mathrm{topk\,softmax}(Q K^\top / \sqrt{d_k})\, V
+
+    Args:
+        query: ``(..., R, dk)``, one row per reader.
+        key: ``(..., S, dk)``, one row per source.
+        value: ``(..., S, dv)``.
+        k: sources kept per reader; ``None`` (default) keeps all of them.
+
+    Returns:
+        ``AttentionOutput(read (..., R, dv), weights (..., R, S))``.
+
+    Raises:
+        ValueError: if ``k`` is not in ``[1, S]``.
+
+    Example:
+        >>> out = sparse_attention(torch.ones(2, 4), torch.ones(3, 4), torch.ones(3, 5))
+        >>> out.read.shape, out.weights.shape
+        (torch.Size([2, 5]), torch.Size([2, 3]))
+    """
+    # Scaling the query, not the product: fewer operations, and torch's CPU inductor fails to
+    # compile softmax(Q K^T / s) V with gradients on 4-D tensors.
+    scores = (query / math.sqrt(query.shape[-1])) @ key.mT  # (..., R, S)
+    weights = scores.softmax(-1) if k is None else topk_softmax(scores, k)
+    return AttentionOutput(weights @ value, weights)
+
+
+def grouped_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    r"""Apply to each of N groups its own linear map: :math:`y_m = x_m W_m + b_m`.
+
+    Args:
+        input: ``(..., N, in)``.
+        weight: ``(N, in, out)``.
+        bias: ``(N, out)`` or ``None``.
+
+    Returns:
+        ``(..., N, out)``.
+
+    Example:
+        >>> grouped_linear(torch.ones(5, 3, 2), torch.ones(3, 2, 4)).shape
+        torch.Size([5, 3, 4])
+    """
+    output = torch.einsum("...ni,nio->...no", input, weight)
+    return output if bias is None else output + bias
+
+
+def stop_gradient_where(input: Tensor, condition: Tensor) -> Tensor:
+    """The same values as ``input``; no gradient passes back where ``condition`` is true.
+
+    Args:
+        input: any tensor.
+        condition: bool tensor broadcastable to ``input``.
+
+    Returns:
+        Tensor shaped like ``input``.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> stop_gradient_where(x, torch.tensor([True, False])).sum().backward()
+        >>> x.grad.tolist()
+        [0.0, 1.0]
+    """
+    return torch.where(condition, input.detach(), input)
+
+
+def lstm_candidate(gates: Tensor, c_prev: Tensor) -> tuple[Tensor, Tensor]:
+    r"""One LSTM update from its gate pre-activations, gate order i, f, g, o (as ``nn.LSTMCell``).
+
+    .. math:: c = \sigma(s_f) c_{prev} + \sigma(s_i) \tanh(s_g), \qquad h = \sigma(s_o) \tanh(c)
+
+    Args:
+        gates: ``(..., 4 d)``, the four pre-activations side by side.
+        c_prev: ``(..., d)``.
+
+    Returns:
+        ``(h, c)``, each ``(..., d)``.
+    """
+    s_i, s_f, s_g, s_o = gates.chunk(4, dim=-1)
+    c = s_f.sigmoid() * c_prev + s_i.sigmoid() * s_g.tanh()
+    return s_o.sigmoid() * c.tanh(), c
+
+
+def gru_candidate(input_gates: Tensor, hidden_gates: Tensor, h_prev: Tensor) -> Tensor:
+    r"""One GRU update from its two halves of the gates, gate order r, z, n (as ``nn.GRUCell``).
+
+    .. math:: n = \tanh(s^x_n + \sigma(s^x_r + s^h_r)\, s^h_n), \qquad
+              h = (1 - z)\, n + z\, h_{prev}, \quad z = \sigma(s^x_z + s^h_z)
+
+    Args:
+        input_gates: ``(..., 3 d)``, what comes from the input, bias included.
+        hidden_gates: ``(..., 3 d)``, what comes from the state, bias included.
+        h_prev: ``(..., d)``.
+
+    Returns:
+        ``(..., d)``.
+    """
+    x_r, x_z, x_n = input_gates.chunk(3, dim=-1)
+    h_r, h_z, h_n = hidden_gates.chunk(3, dim=-1)
+    z = (x_z + h_z).sigmoid()
+    n = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
+    return (1 - z) * n + z * h_prev
+
+
+def null_attention(score: Tensor) -> Tensor:
+    r"""Attention weights over the null slot (score 0) and one input with the given score.
+
+    .. math:: p = \mathrm{softmax}(0, l) = (\sigma(-l), \sigma(l))
+
+    Args:
+        score: ``(..., N)``.
+
+    Returns:
+        ``(..., N, 2)``: index 0 the null slot, index 1 the input.
+    """
+    return F.pad(score.unsqueeze(-1), (1, 0)).softmax(-1)
+
+
+def _check_k(where: str, scores: Tensor, k: int, dim: int) -> None:
+    size = scores.shape[dim]
+    if not 1 <= k <= size:
+        raise ValueError(
+            f"{where}: k must lie in [1, {size}], the size of dim {dim} of scores; got k={k}."
+        )

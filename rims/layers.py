@@ -1,0 +1,430 @@
+"""RIM_LSTM and RIM_GRU: layers, directions, packing and hx, by the contract of nn.LSTM / nn.GRU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Unpack, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from rims.batching import TimeMajor, flip_time, time_major_reset, to_time_major
+from rims.cells import CellOptions, RIM_GRUCell, RIM_LSTMCell, RIMCell, State
+from rims.functional import stop_gradient_where
+from rims.scan import ScanOutput, scan
+
+#: One tensor (layers * directions, B, D), or one per layer (directions, B, D_l) where sizes differ.
+Stacked = Tensor | tuple[Tensor, ...]
+
+
+class RIMLayer(nn.Module):
+    """What RIM_LSTM and RIM_GRU share; see there."""
+
+    cell_type: ClassVar[type[RIMCell]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_rims: int | Sequence[int],
+        k: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        use_inactive: bool = True,
+        blocked_grad: bool = False,
+        **options: Unpack[CellOptions],
+    ) -> None:
+        super().__init__()
+        where = type(self).__name__
+        if num_layers < 1:
+            raise ValueError(f"{where}: num_layers must be at least 1; got {num_layers}.")
+        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(f"{where}: dropout must lie in [0, 1]; got {dropout}.")
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"{where}: dropout={dropout} acts between layers and there is only one layer.",
+                stacklevel=3,
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size if isinstance(hidden_size, int) else tuple(hidden_size)
+        self.num_rims = num_rims if isinstance(num_rims, int) else tuple(num_rims)
+        self.k = k if isinstance(k, int) else tuple(k)
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.use_inactive = use_inactive
+        self.blocked_grad = blocked_grad
+        self.recorder: Callable[[int, ScanOutput], None] | None = None
+
+        sizes = _per_layer(where, "hidden_size", hidden_size, num_layers)
+        counts = _per_layer(where, "num_rims", num_rims, num_layers)
+        actives = _per_layer(where, "k", k, num_layers)
+        make: dict[str, Any] = dict(options, device=device, dtype=dtype)
+        if issubclass(self.cell_type, RIM_LSTMCell):
+            make["proj_size"] = proj_size
+        cells: list[RIMCell] = []
+        width = input_size
+        for size, count, active in zip(sizes, counts, actives, strict=True):
+            for _ in range(self.num_directions):
+                cells.append(self.cell_type(width, size, count, active, bias, **make))
+            width = (proj_size or size) * self.num_directions
+        self.cells = nn.ModuleList(cells)
+
+    @property
+    def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew; see :meth:`rims.cells.RIMCell.reset_parameters`."""
+        for cell in self.cells:
+            cast(RIMCell, cell).reset_parameters()
+
+    def flatten_parameters(self) -> None:
+        """Do nothing; nn.LSTM compacts its weights here for cuDNN, these need no compaction."""
+
+    def extra_repr(self) -> str:
+        """Sizes in constructor order, then what differs from the default."""
+        parts = [f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"]
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "proj_size": 0,
+            "use_inactive": True,
+            "blocked_grad": False,
+        }
+        parts += [f"{n}={getattr(self, n)}" for n, d in defaults.items() if getattr(self, n) != d]
+        return ", ".join(parts)
+
+    def _run(
+        self, input: Tensor | PackedSequence, hx: tuple[Stacked, ...] | None, reset: Tensor | None
+    ) -> tuple[Any, tuple[Stacked, ...]]:
+        """Everything but the form of hx, which LSTM and GRU have differently."""
+        where = type(self).__name__
+        self._check_input(input)
+        batch = to_time_major(input, self.batch_first)
+        reset_steps = None if reset is None else time_major_reset(where, reset, batch)
+        states = self._initial_states(batch, hx)
+
+        sequence = batch.input
+        finals: list[State] = []
+        for layer in range(self.num_layers):
+            scans = []
+            for direction in range(self.num_directions):
+                index = layer * self.num_directions + direction
+                cell = cast(RIMCell, self.cells[index])
+                record = self.recorder is not None
+                if direction == 0:
+                    result = scan(
+                        cell,
+                        sequence,
+                        states[index],
+                        reset=reset_steps,
+                        valid=batch.valid,
+                        record=record,
+                    )
+                else:
+                    result = _scan_backward(
+                        cell, sequence, states[index], reset_steps, batch, record
+                    )
+                if self.recorder is not None:
+                    self.recorder(index, result)
+                scans.append(result)
+                finals.append(result.state)
+            if layer < self.num_layers - 1:
+                sequence = torch.cat([self._pass_on(s) for s in scans], dim=-1)
+                sequence = F.dropout(sequence, self.dropout, self.training)
+            else:
+                sequence = torch.cat([s.output for s in scans], dim=-1)
+        return batch.restore(sequence), self._stacked(finals, batch)
+
+    def _pass_on(self, scanned: ScanOutput) -> Tensor:
+        """What the next layer reads of this one: ``use_inactive`` and ``blocked_grad``."""
+        output = scanned.output
+        if self.use_inactive and not self.blocked_grad:
+            return output
+        unit_size = output.shape[-1] // scanned.active.shape[-1]
+        active = scanned.active.repeat_interleave(unit_size, dim=-1)  # (T, B, N) -> (T, B, D)
+        if self.blocked_grad:
+            output = stop_gradient_where(output, ~active)
+        return output if self.use_inactive else output.masked_fill(~active, 0.0)
+
+    def _check_input(self, input: Tensor | PackedSequence) -> None:
+        where = type(self).__name__
+        packed = isinstance(input, PackedSequence)
+        data = input.data if isinstance(input, PackedSequence) else input
+        if not packed and data.dim() not in (2, 3):
+            raise ValueError(f"{where}: Expected input to be 2D or 3D, got {data.dim()}D instead")
+        if data.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"{where}: input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {data.shape[-1]}"
+            )
+        dtype = next(self.parameters()).dtype
+        if data.dtype != dtype and not torch.is_autocast_enabled(data.device.type):
+            raise ValueError(
+                f"{where}: input has dtype {data.dtype} but the parameters have {dtype}. "
+                f"Convert one: input.to({dtype}) or module.to({data.dtype})."
+            )
+        time_dim = 1 if self.batch_first and data.dim() == 3 else 0
+        if data.shape[time_dim] == 0:
+            raise RuntimeError(f"{where}: Expected sequence length to be larger than 0")
+
+    def _initial_states(self, batch: TimeMajor, hx: tuple[Stacked, ...] | None) -> list[State]:
+        """Split hx into one state per cell, in the order of ``self.cells``."""
+        cells = [cast(RIMCell, cell) for cell in self.cells]
+        if hx is None:
+            return [cell.initial_state(batch.input[0]) for cell in cells]
+        num_states = self.cell_type.num_states
+        if len(hx) != num_states:
+            raise RuntimeError(
+                f"{type(self).__name__}: hx must hold {num_states} tensors; got {len(hx)}."
+            )
+        columns = [self._unstack(part, batch, i) for i, part in enumerate(hx)]
+        return [tuple(column[i] for column in columns) for i in range(len(cells))]
+
+    def _unstack(self, part: Stacked, batch: TimeMajor, which: int) -> list[Tensor]:
+        """One of h and c, split by cell; rows in the order of the padded batch."""
+        where, name = type(self).__name__, ("h_0", "c_0")[which]
+        cells = [cast(RIMCell, cell) for cell in self.cells]
+        sizes = [cell.state_sizes[which] for cell in cells]
+        rows = part if isinstance(part, Tensor) else torch.cat([*part]) if _same(sizes) else None
+        per_cell = list(rows) if rows is not None else [r for p in part for r in p]
+        expected = [(size,) if batch.unbatched else (batch.input.shape[1], size) for size in sizes]
+        if [tuple(r.shape) for r in per_cell] != expected:
+            lead = (
+                f"({len(cells)}, {', '.join(map(str, expected[0]))})" if _same(sizes) else expected
+            )
+            got = tuple(part.shape) if isinstance(part, Tensor) else [tuple(p.shape) for p in part]
+            raise RuntimeError(f"{where}: Expected {name} size {lead}, got {got}")
+        if batch.unbatched:
+            return [row.unsqueeze(0) for row in per_cell]
+        if batch.order is not None:
+            return [row.index_select(0, batch.order) for row in per_cell]
+        return per_cell
+
+    def _stacked(self, finals: list[State], batch: TimeMajor) -> tuple[Stacked, ...]:
+        """Last states of all cells in the form of hx, rows in the caller's order."""
+        return tuple(self._stack([f[i] for f in finals], batch) for i in range(len(finals[0])))
+
+    def _stack(self, rows: list[Tensor], batch: TimeMajor) -> Stacked:
+        if batch.unbatched:
+            rows = [row.squeeze(0) for row in rows]
+        elif batch.order_back is not None:
+            rows = [row.index_select(0, batch.order_back) for row in rows]
+        if _same([row.shape[-1] for row in rows]):
+            return torch.stack(rows)
+        step = self.num_directions
+        return tuple(torch.stack(rows[i : i + step]) for i in range(0, len(rows), step))
+
+
+class RIM_LSTM(RIMLayer):
+    r"""Recurrent Independent Mechanisms with LSTM dynamics; a drop-in for ``nn.LSTM``.
+
+    ``nn.LSTM(600, 300)`` becomes ``RIM_LSTM(600, 300, 6, 4)``: 6 mechanisms of 50 units, of which
+    the 4 that attend most to the input are updated at each step (arXiv:1909.10893). The equations
+    of a step are at :class:`rims.RIM_LSTMCell`.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: D, features of the output: the total over all mechanisms. A sequence gives
+            each layer its own.
+        num_rims: N, number of mechanisms; divides ``hidden_size``. A sequence: per layer.
+        k: mechanisms active per step, ``1 <= k <= num_rims``. A sequence: per layer.
+        num_layers: stacked layers. Default 1.
+        bias: whether there are biases. Default true.
+        batch_first: input and output (and ``reset``) are ``(B, T, ...)``. Default false.
+        dropout: probability of zeroing an entry between layers, in training mode. Default 0.
+        bidirectional: also run backwards in time and join the outputs. Default false.
+        proj_size: P, project every ``h`` to this total size. Default 0, no projection.
+        device: where the parameters live.
+        dtype: their type.
+        use_inactive: the next layer also reads inactive mechanisms; false: reads zeros there.
+            Default true.
+        blocked_grad: no gradient passes from the next layer into inactive mechanisms.
+            Default false.
+        options: the keyword-only options of :class:`rims.RIM_LSTMCell` (sizes of the attentions,
+            their dropout).
+
+    Shape:
+        - input ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` or ``PackedSequence``
+        - ``h_0`` (layers * directions, B, P or D), ``c_0`` (layers * directions, B, D); where
+          layers differ in size, a tuple of one tensor (directions, B, D_l) per layer
+        - output ``(T, B, directions * D)`` in the form of the input
+
+    Returns:
+        ``output, (h_n, c_n)``.
+
+    Raises:
+        ValueError, RuntimeError: as ``nn.LSTM`` for the same mistake.
+
+    Example:
+        >>> layer = RIM_LSTM(600, 300, 6, 4)
+        >>> output, (h_n, c_n) = layer(torch.randn(5, 3, 600))
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([5, 3, 300]), torch.Size([1, 3, 300]), torch.Size([1, 3, 300]))
+    """
+
+    cell_type = RIM_LSTMCell
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Stacked, Stacked] | None = None,
+        *,
+        reset: Tensor | None = None,
+    ) -> tuple[Any, tuple[Stacked, Stacked]]:
+        """Run the sequence; ``hx`` defaults to zeros.
+
+        ``reset`` is bool, one flag per step and sequence in the layout of the input (``(T, B)``);
+        where true the state is zeroed before that step, so one call runs over the ends of
+        episodes. It equals splitting the sequence there.
+        """
+        if isinstance(hx, Tensor):
+            raise RuntimeError("RIM_LSTM: hx must be a pair (h_0, c_0); got one tensor.")
+        output, (h_n, c_n) = self._run(input, None if hx is None else tuple(hx), reset)
+        return output, (h_n, c_n)
+
+
+class RIM_GRU(RIMLayer):
+    r"""Recurrent Independent Mechanisms with GRU dynamics; a drop-in for ``nn.GRU``.
+
+    As :class:`RIM_LSTM`, with the step of :class:`rims.RIM_GRUCell`.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: D, features of the output: the total over all mechanisms.
+        num_rims: N, number of mechanisms; divides ``hidden_size``.
+        k: mechanisms active per step, ``1 <= k <= num_rims``.
+        num_layers: stacked layers. Default 1.
+        bias: whether there are biases. Default true.
+        batch_first: input and output (and ``reset``) are ``(B, T, ...)``. Default false.
+        dropout: probability of zeroing an entry between layers, in training mode. Default 0.
+        bidirectional: also run backwards in time and join the outputs. Default false.
+        device: where the parameters live.
+        dtype: their type.
+        use_inactive: see :class:`RIM_LSTM`.
+        blocked_grad: see :class:`RIM_LSTM`.
+        options: the keyword-only options of :class:`rims.RIM_GRUCell`.
+
+    Shape:
+        input ``(T, B, I)``, ``h_0`` (layers * directions, B, D), output ``(T, B, directions * D)``;
+        otherwise as :class:`RIM_LSTM`.
+
+    Returns:
+        ``output, h_n``.
+
+    Raises:
+        ValueError, RuntimeError: as ``nn.GRU`` for the same mistake.
+
+    Example:
+        >>> output, h_n = RIM_GRU(600, 300, 6, 4)(torch.randn(5, 3, 600))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 300]), torch.Size([1, 3, 300]))
+    """
+
+    cell_type = RIM_GRUCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_rims: int | Sequence[int],
+        k: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        use_inactive: bool = True,
+        blocked_grad: bool = False,
+        **options: Unpack[CellOptions],
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_rims,
+            k,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+            use_inactive=use_inactive,
+            blocked_grad=blocked_grad,
+            **options,
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Stacked | None = None,
+        *,
+        reset: Tensor | None = None,
+    ) -> tuple[Any, Stacked]:
+        """Run the sequence; ``hx`` and ``reset`` as in :meth:`RIM_LSTM.forward`."""
+        output, (h_n,) = self._run(input, None if hx is None else (hx,), reset)
+        return output, h_n
+
+
+def _scan_backward(
+    cell: RIMCell,
+    sequence: Tensor,
+    state: State,
+    reset: Tensor | None,
+    batch: TimeMajor,
+    record: bool,
+) -> ScanOutput:
+    """Run against time; everything returned is in the order of time."""
+    if reset is not None:
+        # A reset before step t parts the sequence there: from this side, after step t.
+        reset = torch.cat([torch.zeros_like(reset[:1]), reset[1:].flip(0)])
+    lengths = batch.lengths
+    flipped = flip_time(sequence, lengths)
+    result = scan(cell, flipped, state, reset=reset, valid=batch.valid, record=record)
+    reads, comm = result.input_attention, result.communication
+    return ScanOutput(
+        flip_time(result.output, lengths),
+        result.state,
+        flip_time(result.active, lengths),
+        None if reads is None else flip_time(reads, lengths),
+        None if comm is None else flip_time(comm, lengths),
+    )
+
+
+def _per_layer(
+    where: str, name: str, value: int | Sequence[int], num_layers: int
+) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * num_layers
+    if len(value) != num_layers:
+        raise ValueError(
+            f"{where}: {name} must be one number or one per layer ({num_layers}); got {value!r}."
+        )
+    return tuple(value)
+
+
+def _same(sizes: Sequence[int]) -> bool:
+    return len(set(sizes)) == 1

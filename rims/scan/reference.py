@@ -1,0 +1,65 @@
+"""The readable way through a sequence: a loop over the cell, differentiated by autograd."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rims.cells import CellStep, RIMCell, State
+
+
+class ScanOutput(NamedTuple):
+    """One cell over a sequence."""
+
+    output: Tensor  # (T, B, D) h after every step
+    state: State  # after the last step, each (B, D)
+    active: Tensor  # (T, B, N) bool
+    input_attention: Tensor | None  # (T, B, N, 2), where recorded
+    communication: Tensor | None  # (T, B, M, N, N), where recorded
+
+
+def scan(
+    cell: RIMCell,
+    input: Tensor,
+    state: State,
+    *,
+    reset: Tensor | None = None,
+    valid: Tensor | None = None,
+    record: bool = False,
+) -> ScanOutput:
+    """Run ``cell`` over ``input`` from ``state``.
+
+    Args:
+        cell: the step.
+        input: ``(T, B, I)``, at least one step.
+        state: ``(h, c)`` or ``(h,)``, each ``(B, D)``.
+        reset: bool ``(T, B)``; where true the state is zeroed before that step.
+        valid: bool ``(T, B)``; where false the step is padding and the state stays as it was.
+        record: also return both attentions of every step.
+
+    Returns:
+        ``ScanOutput``; the attentions are ``None`` unless recorded.
+    """
+    steps: list[CellStep] = []
+    for t in range(input.shape[0]):
+        if reset is not None:
+            # masked_fill, not a product: zero times NaN is NaN
+            state = tuple(s.masked_fill(reset[t].unsqueeze(-1), 0.0) for s in state)
+        step = cell.step(input[t], state)
+        if valid is not None:
+            keep = valid[t].unsqueeze(-1)
+            kept = tuple(
+                torch.where(keep, new, old) for new, old in zip(step.state, state, strict=True)
+            )
+            step = step._replace(state=kept, active=step.active & keep)
+        state = step.state
+        steps.append(step)
+    return ScanOutput(
+        output=torch.stack([step.state[0] for step in steps]),
+        state=state,
+        active=torch.stack([step.active for step in steps]),
+        input_attention=torch.stack([s.input_attention for s in steps]) if record else None,
+        communication=torch.stack([s.communication for s in steps]) if record else None,
+    )

@@ -1,0 +1,104 @@
+"""The table of suites and the look-up of tasks by name."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from envs import SUITES, Suite, Task, get_suite, get_task
+
+
+def test_suites_hold_the_tasks_that_are_promised() -> None:
+    table = {name: [task.id for task in suite.tasks] for name, suite in SUITES.items()}
+    assert table == {
+        "doorkey": [
+            "MiniGrid-DoorKey-5x5-v0",
+            "MiniGrid-DoorKey-6x6-v0",
+            "MiniGrid-DoorKey-8x8-v0",
+            "MiniGrid-DoorKey-16x16-v0",
+        ],
+        "empty": [
+            "MiniGrid-Empty-Random-5x5-v0",
+            "MiniGrid-Empty-Random-6x6-v0",
+            "MiniGrid-Empty-8x8-v0",
+            "MiniGrid-Empty-16x16-v0",
+        ],
+        "multiroom": [
+            "MiniGrid-MultiRoom-N2-S4-v0",
+            "MiniGrid-MultiRoom-N4-S5-v1",
+            "MiniGrid-MultiRoom-N6-v0",
+        ],
+    }
+
+
+def test_suites_train_first_and_every_id_and_label_unique() -> None:
+    tasks = [task for suite in SUITES.values() for task in suite.tasks]
+    assert len({task.id for task in tasks}) == len(tasks)
+    assert len({task.name for task in tasks}) == len(tasks)
+    for name, suite in SUITES.items():
+        assert suite.name == name
+        assert suite.tasks == (suite.train, *suite.unseen)
+        assert suite.description
+        assert "\n" not in suite.description
+
+
+def test_suites_are_read_only() -> None:
+    with pytest.raises(TypeError):
+        SUITES["mine"] = SUITES["empty"]  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        SUITES["empty"].name = "other"  # type: ignore[misc]
+
+
+def test_suites_can_be_sent_to_another_process() -> None:
+    suite = get_suite("multiroom")
+    assert pickle.loads(pickle.dumps(suite)) == suite
+
+
+def test_get_suite_unknown_name_gives_close_match_on_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^unknown suite 'dorkey'; did you mean 'doorkey'\?$"):
+        get_suite("dorkey")
+    with pytest.raises(ValueError, match=r"the suites are doorkey, empty, multiroom\.$"):
+        get_suite("qqq")
+
+
+def test_get_task_prefers_the_table() -> None:
+    task = get_task("MiniGrid-MultiRoom-N4-S5-v1")
+    assert task is SUITES["multiroom"].unseen[0]
+    assert task.envpool_id == "MiniGrid-MultiRoom-N4-S5-v0"
+
+
+@pytest.mark.parametrize("id", ["MiniGrid-MemoryS7-v0", "BabyAI-GoToRedBall-v0"])
+def test_get_task_knows_every_registered_id(id: str) -> None:
+    assert get_task(id) == Task(id=id)
+
+
+def test_get_task_unknown_id_gives_close_match_on_one_line() -> None:
+    with pytest.raises(ValueError, match="unknown environment") as error:
+        get_task("MiniGrid-DoorKey-5x5")
+    message = str(error.value)
+    assert message.startswith("unknown environment 'MiniGrid-DoorKey-5x5'; did you mean ")
+    assert "'MiniGrid-DoorKey-5x5-v0'" in message
+    assert message.endswith("'rims suites' lists the suites.")
+    assert "\n" not in message
+
+
+def test_get_task_refuses_other_families() -> None:
+    with pytest.raises(ValueError, match="not a MiniGrid-\\* or BabyAI-\\* environment"):
+        get_task("CartPole-v1")
+
+
+def test_task_refuses_another_view_size() -> None:
+    with pytest.raises(ValueError, match="agent_view_size must not be set"):
+        Task(id="MiniGrid-DoorKey-5x5-v0", gym_kwargs={"agent_view_size": 5})
+    with pytest.raises(ValueError, match="agent_view_size must not be set"):
+        Task(id="MiniGrid-DoorKey-5x5-v0", envpool_kwargs={"agent_view_size": 5})
+
+
+def test_import_is_cheap() -> None:
+    code = (
+        "import sys, envs; "
+        "print(sorted({'gymnasium', 'minigrid', 'envpool', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

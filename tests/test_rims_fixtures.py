@@ -1,0 +1,112 @@
+"""The published arrays of RIM layers, values and gradients, to 1e-9 in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rims
+from fixtures import Arrays, assert_gradients, files, load_weights, read, tensor
+from rims.cells import RIMCell
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def _layer(arrays: Arrays, **options: bool) -> rims.RIM_LSTM | rims.RIM_GRU:
+    kind = {"lstm": rims.RIM_LSTM, "gru": rims.RIM_GRU}[str(arrays["meta.cell"])]
+    names = ("hidden_size", "num_mechanisms", "num_active")
+    hidden, num_rims, k = (np.atleast_1d(arrays[f"meta.{n}"]).tolist() for n in names)
+    return kind(
+        int(arrays["meta.input_size"]),
+        hidden,
+        num_rims,
+        k,
+        num_layers=len(hidden),
+        dtype=torch.float64,
+        **options,
+    )
+
+
+def _states(arrays: Arrays, layers: list[str], names: str) -> list[list[Tensor]]:
+    """Initial states as leaves: per tensor of the state, per layer, (1, B, D)."""
+    return [
+        [tensor(arrays[f"{name}0{layer}"])[None].requires_grad_() for layer in layers]
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("path", files("rims_*.npz") + files("rims2_*.npz"))
+def test_layer_reproduces_published_arrays(path: Path) -> None:
+    arrays = read(path)
+    stacked = path.stem.startswith("rims2_")
+    options = (
+        {
+            "use_inactive": bool(arrays["meta.use_inactive"]),
+            "blocked_grad": bool(arrays["meta.blocked_grad"]),
+        }
+        if stacked
+        else {}
+    )
+    layer = _layer(arrays, **options)
+    cells = [c for c in layer.cells if isinstance(c, RIMCell)]
+    suffixes = [f".layer{i}" for i in range(len(cells))] if stacked else [""]
+    prefixes = [f"layer{i}." for i in range(len(cells))] if stacked else [""]
+    for cell, prefix in zip(cells, prefixes, strict=True):
+        load_weights(cell, arrays, f"param.{prefix}")
+
+    names = "hc" if isinstance(layer, rims.RIM_LSTM) else "h"
+    states = _states(arrays, suffixes, names)
+    given = [tuple(parts) if stacked else parts[0] for parts in states]
+    inputs = tensor(arrays["inputs"]).requires_grad_()
+    with rims.trace(layer) as trace:
+        output, final = layer(inputs, tuple(given) if names == "hc" else given[0])
+    loss = (output * tensor(arrays["cotangent"])).sum()
+    loss.backward()
+
+    torch.testing.assert_close(output, tensor(arrays["outputs"]), **TIGHT)
+    torch.testing.assert_close(loss, tensor(arrays["loss"]), **TIGHT)
+    torch.testing.assert_close(inputs.grad, tensor(arrays["grad.inputs"]), **TIGHT)
+    finals = final if names == "hc" else (final,)
+    for name, parts, ends in zip(names, states, finals, strict=True):
+        for i, (suffix, start) in enumerate(zip(suffixes, parts, strict=True)):
+            torch.testing.assert_close(
+                ends[i].reshape(start.shape[1:]), tensor(arrays[f"{name}_T{suffix}"]), **TIGHT
+            )
+            torch.testing.assert_close(
+                start.grad, tensor(arrays[f"grad.{name}0{suffix}"])[None], **TIGHT
+            )
+    for i, (cell, prefix, suffix) in enumerate(zip(cells, prefixes, suffixes, strict=True)):
+        assert assert_gradients(cell, arrays, prefix) == 14
+        expected = torch.from_numpy(arrays[f"active_mask{suffix}"]).bool()
+        assert torch.equal(trace.active[f"cells.{i}"], expected)
+        probs = tensor(arrays[f"input_attention_probs{suffix}"])
+        torch.testing.assert_close(trace.input_attention[f"cells.{i}"], probs, **TIGHT)
+
+
+@pytest.mark.parametrize("path", files("rims_*.npz"))
+def test_first_step_reproduces_published_intermediates(path: Path) -> None:
+    arrays = read(path)
+    layer = _layer(arrays)
+    (cell,) = layer.cells
+    assert isinstance(cell, RIMCell)
+    load_weights(cell, arrays, "param.")
+    if "step0.mechanism_input" not in arrays:
+        pytest.skip("the file holds no intermediates")
+    num_rims, size = cell.num_rims, cell.hidden_size // cell.num_rims
+    prev = tuple(
+        tensor(arrays[f"{n}0"]).reshape(-1, num_rims, size) for n in "hc"[: cell.num_states]
+    )
+    read_in = cell.input_attention(tensor(arrays["inputs"])[0], prev[0])
+    candidate = cell.candidate(read_in.read, prev)
+    update, weights = cell.communication(candidate[0])
+    for name, got in [
+        ("mechanism_input", read_in.read),
+        *zip(("h_candidate", "c_candidate"), candidate, strict=False),
+        ("communication_probs", weights),
+        ("communication_update", update),
+    ]:
+        torch.testing.assert_close(got, tensor(arrays[f"step0.{name}"]), **TIGHT)
