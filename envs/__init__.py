@@ -7,7 +7,13 @@ from envs.base import BackendName, Observation, StepResult, VectorEnv
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
 from envs.suites import SUITES, Suite, Task, get_suite, get_task
-from envs.vector import BackendChoice, make_vector_env, mission_varies, resolve_backend
+from envs.vector import (
+    BackendChoice,
+    make_drawable_env,
+    make_vector_env,
+    mission_varies,
+    resolve_backend,
+)
 
 __all__ = [
     "MISSION_LENGTH",
@@ -24,6 +30,7 @@ __all__ = [
     "get_suite",
     "get_task",
     "level_seeds",
+    "make_drawable_env",
     "make_vector_env",
     "mission_varies",
     "resolve_backend",

@@ -30,8 +30,12 @@ def quiet(task: Task) -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def make_env(task: Task) -> gymnasium.Env[Any, Any]:
+def make_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """One gymnasium environment of a task.
+
+    Args:
+        task: what to make.
+        render_mode: ``"rgb_array"`` for an environment whose frames can be drawn.
 
     >>> make_env(Task(id="MiniGrid-Empty-5x5-v0")).action_space
     Discrete(7)
@@ -39,7 +43,9 @@ def make_env(task: Task) -> gymnasium.Env[Any, Any]:
     with quiet(task), warnings.catch_warnings():
         # An old id was asked for by name; that a newer one exists is no news to the user.
         warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
-        return gymnasium.make(task.id, disable_env_checker=True, **task.gym_kwargs)
+        return gymnasium.make(
+            task.id, disable_env_checker=True, render_mode=render_mode, **task.gym_kwargs
+        )
 
 
 class GymnasiumVectorEnv(VectorEnv):
@@ -48,11 +54,12 @@ class GymnasiumVectorEnv(VectorEnv):
     Args:
         task: what to run.
         seeds: one seed per environment.
+        drawable: whether :meth:`frame` can be called.
     """
 
-    def __init__(self, task: Task, seeds: Sequence[int]) -> None:
+    def __init__(self, task: Task, seeds: Sequence[int], *, drawable: bool = False) -> None:
         self._envs = SyncVectorEnv(
-            [partial(make_env, task)] * len(seeds),
+            [partial(make_env, task, "rgb_array" if drawable else None)] * len(seeds),
             copy=False,  # _observe copies what it keeps
             autoreset_mode=AutoresetMode.NEXT_STEP,
         )
@@ -62,6 +69,11 @@ class GymnasiumVectorEnv(VectorEnv):
         super().__init__(
             task=task, backend="gymnasium", num_envs=len(seeds), num_actions=int(space.n)
         )
+
+    def frame(self, env: int = 0) -> NDArray[np.uint8]:
+        """Draw one environment as it is now, the agent's view highlighted: (Y, X, 3)."""
+        frame: NDArray[np.uint8] = self._envs.envs[env].render()  # type: ignore[assignment]
+        return frame
 
     def _reset(self) -> Observation:
         with quiet(self.task):

@@ -15,17 +15,16 @@ UNKNOWN: Final = 1
 
 # Append only. A token's index is a row of the embedding that is stored in checkpoints: reordering
 # or removing a word would silently change what a trained policy reads.
+# fmt: off
 VOCABULARY: Final[tuple[str, ...]] = (
-    "<pad>",
-    "<unknown>",
-    # fmt: off
-    ",", "a", "after", "and", "at", "avoid", "ball", "behind", "blue", "box", "door", "end", "fetch",
-    "find", "from", "front", "get", "go", "goal", "green", "grey", "hallway", "in", "key", "lava",
-    "left", "matching", "maze", "must", "near", "next", "object", "of", "on", "open", "opening",
-    "pick", "purple", "put", "reach", "red", "right", "room", "rooms", "square", "the", "then", "to",
-    "traverse", "unlock", "up", "use", "yellow", "you", "your",
-    # fmt: on
+    "<pad>", "<unknown>",
+    ",", "a", "after", "and", "at", "avoid", "ball", "behind", "blue", "box", "door", "end",
+    "fetch", "find", "from", "front", "get", "go", "goal", "green", "grey", "hallway", "in",
+    "key", "lava", "left", "matching", "maze", "must", "near", "next", "object", "of", "on",
+    "open", "opening", "pick", "purple", "put", "reach", "red", "right", "room", "rooms",
+    "square", "the", "then", "to", "traverse", "unlock", "up", "use", "yellow", "you", "your",
 )
+# fmt: on
 """Every word of the missions of MiniGrid and BabyAI; index 0 is padding, index 1 any other word."""
 
 # The longest BabyAI mission: four times "put the red ball in front of you next to the blue key in

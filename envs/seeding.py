@@ -21,13 +21,13 @@ def level_seeds(run_seed: int, split: Split, count: int, rank: int = 0) -> list[
     """One seed per environment, for a run, a split and a process.
 
     Neighbouring integers must not be used for this: both backends give environment ``i`` of an
-    integer seed ``s`` the levels of ``s + i``, so runs seeded 1 and 2 would share all levels but one
-    environment's. Here every seed is a hash of ``(run_seed, split, rank, i)``.
+    integer seed ``s`` the levels of ``s + i``, so runs seeded 1 and 2 would share the levels of all
+    environments but one. Here every seed is a hash of ``(run_seed, split, rank, i)``.
 
-    Training seeds lie in ``[0, 2**30)`` and evaluation seeds in ``[2**30, 2**31)``, whatever the run,
-    so no evaluation seed was ever trained on. This separates the seeds, not the levels themselves:
-    a tiny task has few distinct levels (DoorKey-5x5 shows a few dozen first views) and different
-    seeds then make equal ones.
+    Training seeds lie in ``[0, 2**30)`` and evaluation seeds in ``[2**30, 2**31)``, whatever the
+    run, so no evaluation seed was ever trained on. This separates the seeds, not the levels
+    themselves: a tiny task has few distinct levels (DoorKey-5x5 shows a few dozen first views), and
+    different seeds then make equal ones.
 
     Args:
         run_seed: the seed of the run, ``0 <= run_seed < 2**31``.

@@ -75,8 +75,8 @@ class Suite:
         return (self.train, *self.unseen)
 
 
-# MiniGrid's MultiRoom-N4-S5-v0 has six rooms by mistake; v1 has four. EnvPool lacks v1 but takes the
-# number of rooms, and its step limit (20 per room) does not follow that number.
+# MiniGrid's MultiRoom-N4-S5-v0 has six rooms by mistake; v1 has four. EnvPool lacks v1 but takes
+# the number of rooms; its step limit (20 per room) does not follow that number.
 _MULTIROOM_FOUR_ROOMS = Task(
     id="MiniGrid-MultiRoom-N4-S5-v1",
     envpool_id="MiniGrid-MultiRoom-N4-S5-v0",

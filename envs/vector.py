@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -13,7 +13,16 @@ from envs.base import BackendName, VectorEnv
 from envs.seeding import SEED_LIMIT, level_seeds
 from envs.suites import Task, get_task
 
-__all__ = ["BackendChoice", "make_vector_env", "mission_varies", "resolve_backend"]
+if TYPE_CHECKING:
+    from envs.gymnasium_backend import GymnasiumVectorEnv
+
+__all__ = [
+    "BackendChoice",
+    "make_drawable_env",
+    "make_vector_env",
+    "mission_varies",
+    "resolve_backend",
+]
 
 BackendChoice = Literal["auto", "envpool", "gymnasium"]
 
@@ -108,6 +117,28 @@ def make_vector_env(
     from envs.gymnasium_backend import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(task, seeds)
+
+
+def make_drawable_env(task: Task | str, seed: int) -> GymnasiumVectorEnv:
+    """One environment, on gymnasium, whose frames can be drawn: for recording an episode.
+
+    Args:
+        task: a task or its gymnasium id.
+        seed: seed of its levels.
+
+    Raises:
+        ValueError: if the task cannot run.
+
+    >>> with make_drawable_env("MiniGrid-DoorKey-5x5-v0", 0) as env:
+    ...     _ = env.reset()
+    ...     env.frame().shape
+    (160, 160, 3)
+    """
+    task = _as_task(task)
+    resolve_backend(task, "gymnasium")
+    from envs.gymnasium_backend import GymnasiumVectorEnv
+
+    return GymnasiumVectorEnv(task, [seed], drawable=True)
 
 
 def mission_varies(task: Task | str, *, samples: int = 32) -> bool:

@@ -27,7 +27,7 @@ def test_vocabulary_order_is_frozen() -> None:
     assert len(VOCABULARY) >= 57
     assert (
         hashlib.sha256(first).hexdigest()
-        == "d6f117abc5da816549504d98a9b1ffad1c5bccec8b8893225ee9a674cdec57de"
+        == "d6f117abc5da816549504d98a9b1ffad1c5bccec8b8893225ee9a674cdec58de"
     )
 
 

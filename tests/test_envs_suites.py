@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from envs import SUITES, Suite, Task, get_suite, get_task
+from envs import SUITES, Task, get_suite, get_task
 
 
 def test_suites_hold_the_tasks_that_are_promised() -> None:

@@ -1,0 +1,82 @@
+"""Saving and loading agents: one file, written whole or not at all, free of pickled code."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.config import PPOConfig
+from agents.policy import RecurrentActorCritic
+
+CHECKPOINT_NAME = "checkpoint.pt"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """An agent and how far its training came."""
+
+    config: PPOConfig
+    num_actions: int
+    read_mission: bool
+    env_steps: int
+    updates: int
+    policy: dict[str, Any]
+    optimizer: dict[str, Any]
+
+    def make_policy(self, device: str = "cpu") -> RecurrentActorCritic:
+        """The agent, with its architecture and weights."""
+        policy = RecurrentActorCritic(self.config, self.num_actions, read_mission=self.read_mission)
+        policy.load_state_dict(self.policy)
+        return policy.to(device).eval()
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``folder/checkpoint.pt``. A crash at any moment leaves the previous file intact."""
+    path = folder / CHECKPOINT_NAME
+    content = {f: getattr(checkpoint, f) for f in checkpoint.__dataclass_fields__}
+    content["config"] = asdict(checkpoint.config)
+    content["format_version"] = FORMAT_VERSION
+    temporary = path.with_suffix(".pt.tmp")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read the checkpoint of a run folder.
+
+    Raises:
+        ValueError: in one line, if the folder or file is missing, damaged or of another format.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
+    path = folder / CHECKPOINT_NAME
+    if not path.is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds no {CHECKPOINT_NAME}: not a run folder, or its training "
+            "stopped before the first checkpoint."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises a different type for each way a file can be damaged
+        content = None
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise ValueError(f"{path}: damaged or not a checkpoint of this program.")
+    version = content.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: checkpoint format {version}; this version reads {FORMAT_VERSION}."
+        )
+    try:
+        config = PPOConfig.from_dict(content.pop("config"), str(path))
+        return Checkpoint(config=config, **content)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not a complete checkpoint ({error}).") from None

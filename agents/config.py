@@ -1,0 +1,189 @@
+"""The only home of hyperparameters: one frozen dataclass, which is also the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+import tomli_w
+
+from envs import BackendChoice, Suite, Task, get_suite, get_task
+
+CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
+MissionChoice = Literal["auto", "on", "off"]
+
+
+def _option(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Everything that decides how an agent is trained. Saved as ``config.toml`` with each run.
+
+    Exactly one of ``suite`` and ``env`` names the training task. Counts called ``*_steps`` are
+    steps of single environments, summed over all of them unless the name says ``per_env``.
+
+    Raises:
+        ValueError: at construction, for any value that cannot work; the message names the field.
+
+    Example:
+        >>> config = PPOConfig(env="MiniGrid-DoorKey-5x5-v0", core="lstm")
+        >>> config.minibatch_envs, config.task.name
+        (16, 'DoorKey-5x5')
+    """
+
+    suite: str = _option("", "Suite whose training task to train on; see 'rims suites'.")
+    env: str = _option("", "Environment id to train on, instead of a suite.")
+    core: CoreName = _option("rim_lstm", "Recurrent core; 'none' is a memoryless control.")
+    seed: int = _option(0, "Seed of the run: weights, actions and levels derive from it.")
+    total_steps: int = _option(200_000, "Environment steps to train for.")
+
+    hidden_size: int = _option(128, "Features of the core's output: the total over mechanisms.")
+    num_rims: int = _option(4, "RIM cores: number of mechanisms; divides --hidden-size.")
+    k: int = _option(3, "RIM cores: mechanisms active at each step.")
+    direction: bool = _option(False, "Let the policy see the compass direction of the agent.")
+    mission: MissionChoice = _option(
+        "auto", "Let the policy read the mission text; auto: where it differs between levels."
+    )
+
+    num_envs: int = _option(64, "Environments stepped together.")
+    rollout_steps_per_env: int = _option(64, "Steps per environment between two updates.")
+    minibatches: int = _option(4, "Minibatches per epoch, cut over environments, never over time.")
+    epochs: int = _option(4, "Passes over each rollout.")
+    learning_rate: float = _option(1e-3, "Adam step size at the start.")
+    anneal_learning_rate: bool = _option(True, "Let the step size fall linearly to zero.")
+    gamma: float = _option(0.99, "Discount per step.")
+    gae_lambda: float = _option(0.95, "Decay of generalized advantage estimation.")
+    bootstrap_truncated: bool = _option(
+        True, "Episodes cut by the step limit count the value of their last observation."
+    )
+    clip_range: float = _option(0.2, "Clipping of the probability ratio.")
+    entropy_coefficient: float = _option(0.01, "Weight of the entropy bonus.")
+    value_coefficient: float = _option(0.5, "Weight of the value loss.")
+    max_grad_norm: float = _option(0.5, "Gradients are scaled down to this norm.")
+
+    backend: BackendChoice = _option("auto", "auto: EnvPool where it runs the task.")
+    threads: int = _option(1, "CPU threads of torch; more rarely helps networks this small.")
+    device: str = _option("cpu", "Torch device of the policy, such as cpu or cuda.")
+    checkpoint_every: int = _option(20, "Updates between two checkpoints.")
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        if bool(self.suite) == bool(self.env):
+            raise ValueError("give exactly one of suite and env: the task to train on.")
+        self.task  # noqa: B018  (raises for an unknown suite or environment)
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
+        for name, (low, high, rule) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # also false for NaN
+                raise ValueError(f"{name} must be {rule}; got {value}.")
+        if self.core.startswith("rim") and self.hidden_size % self.num_rims:
+            raise ValueError(
+                f"num_rims must divide hidden_size={self.hidden_size}; got {self.num_rims}."
+            )
+        if self.core.startswith("rim") and self.k > self.num_rims:
+            raise ValueError(
+                f"k must lie in [1, num_rims={self.num_rims}]; got {self.k}. "
+                "It counts the mechanisms active at each step."
+            )
+        if self.num_envs % self.minibatches:
+            raise ValueError(
+                f"minibatches must divide num_envs={self.num_envs}; got {self.minibatches}."
+            )
+
+    @property
+    def task(self) -> Task:
+        """The task trained on."""
+        return get_suite(self.suite).train if self.suite else get_task(self.env)
+
+    @property
+    def evaluation_suite(self) -> Suite | None:
+        """The suite, if the run was started with one."""
+        return get_suite(self.suite) if self.suite else None
+
+    @property
+    def minibatch_envs(self) -> int:
+        """Environments in one minibatch."""
+        return self.num_envs // self.minibatches
+
+    def to_toml(self) -> str:
+        """All fields as TOML."""
+        return tomli_w.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> Self:
+        """Build from plain values, naming ``where`` in the error for an unknown key."""
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"{where}: unknown setting {unknown[0]!r}.")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read what :meth:`to_toml` wrote.
+
+        Raises:
+            ValueError: if the file cannot be read or holds something else.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as a configuration ({error}).") from None
+        return cls.from_dict(values, str(path))
+
+    def _check_types(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            expected, value = hints[field.name], getattr(self, field.name)
+            kind: type = str if get_args(expected) else expected
+            if kind is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif type(value) is not kind:
+                raise ValueError(f"{field.name} must be of type {kind.__name__}; got {value!r}.")
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "core": get_args(CoreName),
+    "mission": get_args(MissionChoice),
+    "backend": get_args(BackendChoice),
+}
+
+_COUNT = (1, 2**40, "at least 1")
+_FRACTION = (0.0, 1.0, "in [0, 1]")
+_NOT_NEGATIVE = (0.0, 1e6, "in [0, 1e6]")
+_POSITIVE = (math.ulp(0.0), 1e6, "above 0 and at most 1e6")
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "seed": (0, 2**31 - 1, "in [0, 2**31)"),
+    **dict.fromkeys(
+        (
+            "total_steps",
+            "hidden_size",
+            "num_rims",
+            "k",
+            "num_envs",
+            "rollout_steps_per_env",
+            "minibatches",
+            "epochs",
+            "threads",
+            "checkpoint_every",
+        ),
+        _COUNT,
+    ),
+    **dict.fromkeys(("gamma", "gae_lambda"), _FRACTION),
+    **dict.fromkeys(("entropy_coefficient", "value_coefficient"), _NOT_NEGATIVE),
+    **dict.fromkeys(("learning_rate", "clip_range", "max_grad_norm"), _POSITIVE),
+}
+
+
+def _check_choice(name: str, value: str) -> None:
+    if value not in _CHOICES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}.")

@@ -1,0 +1,103 @@
+"""From what an agent sees to a feature vector."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from envs import VOCABULARY, Observation
+
+#: Number of categories in each channel of MiniGrid's view: object, colour, state.
+CHANNEL_SIZES = (11, 6, 4)
+VIEW_CELLS = 7 * 7
+NUM_DIRECTIONS = 4
+MISSION_FEATURES = 32
+
+
+class Observations(NamedTuple):
+    """Observations as tensors with any leading shape, usually (T, E)."""
+
+    image: Tensor  # (..., 7, 7, 3) uint8 category indices
+    direction: Tensor  # (...,) int64
+    mission: Tensor  # (..., L) int64 token ids, 0 is padding
+
+    @classmethod
+    def from_numpy(cls, observation: Observation, device: torch.device) -> Self:
+        """One step of all environments."""
+        return cls(*(torch.from_numpy(np.asarray(part)).to(device) for part in observation))
+
+    @classmethod
+    def stack(cls, steps: list[Self]) -> Self:
+        """Join steps along a new leading axis of time."""
+        return cls(*(torch.stack(parts) for parts in zip(*steps, strict=True)))
+
+    def envs(self, index: Tensor) -> Self:
+        """The environments ``index`` of (T, E, ...)."""
+        return type(self)(*(part[:, index] for part in self))
+
+
+class ObservationEncoder(nn.Module):
+    """Encode view, compass direction and mission text.
+
+    The view holds *categories* (which object, which colour, which state), so it enters one-hot:
+    read as intensities, a door would be "twice a wall". The mission is embedded and read by a GRU.
+
+    Args:
+        hidden_size: features of the result.
+        direction: whether to use the compass direction.
+        mission: whether to read the mission.
+
+    Shape:
+        ``Observations (..., ) -> (..., hidden_size)``
+    """
+
+    offsets: Tensor
+
+    def __init__(self, hidden_size: int, *, direction: bool, mission: bool) -> None:
+        super().__init__()
+        self.direction = direction
+        self.mission = mission
+        per_cell = sum(CHANNEL_SIZES)
+        channel_starts = torch.tensor([0, *CHANNEL_SIZES[:-1]]).cumsum(0)
+        cell_starts = torch.arange(VIEW_CELLS).unsqueeze(-1) * per_cell
+        self.register_buffer("offsets", (cell_starts + channel_starts).flatten(), persistent=False)
+        self.view_features = VIEW_CELLS * per_cell
+        features = self.view_features
+        if direction:
+            features += NUM_DIRECTIONS
+        if mission:
+            features += MISSION_FEATURES
+            self.words = nn.Embedding(len(VOCABULARY), MISSION_FEATURES, padding_idx=0)
+            self.reader = nn.GRU(MISSION_FEATURES, MISSION_FEATURES)
+        self.linear = nn.Linear(features, hidden_size)
+        nn.init.orthogonal_(self.linear.weight, 2**0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, observations: Observations) -> Tensor:
+        """Return (..., hidden_size) features."""
+        lead = observations.direction.shape
+        index = observations.image.reshape(-1, len(self.offsets)).long() + self.offsets
+        dtype = self.linear.weight.dtype
+        view = torch.zeros(len(index), self.view_features, dtype=dtype, device=index.device)
+        parts = [view.scatter_(1, index, 1.0)]
+        if self.direction:
+            parts.append(F.one_hot(observations.direction.flatten(), NUM_DIRECTIONS).to(dtype))
+        if self.mission:
+            parts.append(self._read(observations.mission.flatten(0, -2)))
+        features = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        encoded: Tensor = self.linear(features).relu()
+        return encoded.reshape(*lead, -1)
+
+    def _read(self, mission: Tensor) -> Tensor:
+        # A rollout repeats few missions many times: read each once.
+        unique, inverse = torch.unique(mission, dim=0, return_inverse=True)  # (U, L), (rows,)
+        lengths = (unique != 0).sum(-1).clamp(min=1)
+        longest = int(lengths.max())
+        outputs, _ = self.reader(self.words(unique[:, :longest]).transpose(0, 1))  # (L, U, F)
+        rows = torch.arange(len(unique), device=mission.device)
+        final: Tensor = outputs[lengths - 1, rows]  # (U, F)
+        return final[inverse]

@@ -1,0 +1,124 @@
+"""Judging an agent on a task: many first episodes, each on a level of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from agents.policy import RecurrentActorCritic
+from agents.rollout import Episode, Runner
+from agents.statistics import Estimate, mean_over_episodes, proportion
+from envs import BackendChoice, Task, level_seeds, make_vector_env, resolve_backend
+
+ActionMode = Literal["sample", "greedy"]
+
+#: Episodes run side by side; more wait for the next wave.
+MAX_ENVS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an agent did on one task."""
+
+    task: Task
+    backend: str
+    mode: ActionMode
+    seed: int
+    episodes: tuple[Episode, ...]
+
+    @property
+    def success_rate(self) -> Estimate:
+        """Share of episodes that ended with a reward above 0, Wilson interval."""
+        return proportion(sum(e.success for e in self.episodes), len(self.episodes))
+
+    @property
+    def mean_return(self) -> Estimate:
+        """Undiscounted return, bootstrap interval."""
+        return mean_over_episodes([e.reward for e in self.episodes])
+
+    @property
+    def mean_length(self) -> Estimate:
+        """Steps per episode, bootstrap interval."""
+        return mean_over_episodes([float(e.length) for e in self.episodes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "task": self.task.id,
+            "backend": self.backend,
+            "mode": self.mode,
+            "seed": self.seed,
+            "episodes": len(self.episodes),
+            "success_rate": self.success_rate._asdict(),
+            "mean_return": self.mean_return._asdict(),
+            "mean_length": self.mean_length._asdict(),
+        }
+
+
+def evaluate(
+    policy: RecurrentActorCritic,
+    task: Task,
+    *,
+    episodes: int,
+    seed: int,
+    mode: ActionMode = "sample",
+    backend: BackendChoice = "auto",
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Run ``episodes`` episodes, one per environment and level seed, and record each.
+
+    Taking the first N episodes to finish would favour short ones, which here are the successful
+    ones. Every environment contributes exactly its first episode instead, however long.
+
+    Args:
+        policy: the agent.
+        task: what to run; its observations and actions must be those of the training task.
+        episodes: how many.
+        seed: decides levels (never levels of training seeds) and sampled actions.
+        mode: ``"sample"`` draws actions from the policy, ``"greedy"`` takes the most probable.
+        backend: see :func:`envs.resolve_backend`.
+        on_progress: called with the number of episodes newly finished.
+
+    Raises:
+        ValueError: if the task has another number of actions, or cannot run.
+    """
+    chosen = resolve_backend(task, backend)
+    seeds = level_seeds(seed, "eval", episodes)
+    device = next(policy.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed) if mode == "sample" else None
+    finished: list[Episode] = []
+    for start in range(0, episodes, MAX_ENVS):
+        wave = seeds[start : start + MAX_ENVS]
+        finished += [
+            episode._replace(env=start + episode.env)
+            for episode in _first_episodes(policy, task, wave, chosen, generator, on_progress)
+        ]
+    return Evaluation(task=task, backend=chosen, mode=mode, seed=seed, episodes=tuple(finished))
+
+
+def _first_episodes(
+    policy: RecurrentActorCritic,
+    task: Task,
+    seeds: list[int],
+    backend: BackendChoice,
+    generator: torch.Generator | None,
+    on_progress: Callable[[int], None] | None,
+) -> list[Episode]:
+    first: dict[int, Episode] = {}
+    with make_vector_env(task, len(seeds), seeds, backend) as env:
+        if env.num_actions != policy.actor.out_features:
+            raise ValueError(
+                f"the agent has {policy.actor.out_features} actions but {task.id} has "
+                f"{env.num_actions}; evaluate it on a task like the one it was trained on."
+            )
+        runner = Runner(env, policy, generator)
+        while len(first) < len(seeds):
+            before = len(first)
+            for episode in runner.step().episodes:
+                first.setdefault(episode.env, episode)
+            if on_progress is not None and len(first) > before:
+                on_progress(len(first) - before)
+    return [first[env] for env in sorted(first)]

@@ -1,0 +1,86 @@
+"""The agent: encoder, recurrent core, one head for the action and one for the value."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import PPOConfig
+from agents.cores import CoreState, RecurrentCore
+from agents.encoder import ObservationEncoder, Observations
+
+
+class PolicyOutput(NamedTuple):
+    """What the policy says about a sequence of observations."""
+
+    log_probs: Tensor  # (T, E, actions), normalised
+    values: Tensor  # (T, E)
+    state: CoreState  # after the last step
+
+
+class RecurrentActorCritic(nn.Module):
+    """Actor and critic on one recurrent core.
+
+    Args:
+        config: sizes and the name of the core.
+        num_actions: number of discrete actions.
+        read_mission: whether the mission text is part of the input.
+
+    Shape:
+        observations ``(T, E, ...)``, state, reset ``(T, E)`` -> :class:`PolicyOutput`
+    """
+
+    def __init__(self, config: PPOConfig, num_actions: int, *, read_mission: bool) -> None:
+        super().__init__()
+        self.encoder = ObservationEncoder(
+            config.hidden_size, direction=config.direction, mission=read_mission
+        )
+        self.core = RecurrentCore(config.hidden_size, config)
+        self.actor = nn.Linear(self.core.output_size, num_actions)
+        self.critic = nn.Linear(self.core.output_size, 1)
+        # A small actor head starts near the uniform policy, whatever the core's initialisation.
+        for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
+            nn.init.orthogonal_(head.weight, gain)
+            nn.init.zeros_(head.bias)
+
+    def initial_state(self, num_envs: int) -> CoreState:
+        """The state before the first observation of an episode."""
+        return self.core.initial_state(num_envs)
+
+    def forward(self, observations: Observations, state: CoreState, reset: Tensor) -> PolicyOutput:
+        """Run the sequence; ``reset`` is true where an observation is the first of an episode."""
+        features = self.encoder(observations)  # (T, E, H)
+        features, state = self.core(features, state, reset)  # (T, E, H)
+        log_probs = self.actor(features).log_softmax(-1)  # (T, E, actions)
+        return PolicyOutput(log_probs, self.critic(features).squeeze(-1), state)
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Observations,
+        state: CoreState,
+        reset: Tensor,
+        *,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, PolicyOutput]:
+        """One step for every environment: actions ``(E,)`` and what led to them.
+
+        Args:
+            observations: ``(E, ...)``.
+            state: state of the core.
+            reset: ``(E,)``, true where the observation is the first of an episode.
+            generator: source of randomness; ``None`` takes the most probable action.
+        """
+        step = Observations(*(part.unsqueeze(0) for part in observations))
+        output = self(step, state, reset.unsqueeze(0))
+        log_probs = output.log_probs[0]  # (E, actions)
+        if generator is None:
+            return log_probs.argmax(-1), output
+        return log_probs.exp().multinomial(1, generator=generator).squeeze(-1), output
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

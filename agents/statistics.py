@@ -1,0 +1,71 @@
+"""Intervals for what is reported. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % confidence interval; the interval is NaN where none can be given."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def proportion(successes: int, total: int) -> Estimate:
+    """A success rate with its Wilson score interval (Wilson 1927), sound near 0 and 1.
+
+    Example:
+        >>> [round(x, 3) for x in proportion(200, 200)]
+        [1.0, 0.981, 1.0]
+    """
+    interval = stats.binomtest(successes, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(successes / total, float(interval.low), float(interval.high))
+
+
+def mean_over_episodes(values: Sequence[float]) -> Estimate:
+    """Mean of many episodes with a percentile bootstrap interval (2 000 resamples, fixed seed).
+
+    Example:
+        >>> mean_over_episodes([1.0, 1.0, 1.0])
+        Estimate(mean=1.0, low=1.0, high=1.0)
+    """
+    data = np.asarray(values, dtype=np.float64)
+    resampled = np.random.default_rng(0).choice(data, size=(2000, len(data))).mean(axis=1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return Estimate(float(data.mean()), float(low), float(high))
+
+
+def mean_over_seeds(
+    values: Sequence[float], *, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
+    """Mean of a few independent runs with Student's t interval, cut to the possible range.
+
+    The runs, not their episodes, are the sample: a second run of the same settings differs from
+    the first by more than its episodes show. One run has no interval.
+
+    Args:
+        values: one number per seed.
+        bounds: smallest and largest value there can be.
+
+    Example:
+        >>> mean_over_seeds([0.5])
+        Estimate(mean=0.5, low=nan, high=nan)
+        >>> [round(x, 2) for x in mean_over_seeds([0.4, 0.6, 0.5])]
+        [0.5, 0.25, 0.75]
+    """
+    data = np.asarray(values, dtype=np.float64)
+    mean = float(data.mean())
+    if len(data) < 2:
+        return Estimate(mean, float("nan"), float("nan"))
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(data) - 1) * stats.sem(data)
+    low, high = np.clip([mean - reach, mean + reach], *bounds)
+    return Estimate(mean, float(low), float(high))

@@ -1,0 +1,149 @@
+"""The training loop: collect, update, log, save."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agents.checkpoint import Checkpoint, save_checkpoint
+from agents.config import PPOConfig
+from agents.policy import RecurrentActorCritic
+from agents.ppo import update
+from agents.rollout import Episode, Runner, collect
+from agents.run_folder import RunLog, claim_run_folder
+from envs import VectorEnv, level_seeds, make_vector_env, mission_varies, resolve_backend
+
+#: Called after every update with the row that was logged.
+OnUpdate = Callable[[Mapping[str, float]], None]
+
+#: Episode statistics are means over this many most recently finished episodes.
+EPISODE_WINDOW = 100
+
+
+class Trainer:
+    """One training run, from a configuration to a checkpoint.
+
+    Args:
+        config: what to train.
+        folder: the run folder; must be absent or empty.
+
+    Raises:
+        ValueError: before any work, for a task the backend cannot run, an unusable device or
+            a folder that is in use.
+    """
+
+    def __init__(self, config: PPOConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.device = usable_device(config.device)
+        self.backend = resolve_backend(config.task, config.backend)
+        claim_run_folder(folder)
+        self.env_steps = 0
+        self.updates = 0
+
+    def run(self, on_update: OnUpdate | None = None) -> Checkpoint:
+        """Train to the end. An interruption (Ctrl-C) saves the agent, then goes on raising."""
+        config = self.config
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        generator = torch.Generator(self.device).manual_seed(config.seed)
+        shuffle = torch.Generator().manual_seed(config.seed)
+        seeds = level_seeds(config.seed, "train", config.num_envs)
+        with (
+            RunLog(self.folder, config) as log,
+            make_vector_env(config.task, config.num_envs, seeds, self.backend) as env,
+        ):
+            self._make_agent(env)
+            runner = Runner(env, self.policy, generator)
+            recent: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
+            started = time.perf_counter()
+            try:
+                while self.env_steps < config.total_steps:
+                    lap = time.perf_counter()
+                    self._anneal()
+                    rollout, episodes = collect(runner, config.rollout_steps_per_env)
+                    metrics = update(self.policy, self.optimizer, rollout, config, shuffle)
+                    steps = int(rollout.valid.sum())
+                    self.env_steps += steps
+                    self.updates += 1
+                    recent.extend(episodes)
+                    now = time.perf_counter()
+                    row = {
+                        "update": self.updates,
+                        "env_steps": self.env_steps,
+                        "seconds": now - started,
+                        "env_steps_per_second": steps / (now - lap),
+                        **episode_statistics(recent),
+                        **metrics,
+                        "learning_rate": self.optimizer.param_groups[0]["lr"],
+                    }
+                    log.write(row)
+                    if self.updates % config.checkpoint_every == 0:
+                        self.save()
+                    if on_update is not None:
+                        on_update(row)
+            finally:
+                checkpoint = self.save()
+        return checkpoint
+
+    def save(self) -> Checkpoint:
+        """Write the checkpoint."""
+        checkpoint = Checkpoint(
+            config=self.config,
+            num_actions=self.num_actions,
+            read_mission=self.read_mission,
+            env_steps=self.env_steps,
+            updates=self.updates,
+            policy=self.policy.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+        )
+        save_checkpoint(self.folder, checkpoint)
+        return checkpoint
+
+    def _make_agent(self, env: VectorEnv) -> None:
+        config = self.config
+        self.num_actions = env.num_actions
+        self.read_mission = config.mission == "on" or (
+            config.mission == "auto" and mission_varies(config.task)
+        )
+        policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
+        self.policy = policy.to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.policy.parameters(), lr=config.learning_rate, eps=1e-5
+        )
+
+    def _anneal(self) -> None:
+        if self.config.anneal_learning_rate:
+            left = max(0.0, 1 - self.env_steps / self.config.total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * left
+
+
+def usable_device(name: str) -> torch.device:
+    """The torch device called ``name``.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # torch asserts when built without CUDA
+        raise ValueError(f"device {name!r} cannot be used here; 'cpu' always can.") from None
+    return device
+
+
+def episode_statistics(episodes: deque[Episode]) -> dict[str, float]:
+    """Means over recent episodes; NaN while none has ended."""
+    if not episodes:
+        return dict.fromkeys(("episode_return_mean", "episode_length_mean", "success_rate"), np.nan)
+    return {
+        "episode_return_mean": float(np.mean([e.reward for e in episodes])),
+        "episode_length_mean": float(np.mean([e.length for e in episodes])),
+        "success_rate": float(np.mean([e.success for e in episodes])),
+    }

@@ -1,0 +1,169 @@
+"""One step of a RIM cell, written from its equations with loops and vectors only.
+
+Slow on purpose: no batch axis, no einsum, no mask arithmetic, so that it can share no mistake with
+the module it judges. It is differentiable, and stops the gradients that the equations stop.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rims.cells import RIM_LSTMCell, RIMCell
+
+Weights = dict[str, Tensor]
+
+
+class OracleStep(NamedTuple):
+    """What the equations give for a batch."""
+
+    state: tuple[Tensor, ...]  # each (B, N d)
+    active: list[list[int]]  # per row, the active mechanisms in ascending order
+    input_attention: Tensor  # (B, N, 2) weight on the null slot and on the input
+    communication: Tensor  # (B, M, N, N) [head, reader, read]
+
+
+class _Sample(NamedTuple):
+    state: list[Tensor]  # each (N d,)
+    active: list[int]
+    input_attention: Tensor  # (N, 2)
+    communication: Tensor  # (M, N, N)
+
+
+def rim_step(cell: RIMCell, input: Tensor, state: tuple[Tensor, ...]) -> OracleStep:
+    """Advance ``state`` (each (B, D)) by ``input`` (B, I), at least one row."""
+    weights = dict(cell.named_parameters())
+    rows = [
+        _sample(cell, weights, input[b], [part[b] for part in state]) for b in range(len(input))
+    ]
+    return OracleStep(
+        tuple(torch.stack([row.state[i] for row in rows]) for i in range(len(state))),
+        [row.active for row in rows],
+        torch.stack([row.input_attention for row in rows]),
+        torch.stack([row.communication for row in rows]),
+    )
+
+
+def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> _Sample:
+    mechanisms = range(cell.num_rims)
+    old = [part.split(len(part) // cell.num_rims) for part in state]  # [tensor][mechanism]
+
+    # 1. attention over the null slot (score 0, value 0) and the input
+    key = x @ weights["input_attention.key_weight"]
+    value = x @ weights["input_attention.value_weight"]
+    scores, probs = [], []
+    for m in mechanisms:
+        query = old[0][m] @ weights["input_attention.query_weight"][m]
+        score = query.dot(key) / math.sqrt(len(key))
+        scores.append(score)
+        probs.append(torch.stack([_sigma(-score), _sigma(score)]))
+
+    # 2. the N - k that attend most to the null slot rest; of equals the later ones
+    ranking = sorted(mechanisms, key=lambda m: (-float(scores[m]), m))
+    active = sorted(ranking[: cell.k])
+
+    # 3. candidates of all
+    update = _lstm if isinstance(cell, RIM_LSTMCell) else _gru
+    candidates = [
+        update(weights, m, probs[m][1] * value, [part[m] for part in old]) for m in mechanisms
+    ]
+
+    # 4. communication; what rests is read as a constant
+    seen = [candidates[m][0] if m in active else candidates[m][0].detach() for m in mechanisms]
+    updates, read_weights = _communicate(weights, cell.communication.num_heads, seen)
+
+    # 5. new state
+    new = []
+    for i, part in enumerate(old):
+        columns = []
+        for m in mechanisms:
+            if m not in active:
+                columns.append(part[m])
+            elif i == 0:
+                columns.append(candidates[m][0] + updates[m])
+            else:
+                columns.append(candidates[m][i])
+        new.append(torch.cat(columns))
+    return _Sample(new, active, torch.stack(probs), read_weights)
+
+
+def _lstm(weights: Weights, m: int, read: Tensor, prev: list[Tensor]) -> list[Tensor]:
+    h, c = prev
+    from_read, from_state = _gates(weights, m, read, h, 4)
+    s_i, s_f, s_g, s_o = (a + b for a, b in zip(from_read, from_state, strict=True))
+    c = _sigma(s_f) * c + _sigma(s_i) * torch.tanh(s_g)
+    h = _sigma(s_o) * torch.tanh(c)
+    if "weight_hr" in weights:
+        h = weights["weight_hr"][m] @ h
+    return [h, c]
+
+
+def _gru(weights: Weights, m: int, read: Tensor, prev: list[Tensor]) -> list[Tensor]:
+    (h,) = prev
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = _gates(weights, m, read, h, 3)
+    z = _sigma(x_z + h_z)
+    n = torch.tanh(x_n + _sigma(x_r + h_r) * h_n)
+    return [(1 - z) * n + z * h]
+
+
+def _gates(
+    weights: Weights, m: int, read: Tensor, h: Tensor, num_gates: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    halves = []
+    for name, vector in (("ih", read), ("hh", h)):
+        weight = weights[f"weight_{name}"][m]
+        size = len(weight) // num_gates
+        half = []
+        for gate in range(num_gates):
+            rows = slice(gate * size, (gate + 1) * size)
+            summed = weight[rows] @ vector
+            if f"bias_{name}" in weights:
+                summed = summed + weights[f"bias_{name}"][m, rows]
+            half.append(summed)
+        halves.append(half)
+    return halves[0], halves[1]
+
+
+def _communicate(
+    weights: Weights, num_heads: int, seen: list[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    projected = {
+        name: [e @ weights[f"communication.{name}_weight"][m] for m, e in enumerate(seen)]
+        for name in ("query", "key", "value")
+    }
+    updates, weights_of_readers = [], []
+    for reader in range(len(seen)):
+        heads, weights_of_heads = [], []
+        for head in range(num_heads):
+            query = _head(projected["query"][reader], head, num_heads)
+            keys = [_head(key, head, num_heads) for key in projected["key"]]
+            values = [_head(value, head, num_heads) for value in projected["value"]]
+            powers = [torch.exp(query.dot(key) / math.sqrt(len(key))) for key in keys]
+            total = torch.stack(powers).sum()
+            alphas = [power / total for power in powers]
+            parts = [alpha * value for alpha, value in zip(alphas, values, strict=True)]
+            heads.append(torch.stack(parts).sum(0))
+            weights_of_heads.append(torch.stack(alphas))
+        read = torch.cat(heads)
+        gate = _affine(weights, "gate", read)
+        updates.append(_sigma(gate) * torch.tanh(_affine(weights, "output", read)))
+        weights_of_readers.append(torch.stack(weights_of_heads))
+    return updates, torch.stack(weights_of_readers, dim=1)  # (M, reader, read)
+
+
+def _head(joined: Tensor, head: int, num_heads: int) -> Tensor:
+    width = len(joined) // num_heads
+    return joined[head * width : (head + 1) * width]
+
+
+def _affine(weights: Weights, name: str, read: Tensor) -> Tensor:
+    result = weights[f"communication.{name}_weight"] @ read
+    bias = weights.get(f"communication.{name}_bias")
+    return result if bias is None else result + bias
+
+
+def _sigma(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))

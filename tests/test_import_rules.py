@@ -1,0 +1,249 @@
+"""Which package may import which: read from the source, so that nothing has to be imported."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("rims", "nfm", "envs", "agents", "experiments", "benchmarks", "examples", "tests")
+
+#: What nobody builds on. Tests may import the command line, and each other as top-level modules.
+LEAVES = {"cli", "tests", "benchmarks", "examples"}
+TEST_MODULES = {path.stem for path in (ROOT / "tests").glob("*.py")}
+
+#: Packages (ours, and torch) each package must not import at all.
+FORBIDDEN = {
+    "rims": {"nfm", "envs", "agents", "experiments"},
+    "nfm": {"envs", "agents", "experiments"},
+    "envs": {"rims", "nfm", "agents", "experiments", "torch"},
+    "agents": {"nfm", "experiments"},
+}
+
+#: Packages of which agents may use what their ``__init__`` offers, and nothing below it.
+PUBLIC_ONLY = ("rims", "envs")
+
+
+class Import(NamedTuple):
+    """``from module import name``; ``import module`` has no name."""
+
+    module: str
+    name: str | None
+
+    def __str__(self) -> str:
+        return self.module if self.name is None else f"{self.module}.{self.name}"
+
+
+def imports_of(tree: ast.Module, module: str, is_package: bool) -> Iterator[Import]:
+    """Every import of a file, wherever it stands; relative ones resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, None)
+        elif isinstance(node, ast.ImportFrom):
+            drop = node.level - is_package
+            base = module.split(".")[: -drop or None] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield Import(source, alias.name)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func).split(".")[-1]
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield Import(node.args[0].value, None)
+
+
+def attributes_of(tree: ast.Module, package: str) -> Iterator[str]:
+    """What is taken from ``package`` by ``import package; package.x``."""
+    names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == package
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in names
+        ):
+            yield node.attr
+
+
+def offences(
+    module: str, source: str, public: dict[str, set[str]], *, is_package: bool = False
+) -> list[str]:
+    """Imports of the file ``module`` (dotted) that break a rule, each as one line."""
+    tree = ast.parse(source)
+    owner = module.split(".")[0]
+    found = [
+        f"{module} imports {imported}"
+        for imported in imports_of(tree, module, is_package)
+        if _breaks_a_rule(module, owner, imported, public)
+    ]
+    if owner == "agents":
+        for package in PUBLIC_ONLY:
+            found += [
+                f"{module} uses {package}.{name}"
+                for name in attributes_of(tree, package)
+                if name not in public[package]
+            ]
+    return found
+
+
+def _breaks_a_rule(module: str, owner: str, imported: Import, public: dict[str, set[str]]) -> bool:
+    root = imported.module.split(".")[0]
+    if owner == "tests":
+        return root in LEAVES - {"cli"}
+    if root in (LEAVES | TEST_MODULES) - {owner}:
+        return True
+    if root in FORBIDDEN.get(owner, set()):
+        return True
+    if module == "rims.functional":
+        return root == "rims"
+    if owner == "nfm" and root == "rims":
+        return imported.module != "rims.functional" and imported != ("rims", "functional")
+    if owner == "agents" and root in PUBLIC_ONLY:
+        return imported.module != root or not (
+            imported.name is None or imported.name in public[root]
+        )
+    return False
+
+
+def public_names(source: str) -> set[str]:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError("the package has no __all__")
+
+
+def python_files() -> list[Path]:
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    return files + sorted(ROOT.glob("*.py"))
+
+
+# --- the repository
+
+
+def test_imports_run_one_way() -> None:
+    public = {name: public_names((ROOT / name / "__init__.py").read_text()) for name in PUBLIC_ONLY}
+    found = []
+    for path in python_files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        module = ".".join(parts[:-1] if is_package else parts)
+        found += offences(module, path.read_text(), public, is_package=is_package)
+    assert found == []
+
+
+def test_the_files_judged_are_there() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in python_files()}
+    assert {"rims/functional.py", "rims/scan/__init__.py", "envs/__init__.py"} <= names
+    assert Path(__file__).relative_to(ROOT).as_posix() in names
+
+
+@pytest.mark.parametrize("module", ["envs", "cli"])
+def test_import_does_not_load_torch(module: str) -> None:
+    if not (ROOT / module).is_dir() and not (ROOT / f"{module}.py").exists():
+        pytest.skip(f"there is no {module} yet")
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "False\n"
+
+
+# --- the judge
+
+PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "envs": {"Task"}}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("rims.layers", "import envs"),
+        ("rims.layers", "def f():\n    from agents.ppo import train"),
+        ("rims.layers", "import nfm.module as m"),
+        ("rims.layers", "import torch, experiments"),
+        ("rims.layers", "import cli"),
+        ("rims.scan.fast", "from tests.oracles import rim_step"),
+        ("rims.scan.fast", "from oracles import rim_step"),
+        ("rims.scan.fast", "import importlib\nimportlib.import_module('envs.base')"),
+        ("rims.functional", "from rims.cells import RIMCell"),
+        ("rims.functional", "from . import cells"),
+        ("rims.functional", "from .cells import RIMCell"),
+        ("rims.functional", "import rims"),
+        ("nfm.module", "import rims"),
+        ("nfm.module", "from rims import RIM_LSTM"),
+        ("nfm.module", "from rims.cells import RIMCell"),
+        ("nfm.module", "import envs"),
+        ("nfm.module", "from agents import ppo"),
+        ("envs.base", "import torch"),
+        ("envs.base", "from torch import nn"),
+        ("envs.base", "from torch.nn import Module"),
+        ("envs.base", "from rims.functional import topk_mask"),
+        ("envs.base", "__import__('agents')"),
+        ("agents.policy", "import rims.layers"),
+        ("agents.policy", "from rims.layers import RIMLayer"),
+        ("agents.policy", "from rims import layers"),
+        ("agents.policy", "from rims import *"),
+        ("agents.policy", "import rims\nrims.layers.RIMLayer"),
+        ("agents.policy", "import rims as r\nr.cells"),
+        ("agents.policy", "from envs import vector"),
+        ("agents.policy", "from envs.base import VectorEnv"),
+        ("agents.policy", "import nfm"),
+        ("agents.policy", "import cli"),
+        ("cli", "import benchmarks.table"),
+        ("experiments.fit", "import cli"),
+        ("examples.small", "import cli"),
+        ("benchmarks.table", "from examples import small"),
+        ("tests.test_x", "import examples.small"),
+    ],
+)
+def test_offences_finds(module: str, source: str) -> None:
+    assert len(offences(module, source, PUBLIC)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("rims.layers", "from rims.cells import RIMCell\nimport torch"),
+        ("rims.scan.fast", "from ..functional import topk_mask\nfrom . import reference"),
+        ("rims.functional", "import math\nfrom torch import Tensor"),
+        ("nfm.module", "from rims.functional import topk_softmax"),
+        ("nfm.module", "from rims import functional\nimport rims.functional as RF"),
+        ("envs.base", "import numpy as np\nfrom envs.mission import encode_mission"),
+        ("agents.policy", "from rims import RIM_LSTM, trace\nimport rims\nrims.trace(1)"),
+        ("agents.policy", "from envs import Task\nfrom agents.losses import entropy"),
+        ("cli", "from agents.ppo import train\nimport envs, nfm"),
+        ("experiments.fit", "from nfm import NFM"),
+        ("benchmarks.table", "from benchmarks.timing import clock\nimport rims.cells"),
+        (
+            "tests.test_x",
+            "import cli\nfrom oracles import rim_step\nfrom rims.cells import RIMCell",
+        ),
+    ],
+)
+def test_offences_lets_pass(module: str, source: str) -> None:
+    assert offences(module, source, PUBLIC) == []
+
+
+def test_offences_resolves_relative_imports_of_a_package() -> None:
+    # in an __init__, one dot is the package itself
+    assert offences("agents", "from .ppo import train", PUBLIC, is_package=True) == []
+    source = "from ..cli import main"
+    assert offences("agents.sub", source, PUBLIC, is_package=True) == []
+    assert [str(i) for i in imports_of(ast.parse(source), "agents.sub", True)] == [
+        "agents.cli.main"
+    ]
+    assert [str(i) for i in imports_of(ast.parse(source), "a.b.c", False)] == ["a.cli.main"]
+
+
+def test_public_names_reads_all() -> None:
+    assert public_names("x = 1\n__all__ = ['a', 'b']") == {"a", "b"}
