@@ -15,10 +15,24 @@ from envs import BackendChoice, Suite, Task, get_suite, get_task
 
 CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
 MissionChoice = Literal["auto", "on", "off"]
+ActionMode = Literal["sample", "greedy"]
 
 
-def _option(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+class ConfigError(ValueError):
+    """A setting that cannot work: which field, and the rule it breaks."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field} {rule}")
+        self.field = field
+        self.rule = rule
+
+
+#: Headings under which the options stand in the help of the command line, in this order.
+Group = Literal["Task", "Network", "Learning", "Machine"]
+
+
+def _option(default: Any, group: Group, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +43,8 @@ class PPOConfig:
     steps of single environments, summed over all of them unless the name says ``per_env``.
 
     Raises:
-        ValueError: at construction, for any value that cannot work; the message names the field.
+        ConfigError: at construction, for any value that cannot work; it names the field.
+        ValueError: for an unknown suite or environment.
 
     Example:
         >>> config = PPOConfig(env="MiniGrid-DoorKey-5x5-v0", core="lstm")
@@ -37,64 +52,89 @@ class PPOConfig:
         (16, 'DoorKey-5x5')
     """
 
-    suite: str = _option("", "Suite whose training task to train on; see 'rims suites'.")
-    env: str = _option("", "Environment id to train on, instead of a suite.")
-    core: CoreName = _option("rim_lstm", "Recurrent core; 'none' is a memoryless control.")
-    seed: int = _option(0, "Seed of the run: weights, actions and levels derive from it.")
-    total_steps: int = _option(200_000, "Environment steps to train for.")
+    suite: str = _option("", "Task", "Suite whose training task to train on; see 'rims suites'.")
+    env: str = _option("", "Task", "Environment id to train on, instead of a suite.")
+    core: CoreName = _option(
+        "rim_lstm", "Network", "Recurrent core; 'none' is a memoryless control."
+    )
+    seed: int = _option(0, "Task", "Seed of the run: weights, actions and levels derive from it.")
+    total_steps: int = _option(200_000, "Task", "Environment steps to train for.")
 
-    hidden_size: int = _option(128, "Features of the core's output: the total over mechanisms.")
-    num_rims: int = _option(4, "RIM cores: number of mechanisms; divides --hidden-size.")
-    k: int = _option(3, "RIM cores: mechanisms active at each step.")
-    direction: bool = _option(False, "Let the policy see the compass direction of the agent.")
+    hidden_size: int = _option(
+        128, "Network", "Features of the core's output: the total over mechanisms."
+    )
+    num_rims: int = _option(4, "Network", "RIM cores: number of mechanisms; divides --hidden-size.")
+    k: int = _option(3, "Network", "RIM cores: mechanisms active at each step.")
+    direction: bool = _option(
+        False, "Network", "Let the policy see the compass direction of the agent."
+    )
     mission: MissionChoice = _option(
-        "auto", "Let the policy read the mission text; auto: where it differs between levels."
+        "auto",
+        "Network",
+        "Let the policy read the mission text; auto: where it differs between levels.",
     )
 
-    num_envs: int = _option(64, "Environments stepped together.")
-    rollout_steps_per_env: int = _option(64, "Steps per environment between two updates.")
-    minibatches: int = _option(4, "Minibatches per epoch, cut over environments, never over time.")
-    epochs: int = _option(4, "Passes over each rollout.")
-    learning_rate: float = _option(1e-3, "Adam step size at the start.")
-    anneal_learning_rate: bool = _option(True, "Let the step size fall linearly to zero.")
-    gamma: float = _option(0.99, "Discount per step.")
-    gae_lambda: float = _option(0.95, "Decay of generalized advantage estimation.")
+    num_envs: int = _option(64, "Learning", "Environments stepped together.")
+    rollout_steps_per_env: int = _option(
+        32, "Learning", "Steps per environment between two updates."
+    )
+    minibatches: int = _option(
+        4, "Learning", "Minibatches per epoch, cut over environments, never over time."
+    )
+    epochs: int = _option(4, "Learning", "Passes over each rollout.")
+    learning_rate: float = _option(1e-3, "Learning", "Adam step size at the start.")
+    anneal_learning_rate: bool = _option(
+        True, "Learning", "Let the step size fall linearly to zero."
+    )
+    gamma: float = _option(0.99, "Learning", "Discount per step.")
+    gae_lambda: float = _option(0.95, "Learning", "Decay of generalized advantage estimation.")
     bootstrap_truncated: bool = _option(
-        True, "Episodes cut by the step limit count the value of their last observation."
+        True,
+        "Learning",
+        "Episodes cut by the step limit count the value of their last observation.",
     )
-    clip_range: float = _option(0.2, "Clipping of the probability ratio.")
-    entropy_coefficient: float = _option(0.01, "Weight of the entropy bonus.")
-    value_coefficient: float = _option(0.5, "Weight of the value loss.")
-    max_grad_norm: float = _option(0.5, "Gradients are scaled down to this norm.")
+    clip_range: float = _option(0.2, "Learning", "Clipping of the probability ratio.")
+    entropy_coefficient: float = _option(0.01, "Learning", "Weight of the entropy bonus.")
+    value_coefficient: float = _option(0.5, "Learning", "Weight of the value loss.")
+    max_grad_norm: float = _option(0.5, "Learning", "Gradients are scaled down to this norm.")
 
-    backend: BackendChoice = _option("auto", "auto: EnvPool where it runs the task.")
-    threads: int = _option(1, "CPU threads of torch; more rarely helps networks this small.")
-    device: str = _option("cpu", "Torch device of the policy, such as cpu or cuda.")
-    checkpoint_every: int = _option(20, "Updates between two checkpoints.")
+    backend: BackendChoice = _option("auto", "Machine", "auto: EnvPool where it runs the task.")
+    threads: int = _option(
+        1, "Machine", "CPU threads of torch; more rarely helps networks this small."
+    )
+    device: str = _option("cpu", "Machine", "Torch device of the policy, such as cpu or cuda.")
+    checkpoint_every: int = _option(20, "Machine", "Updates between two checkpoints.")
 
     def __post_init__(self) -> None:
         self._check_types()
         if bool(self.suite) == bool(self.env):
-            raise ValueError("give exactly one of suite and env: the task to train on.")
+            raise ConfigError("suite", "or env must be given, not both: the task to train on.")
         self.task  # noqa: B018  (raises for an unknown suite or environment)
-        for name in _CHOICES:
-            _check_choice(name, getattr(self, name))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                rule = f"must be one of {', '.join(choices)}; got {getattr(self, name)!r}."
+                raise ConfigError(name, rule)
         for name, (low, high, rule) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:  # also false for NaN
-                raise ValueError(f"{name} must be {rule}; got {value}.")
-        if self.core.startswith("rim") and self.hidden_size % self.num_rims:
-            raise ValueError(
-                f"num_rims must divide hidden_size={self.hidden_size}; got {self.num_rims}."
-            )
-        if self.core.startswith("rim") and self.k > self.num_rims:
-            raise ValueError(
-                f"k must lie in [1, num_rims={self.num_rims}]; got {self.k}. "
-                "It counts the mechanisms active at each step."
-            )
+                raise ConfigError(name, f"must be {rule}; got {value}.")
         if self.num_envs % self.minibatches:
-            raise ValueError(
-                f"minibatches must divide num_envs={self.num_envs}; got {self.minibatches}."
+            rule = f"must divide the {self.num_envs} environments; got {self.minibatches}."
+            raise ConfigError("minibatches", rule)
+        if self.core.startswith("rim"):
+            self._check_mechanisms()
+
+    def _check_mechanisms(self) -> None:
+        if self.hidden_size % self.num_rims:
+            raise ConfigError(
+                "hidden_size",
+                f"must be a multiple of the {self.num_rims} mechanisms; got {self.hidden_size}.",
+            )
+        if self.k > self.num_rims:
+            raise ConfigError(
+                "k",
+                f"must lie in [1, {self.num_rims}], the number of mechanisms; got {self.k}. "
+                "It counts the mechanisms active at each step.",
             )
 
     @property
@@ -148,7 +188,7 @@ class PPOConfig:
             if kind is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not kind:
-                raise ValueError(f"{field.name} must be of type {kind.__name__}; got {value!r}.")
+                raise ConfigError(field.name, f"must be of type {kind.__name__}; got {value!r}.")
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -182,8 +222,3 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("entropy_coefficient", "value_coefficient"), _NOT_NEGATIVE),
     **dict.fromkeys(("learning_rate", "clip_range", "max_grad_norm"), _POSITIVE),
 }
-
-
-def _check_choice(name: str, value: str) -> None:
-    if value not in _CHOICES[name]:
-        raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}.")

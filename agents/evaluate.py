@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from agents.config import ActionMode
 from agents.policy import RecurrentActorCritic
 from agents.rollout import Episode, Runner
 from agents.statistics import Estimate, mean_over_episodes, proportion
 from envs import BackendChoice, Task, level_seeds, make_vector_env, resolve_backend
-
-ActionMode = Literal["sample", "greedy"]
 
 #: Episodes run side by side; more wait for the next wave.
 MAX_ENVS = 256
@@ -85,6 +84,7 @@ def evaluate(
     Raises:
         ValueError: if the task has another number of actions, or cannot run.
     """
+    check_task(policy, task, backend)
     chosen = resolve_backend(task, backend)
     seeds = level_seeds(seed, "eval", episodes)
     device = next(policy.parameters()).device
@@ -99,6 +99,20 @@ def evaluate(
     return Evaluation(task=task, backend=chosen, mode=mode, seed=seed, episodes=tuple(finished))
 
 
+def check_task(policy: RecurrentActorCritic, task: Task, backend: BackendChoice = "auto") -> None:
+    """Make sure that the agent can act in the task.
+
+    Raises:
+        ValueError: if the backend cannot run it or it has another number of actions.
+    """
+    with make_vector_env(task, 1, [0], backend) as env:
+        if env.num_actions != policy.actor.out_features:
+            raise ValueError(
+                f"the agent has {policy.actor.out_features} actions but {task.id} has "
+                f"{env.num_actions}; evaluate it on a task like the one it was trained on."
+            )
+
+
 def _first_episodes(
     policy: RecurrentActorCritic,
     task: Task,
@@ -109,11 +123,6 @@ def _first_episodes(
 ) -> list[Episode]:
     first: dict[int, Episode] = {}
     with make_vector_env(task, len(seeds), seeds, backend) as env:
-        if env.num_actions != policy.actor.out_features:
-            raise ValueError(
-                f"the agent has {policy.actor.out_features} actions but {task.id} has "
-                f"{env.num_actions}; evaluate it on a task like the one it was trained on."
-            )
         runner = Runner(env, policy, generator)
         while len(first) < len(seeds):
             before = len(first)

@@ -17,26 +17,35 @@ CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
 
 
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` if need be and see that files can be written there.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"folder {str(folder)!r} cannot be written ({error.strerror}); give another."
+        ) from None
+
+
 def claim_run_folder(folder: Path) -> None:
     """Make ``folder`` for a new run, before any work starts.
 
     Raises:
         ValueError: if it already holds something, or cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ValueError(
-                f"run folder {str(folder)!r} is not empty; nothing was changed. "
-                "Give another --run-dir, or remove it first."
-            )
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+    if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(
-            f"run folder {str(folder)!r} cannot be written: {error.strerror}."
-        ) from None
+            f"run folder {str(folder)!r} is not empty; nothing was changed. "
+            "Give another --run-dir, or remove it first."
+        )
+    require_writable(folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ the module it judges. It is differentiable, and stops the gradients that the equ
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rims.cells import RIM_LSTMCell, RIMCell
 
-Weights = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 
 
 class OracleStep(NamedTuple):
@@ -49,7 +50,7 @@ def rim_step(cell: RIMCell, input: Tensor, state: tuple[Tensor, ...]) -> OracleS
 
 def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> _Sample:
     mechanisms = range(cell.num_rims)
-    old = [part.split(len(part) // cell.num_rims) for part in state]  # [tensor][mechanism]
+    old = [part.chunk(cell.num_rims) for part in state]  # [tensor][mechanism]
 
     # 1. attention over the null slot (score 0, value 0) and the input
     key = x @ weights["input_attention.key_weight"]
@@ -62,7 +63,7 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
         probs.append(torch.stack([_sigma(-score), _sigma(score)]))
 
     # 2. the N - k that attend most to the null slot rest; of equals the later ones
-    ranking = sorted(mechanisms, key=lambda m: (-float(scores[m]), m))
+    ranking = sorted(mechanisms, key=lambda m: (-scores[m].item(), m))
     active = sorted(ranking[: cell.k])
 
     # 3. candidates of all

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import rim_step
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from oracles import rim_step
 from rims import RIM_GRUCell, RIM_LSTMCell
-from rims.cells import CellOptions, RIMCell, State
+from rims.cells import RIMCell, State
 
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 
 #: Double precision over two steps with sums of at most some dozens of terms of order one.
-TIGHT = {"rtol": 1e-9, "atol": 1e-10}
+assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 
 CELLS = [RIM_LSTMCell, RIM_GRUCell]
 both = pytest.mark.parametrize("kind", CELLS)
@@ -37,7 +37,8 @@ def _seed() -> None:
 
 
 def make(kind: Kind, *sizes: int, **options: Any) -> RIMCell:
-    return kind(*(sizes or SIZES), dtype=torch.float64, **options)
+    input_size, hidden_size, num_rims, k = sizes or SIZES
+    return kind(input_size, hidden_size, num_rims, k, dtype=torch.float64, **options)
 
 
 def random_state(cell: RIMCell, batch: int) -> State:
@@ -92,10 +93,10 @@ def test_cell_equals_the_equations(cell: RIMCell, batch: int, zero: bool) -> Non
         step, oracle = cell.step(input, state), rim_step(cell, input, expected)
         state, expected = step.state, oracle.state
         assert [row.nonzero().flatten().tolist() for row in step.active] == oracle.active
-        torch.testing.assert_close(step.input_attention, oracle.input_attention, **TIGHT)
-        torch.testing.assert_close(step.communication, oracle.communication, **TIGHT)
+        assert_near(step.input_attention, oracle.input_attention)
+        assert_near(step.communication, oracle.communication)
         for got, want in zip(state, expected, strict=True):
-            torch.testing.assert_close(got, want, **TIGHT)
+            assert_near(got, want)
 
     cotangents = [torch.randn_like(s) for s in state]
     gradients = [
@@ -103,7 +104,7 @@ def test_cell_equals_the_equations(cell: RIMCell, batch: int, zero: bool) -> Non
         for end in (state, expected)
     ]
     for got, want in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, want, **TIGHT)
+        assert_near(got, want)
 
 
 @both
@@ -211,7 +212,7 @@ def test_empty_batch_gives_an_empty_state(kind: Kind) -> None:
     for hx in (None, random_state(cell, 0)):
         state = call(cell, input, hx)
         assert [tuple(s.shape) for s in state] == [(0, 15)] * cell.num_states
-        state[0].sum().backward()
+        torch.autograd.backward(state[0].sum())
     assert cell.weight_ih.grad is not None
     assert cell.weight_ih.grad.count_nonzero() == 0
 
@@ -232,8 +233,8 @@ def test_proj_size_projects_every_mechanism_by_itself() -> None:
     h_new, c_new = cell(input, (h, c))
     assert (h_new.shape, c_new.shape) == ((3, 10), (3, 15))
     with torch.no_grad():  # no communication, no projection of mechanism 3
-        cell.communication.output_weight.zero_()
-        cell.communication.output_bias.zero_()
+        cell.get_parameter("communication.output_weight").zero_()
+        cell.get_parameter("communication.output_bias").zero_()
         cell.weight_hr[3] = 0
     h_new, _ = cell(input, (h, c))
     zero = (h_new.reshape(3, 5, 2) == 0).all(-1)
@@ -369,206 +370,3 @@ def test_infinite_input_does_not_reach_idle_mechanisms(kind: Kind) -> None:
     for new, old in zip(step.state, state, strict=True):
         new, old = new.reshape(3, 5, 3), old.reshape(3, 5, 3)
         assert torch.equal(new[~step.active], old[~step.active])
-
-
-# --- parameters and options
-
-
-@both
-@pytest.mark.parametrize("bias", [True, False])
-def test_no_parameter_is_dead(kind: Kind, bias: bool) -> None:
-    cell = make(kind, bias=bias, **({"proj_size": 10} if kind is RIM_LSTMCell else {}))
-    state: State | None = None
-    total = torch.zeros((), dtype=torch.float64)
-    for _ in range(5):
-        state = call(cell, random_input(cell, 11), state)
-        total = total + sum((s**2).sum() for s in state)
-    total.backward()
-    for name, parameter in cell.named_parameters():
-        assert parameter.grad is not None, name
-        # of every mechanism, where there is one weight per mechanism
-        rows = parameter.grad if parameter.shape[0] == 5 else parameter.grad[None]
-        assert (rows.flatten(1) != 0).any(-1).all(), name
-
-
-@both
-def test_one_step_from_zero_gives_every_parameter_a_gradient(kind: Kind) -> None:
-    cell = make(kind)
-    call(cell, random_input(cell, 1))[0].sum().backward()
-    assert [name for name, p in cell.named_parameters() if p.grad is None] == []
-
-
-@both
-def test_bias_false_has_no_bias(kind: Kind) -> None:
-    names = [name for name, _ in make(kind, bias=False).named_parameters()]
-    assert len(names) == 10
-    assert not any("bias" in name for name in names)
-    with_bias = [name for name, _ in make(kind).named_parameters() if "bias" in name]
-    assert sorted(with_bias) == [
-        "bias_hh",
-        "bias_ih",
-        "communication.gate_bias",
-        "communication.output_bias",
-    ]
-
-
-@both
-@pytest.mark.parametrize(
-    ("option", "silenced"),
-    [
-        ("input_dropout", ["input_attention.value_weight"]),
-        ("comm_dropout", ["communication.output_weight", "communication.output_bias"]),
-    ],
-)
-def test_dropout_acts_in_training_only(kind: Kind, option: str, silenced: list[str]) -> None:
-    # Dropping all of it equals weights of zero.
-    dropping, plain = make(kind, **{option: 1.0}), make(kind)
-    plain.load_state_dict(dropping.state_dict())
-    input, state = random_input(plain, 3), random_state(plain, 3)
-    without = call(plain, input, state)
-    with torch.no_grad():
-        for name in silenced:
-            plain.get_parameter(name).zero_()
-    silent = call(plain, input, state)
-    for trained, evaluated, expected_trained, expected_evaluated in zip(
-        call(dropping, input, state),
-        call(dropping.eval(), input, state),
-        silent,
-        without,
-        strict=True,
-    ):
-        torch.testing.assert_close(trained, expected_trained, **TIGHT)
-        assert torch.equal(evaluated, expected_evaluated)
-    assert not torch.equal(silent[0], without[0])
-
-
-@both
-@pytest.mark.parametrize("option", ["input_dropout", "comm_dropout"])
-def test_dropout_is_drawn_anew_each_step_and_spares_idle_states(kind: Kind, option: str) -> None:
-    cell = make(kind, **{option: 0.5})
-    input, state = random_input(cell, 3), random_state(cell, 3)
-    one, two = cell.step(input, state), cell.step(input, state)
-    assert torch.equal(one.active, two.active)
-    differs = (one.state[0] != two.state[0]).reshape(3, 5, 3).any(-1)
-    assert differs[one.active].any()
-    assert not differs[~one.active].any()
-
-
-def test_cell_options_are_those_of_the_constructor() -> None:
-    parameters = inspect.signature(RIMCell.__init__).parameters.values()
-    hints = get_type_hints(RIMCell.__init__)
-    keyword_only = {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert keyword_only.pop("proj_size") is int
-    assert keyword_only == get_type_hints(CellOptions)
-    assert CellOptions.__required_keys__ == frozenset()
-
-
-@both
-def test_constructor_positions_follow_torch_after_k(kind: Kind) -> None:
-    cell = kind(7, 15, 5, 2, False, "cpu", torch.float64)
-    assert (cell.input_size, cell.hidden_size, cell.num_rims, cell.k) == SIZES
-    assert cell.bias is False
-    assert {p.dtype for p in cell.parameters()} == {torch.float64}
-    theirs = list(inspect.signature(nn.LSTMCell).parameters)
-    ours = list(inspect.signature(RIMCell).parameters)
-    assert ours[:7] == [*theirs[:2], "num_rims", "k", *theirs[2:]]
-
-
-UNCHECKED = pytest.mark.xfail(strict=True, reason="the option is not checked at construction")
-
-
-@both
-@pytest.mark.parametrize(
-    ("sizes", "options", "message"),
-    [
-        ((7, 15, 5, 6), {}, "k must lie in .*5.*k=6"),
-        ((7, 15, 5, 0), {}, "k must lie in .*k=0"),
-        ((7, 15, 5, -1), {}, "k must lie in .*k=-1"),
-        ((7, 15, 4, 2), {}, "num_rims must divide hidden_size.*15.*4"),
-        ((7, 15, 0, 0), {}, "num_rims must divide hidden_size.*0"),
-        ((7, 15, -5, 1), {}, "num_rims must divide hidden_size.*-5"),
-        ((7, 0, 5, 2), {}, "hidden_size must be at least 1; got 0"),
-        ((0, 15, 5, 2), {}, "input_size must be at least 1; got 0"),
-        *[
-            pytest.param((7, 15, 5, 2), {name: value}, name, marks=UNCHECKED)
-            for name, value in [
-                ("input_key_size", 0),
-                ("input_value_size", 0),
-                ("input_value_size", -1),
-                ("num_comm_heads", 0),
-                ("comm_key_size", 0),
-                ("comm_value_size", 0),
-                ("input_dropout", 1.5),
-                ("comm_dropout", -0.5),
-            ]
-        ],
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused_in_one_line(
-    kind: Kind, sizes: tuple[int, ...], options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        make(kind, *sizes, **options)
-    text = str(error.value)
-    assert text.startswith(f"{kind.__name__}: ")
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize("proj_size", [-5, 7, 15, 20])
-def test_proj_size_that_does_not_fit_is_refused(proj_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"^RIM_LSTMCell: proj_size must .*got {proj_size}\.$"):
-        make(RIM_LSTMCell, proj_size=proj_size)
-
-
-@both
-def test_reset_parameters_draws_the_documented_bounds(kind: Kind) -> None:
-    # sizes so large that a uniform draw comes within 5 % of its bound, and distinct
-    sizes = (61, 190, 5, 2)
-    options = {
-        "input_key_size": 37,
-        "num_comm_heads": 2,
-        "comm_key_size": 19,
-        "comm_value_size": 23,
-    }
-    for unit_size_law in (False, True):
-        cell = make(kind, *sizes, init_from_unit_size=unit_size_law, **options)
-        gates = 38 if unit_size_law else 190
-        fan_in = {
-            "weight_ih": gates,
-            "weight_hh": gates,
-            "bias_ih": gates,
-            "bias_hh": gates,
-            "input_attention.query_weight": 38,
-            "input_attention.key_weight": 61,
-            "input_attention.value_weight": 61,
-            "communication.query_weight": 38,
-            "communication.key_weight": 38,
-            "communication.value_weight": 38,
-            "communication.output_weight": 46,
-            "communication.gate_weight": 46,
-            "communication.output_bias": 46,
-            "communication.gate_bias": 46,
-        }
-        assert {name for name, _ in cell.named_parameters()} == set(fan_in)
-        for name, parameter in cell.named_parameters():
-            largest = parameter.abs().max().item() * math.sqrt(fan_in[name])
-            assert 0.85 < largest <= 1, name  # 38 numbers all below 0.85: chance 0.002
-
-
-def test_projection_draws_the_bounds_of_the_gates() -> None:
-    for unit_size_law, fan_in in ((False, 190), (True, 38)):
-        cell = make(RIM_LSTMCell, 7, 190, 5, 2, proj_size=95, init_from_unit_size=unit_size_law)
-        assert isinstance(cell.weight_hr, nn.Parameter)
-        assert 0.95 < cell.weight_hr.abs().max().item() * math.sqrt(fan_in) <= 1
-
-
-@both
-def test_extra_repr_shows_sizes_and_missing_bias(kind: Kind) -> None:
-    assert make(kind).extra_repr() == "7, 15, 5, 2"
-    assert make(kind, bias=False).extra_repr() == "7, 15, 5, 2, bias=False"
-    assert repr(make(kind)).startswith(f"{kind.__name__}(\n  7, 15, 5, 2\n")
-
-
-@pytest.mark.xfail(strict=True, reason="options other than bias are not shown")
-def test_extra_repr_shows_a_projection() -> None:
-    assert make(RIM_LSTMCell, proj_size=10).extra_repr() == "7, 15, 5, 2, proj_size=10"

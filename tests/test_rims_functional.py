@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 TIED = st.lists(st.sampled_from([-math.inf, -1.5, -0.0, 0.0, 2.0]), min_size=1, max_size=11)
 
 #: Several roundings of numbers of order one in double precision, and nothing else.
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
+assert_near = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,7 @@ def test_topk_k_out_of_range_names_the_range(select: Callable[..., Tensor], k: i
 def test_topk_softmax_by_hand() -> None:
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).log()
     expected = torch.tensor([0.0, 0.0, 3 / 7, 4 / 7], dtype=torch.float64)
-    torch.testing.assert_close(topk_softmax(scores, 2), expected, **EXACT)
+    assert_near(topk_softmax(scores, 2), expected)
 
 
 def test_topk_softmax_with_all_kept_is_softmax() -> None:
@@ -128,12 +130,12 @@ def test_topk_softmax_is_softmax_of_the_kept(size: int, data: st.DataObject, see
     weights = topk_softmax(scores, k)
     kept = topk_mask(scores, k)
     alone = scores[kept].softmax(0)
-    torch.testing.assert_close(weights[kept], alone, **EXACT)
+    assert_near(weights[kept], alone)
     assert torch.equal(weights[~kept], torch.zeros(size - k, dtype=torch.float64))
     cotangent = torch.arange(1.0, size + 1, dtype=torch.float64) ** 2
     (gradient,) = torch.autograd.grad(weights, scores, cotangent)
     (expected,) = torch.autograd.grad(alone, scores, cotangent[kept])
-    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-11)
+    assert_near(gradient, expected, rtol=1e-9, atol=1e-11)
     assert gradient[~kept].count_nonzero() == 0
     assert k == 1 or gradient[kept].count_nonzero() == k
 
@@ -143,7 +145,7 @@ def test_topk_softmax_keeps_the_ratios_of_softmax() -> None:
     weights, dense = topk_softmax(scores, 3), scores.softmax(-1)
     for row, full in zip(weights, dense, strict=True):
         kept = row.nonzero().flatten()
-        torch.testing.assert_close(row[kept] / row[kept[0]], full[kept] / full[kept[0]], **EXACT)
+        assert_near(row[kept] / row[kept[0]], full[kept] / full[kept[0]])
 
 
 @PROPERTY
@@ -164,7 +166,7 @@ def test_topk_softmax_nothing_to_read_is_nan() -> None:
 def test_topk_softmax_along_another_dim() -> None:
     scores = double(5, 3, 7)
     expected = topk_softmax(scores.movedim(1, -1), 2).movedim(-1, 1)
-    torch.testing.assert_close(topk_softmax(scores, 2, dim=1), expected, **EXACT)
+    assert_near(topk_softmax(scores, 2, dim=1), expected)
 
 
 # --- attention
@@ -177,13 +179,11 @@ def test_sparse_attention_by_hand() -> None:
     key[:, 0] = torch.arange(3.0)
     value = torch.tensor([[7.0, 0.0], [14.0, 1.0], [21.0, 0.0]], dtype=torch.float64)
     dense = sparse_attention(query, key, value)
-    torch.testing.assert_close(dense.weights, torch.tensor([[1.0, 2, 4]]).double() / 7, **EXACT)
-    torch.testing.assert_close(dense.read, torch.tensor([[119.0, 2]]).double() / 7, **EXACT)
+    assert_near(dense.weights, torch.tensor([[1.0, 2, 4]]).double() / 7)
+    assert_near(dense.read, torch.tensor([[119.0, 2]]).double() / 7)
     sparse = sparse_attention(query, key, value, k=2)
-    torch.testing.assert_close(sparse.weights, torch.tensor([[0.0, 2, 4]]).double() / 6, **EXACT)
-    torch.testing.assert_close(
-        sparse.read, torch.tensor([[112 / 6, 2 / 6]], dtype=torch.float64), **EXACT
-    )
+    assert_near(sparse.weights, torch.tensor([[0.0, 2, 4]]).double() / 6)
+    assert_near(sparse.read, torch.tensor([[112 / 6, 2 / 6]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("k", [None, 7])
@@ -192,7 +192,7 @@ def test_sparse_attention_with_all_kept_is_attention(k: int | None) -> None:
     out = sparse_attention(query, key, value, k=k)
     expected = F.scaled_dot_product_attention(query, key, value)
     assert out.weights.shape == (2, 3, 5, 7)
-    torch.testing.assert_close(out.read, expected, **EXACT)
+    assert_near(out.read, expected)
 
 
 def test_sparse_attention_reads_only_the_kept() -> None:
@@ -215,7 +215,7 @@ def test_null_attention_by_hand() -> None:
     # p(input) of score ln 3 is 3 / (1 + 3)
     score = torch.tensor([[math.log(3), 0.0, -math.log(3), 800.0, -800.0]], dtype=torch.float64)
     expected = torch.tensor([[[1, 3], [2, 2], [3, 1], [0, 4], [4, 0]]]).double() / 4
-    torch.testing.assert_close(null_attention(score), expected, **EXACT)
+    assert_near(null_attention(score), expected)
 
 
 # --- grouped_linear
@@ -227,9 +227,7 @@ def test_grouped_linear_equals_a_loop(lead: tuple[int, ...], bias: bool) -> None
     input, weight = double(*lead, 3, 7), double(3, 7, 11)
     shift = double(3, 11) if bias else None
     groups = [input[..., m, :] @ weight[m] + (0 if shift is None else shift[m]) for m in range(3)]
-    torch.testing.assert_close(
-        grouped_linear(input, weight, shift), torch.stack(groups, dim=-2), **EXACT
-    )
+    assert_near(grouped_linear(input, weight, shift), torch.stack(groups, dim=-2))
 
 
 def test_grouped_linear_of_an_empty_batch() -> None:
@@ -277,7 +275,7 @@ def test_lstm_candidate_equals_torch() -> None:
     x, h, c = double(3, 7), double(3, 5), double(3, 5)
     gates = F.linear(x, cell.weight_ih, cell.bias_ih) + F.linear(h, cell.weight_hh, cell.bias_hh)
     for got, expected in zip(lstm_candidate(gates, c), cell(x, (h, c)), strict=True):
-        torch.testing.assert_close(got, expected, **EXACT)
+        assert_near(got, expected)
 
 
 def test_gru_candidate_equals_torch() -> None:
@@ -286,12 +284,12 @@ def test_gru_candidate_equals_torch() -> None:
     from_input = F.linear(x, cell.weight_ih, cell.bias_ih)
     from_state = F.linear(h, cell.weight_hh, cell.bias_hh)
     got = gru_candidate(from_input, from_state, h)
-    torch.testing.assert_close(got, cell(x, h), **EXACT)
+    assert_near(got, cell(x, h))
 
 
 # --- numerical gradients
 
-GRADIENTS: dict[str, tuple[Callable[..., object], list[tuple[int, ...]]]] = {
+GRADIENTS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "topk_softmax": (lambda s: topk_softmax(s, 2), [(3, 5)]),
     "sparse_attention": (
         lambda q, k, v: tuple(sparse_attention(q, k, v, k=2)),

@@ -1,0 +1,157 @@
+"""What a person sees while something runs: a live table, plain lines without a terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import Progress
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from agents.compare import RunProgress
+from agents.evaluate import Evaluation
+from agents.statistics import Estimate
+
+#: Seconds between two plain lines.
+PLAIN_INTERVAL = 5.0
+
+_SHOWN = {
+    "env_steps_per_second": "steps/s",
+    "episode_return_mean": "return (last 100 episodes)",
+    "success_rate": "success rate (last 100 episodes)",
+    "episode_length_mean": "steps per episode",
+    "policy_loss": "policy loss",
+    "value_loss": "value loss",
+    "entropy": "entropy",
+    "approx_kl": "approximate KL",
+}
+
+
+class Display:
+    """Shows a renderable that changes; prints lines instead where output is not a terminal.
+
+    Everything goes to standard error, so that results on standard output can be piped.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self.console, auto_refresh=False)
+        self._last_line = -math.inf
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def show(self, picture: RenderableType, lines: Sequence[str], *, final: bool = False) -> None:
+        """Show ``picture`` on a terminal, elsewhere at intervals ``lines`` (always if final)."""
+        if self.console.is_terminal:
+            self._live.update(picture, refresh=True)
+        elif final or time.monotonic() - self._last_line > PLAIN_INTERVAL:
+            self._last_line = time.monotonic()
+            for line in lines:
+                self.console.print(line, soft_wrap=True)
+
+
+class TrainingDisplay(Display):
+    """Progress of one run."""
+
+    def __init__(self, title: str, total_steps: int) -> None:
+        super().__init__()
+        self.title = title
+        self.total_steps = total_steps
+
+    def update(self, row: Mapping[str, float]) -> None:
+        """Show the row of the newest update."""
+        steps, seconds = row["env_steps"], row["seconds"]
+        left = seconds / steps * max(0, self.total_steps - steps)
+        table = Table(title=self.title, title_justify="left", show_header=False, box=None)
+        table.add_column(style="cyan")
+        table.add_column(justify="right")
+        for name, label in _SHOWN.items():
+            table.add_row(label, _number(row[name]))
+        table.add_row("environment steps", f"{int(steps):,} of {self.total_steps:,}")
+        table.add_row("time", f"{_clock(seconds)}, {_clock(left)} left")
+        bar = ProgressBar(total=self.total_steps, completed=min(steps, self.total_steps), width=60)
+        line = (
+            f"{int(steps):,}/{self.total_steps:,} steps  "
+            f"{row['env_steps_per_second']:.0f} steps/s  "
+            f"return {_number(row['episode_return_mean'])}  "
+            f"success {_number(row['success_rate'])}  "
+            f"entropy {_number(row['entropy'])}  {_clock(left)} left"
+        )
+        self.show(Group(table, bar), [line], final=steps >= self.total_steps)
+
+
+class RunsDisplay(Display):
+    """Progress of several runs."""
+
+    def update(self, runs: Sequence[RunProgress]) -> None:
+        """Show every run's newest numbers."""
+        table = Table(box=None, header_style="cyan")
+        for column in ("run", "progress", "environment steps", "success rate"):
+            table.add_column(column)
+        lines = []
+        for progress in runs:
+            run, total = progress.run, progress.run.config.total_steps
+            steps = f"{progress.env_steps:,}/{total:,}"
+            bar = ProgressBar(total=total, completed=min(progress.env_steps, total), width=30)
+            table.add_row(run.name, bar, steps, _number(progress.success_rate))
+            lines.append(f"{run.name}: {steps} steps, success {_number(progress.success_rate)}")
+        self.show(table, lines)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, nothing elsewhere; yields a function to advance it."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def print_evaluations(title: str, evaluations: Sequence[Evaluation]) -> None:
+    """Print one row per task, with 95 % intervals, to standard output."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.caption = "[95 % intervals over episodes of this one agent]"
+    for name in ("task", "episodes", "success rate", "return", "steps"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for e in evaluations:
+        table.add_row(
+            e.task.name,
+            str(len(e.episodes)),
+            _interval(e.success_rate, ".3f"),
+            _interval(e.mean_return, ".3f"),
+            _interval(e.mean_length, ".1f"),
+        )
+    console = Console(highlight=False, markup=False)
+    console.print(table, soft_wrap=not console.is_terminal)
+
+
+def _interval(estimate: Estimate, form: str) -> str:
+    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"

@@ -1,0 +1,408 @@
+"""RIM_LSTM and RIM_GRU beside nn.LSTM and nn.GRU: names, signatures, shapes, mistakes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import rims
+
+LAYERS = [rims.RIM_LSTM, rims.RIM_GRU]
+both = pytest.mark.parametrize("kind", LAYERS)
+Kind = type[rims.RIM_LSTM] | type[rims.RIM_GRU]
+
+#: Steps, batch, features.
+T, B, I = 7, 3, 11  # noqa: E741
+#: hidden_size, num_rims, k.
+D, N, K = 10, 5, 2
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def make(kind: Kind, **options: Any) -> Any:
+    return kind(I, D, N, K, **options)
+
+
+def pair(kind: Kind, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """Torch's layer and ours."""
+    theirs: Any = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
+    return theirs(I, D, **options), make(kind, **options)
+
+
+def shapes(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return tuple(result.shape)
+    return [shapes(part) for part in result]
+
+
+def states(kind: Kind, *shape: int, dtype: torch.dtype | None = None) -> Any:
+    h = torch.randn(*shape, dtype=dtype)
+    return (h, torch.randn(*shape, dtype=dtype)) if kind is rims.RIM_LSTM else h
+
+
+# --- the public names
+
+
+def test_public_names_are_frozen() -> None:
+    assert rims.__all__ == ["RIM_GRU", "RIM_LSTM", "RIM_GRUCell", "RIM_LSTMCell", "Trace", "trace"]
+    assert all(hasattr(rims, name) for name in rims.__all__)
+
+
+def signature(kind: Kind) -> list[tuple[str, object]]:
+    return [
+        (p.name, p.default if p.default is not p.empty else "required")
+        for p in inspect.signature(kind).parameters.values()
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+
+
+def test_signatures_are_frozen() -> None:
+    expected: list[tuple[str, object]] = [
+        ("input_size", "required"),
+        ("hidden_size", "required"),
+        ("num_rims", "required"),
+        ("k", "required"),
+        ("num_layers", 1),
+        ("bias", True),
+        ("batch_first", False),
+        ("dropout", 0.0),
+        ("bidirectional", False),
+        ("proj_size", 0),
+        ("device", None),
+        ("dtype", None),
+    ]
+    assert signature(rims.RIM_LSTM) == expected
+    assert signature(rims.RIM_GRU) == [item for item in expected if item[0] != "proj_size"]
+    for kind in LAYERS:
+        parameters = inspect.signature(kind).parameters.values()
+        assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == {
+            "use_inactive": True,
+            "blocked_grad": False,
+        }
+
+
+def test_positions_after_k_are_those_of_torch() -> None:
+    given = (2, False, True, 0.25, True)
+    for kind, theirs in ((rims.RIM_LSTM, nn.LSTM), (rims.RIM_GRU, nn.GRU)):
+        ours: Any = kind(I, D, N, K, *given)
+        reference: Any = theirs(I, D, *given)
+        for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional"):
+            assert getattr(ours, name) == getattr(reference, name)
+    lstm: Any = rims.RIM_LSTM(I, D, N, K, *given, 5, "cpu", torch.float64)
+    torch_lstm: Any = nn.LSTM(I, D, *given, 5, "cpu", torch.float64)
+    for layer in (lstm, torch_lstm):
+        assert layer.proj_size == 5
+        assert next(layer.parameters()).dtype == torch.float64
+
+
+# --- shapes
+
+COMBINATIONS = list(product([1, 2], [False, True], [False, True]))
+
+#: A GRU has no projection.
+with_projection = pytest.mark.parametrize(
+    ("kind", "proj_size"), [(rims.RIM_LSTM, 0), (rims.RIM_LSTM, 5), (rims.RIM_GRU, 0)]
+)
+#: torch remarks once per process that its projection is slow on a CPU.
+torch_may_remark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+
+
+@torch_may_remark
+@with_projection
+@pytest.mark.parametrize(("num_layers", "bidirectional", "batch_first"), COMBINATIONS)
+def test_shapes_equal_those_of_torch(
+    kind: Kind, num_layers: int, bidirectional: bool, batch_first: bool, proj_size: int
+) -> None:
+    options: dict[str, Any] = {
+        "num_layers": num_layers,
+        "bidirectional": bidirectional,
+        "batch_first": batch_first,
+    }
+    if kind is rims.RIM_LSTM:
+        options["proj_size"] = proj_size
+    theirs, ours = pair(kind, **options)
+    for shape in ((T, B, I), (T, I), (T, 1, I), (1, 1, I)):
+        input = torch.randn(*shape)
+        expected = theirs(input)
+        got = ours(input)
+        assert shapes(got) == shapes(expected)
+        assert shapes(ours(input, expected[1])) == shapes(expected)
+        if not batch_first:
+            assert got[0].is_contiguous()
+        h_n = got[1][0] if kind is rims.RIM_LSTM else got[1]
+        assert h_n.is_contiguous()
+
+
+@both
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_empty_batch_as_torch(kind: Kind, bidirectional: bool) -> None:
+    theirs, ours = pair(kind, num_layers=2, bidirectional=bidirectional)
+    input = torch.randn(T, 0, I)
+    expected = theirs(input)
+    assert shapes(ours(input)) == shapes(expected)
+    assert shapes(ours(input, expected[1])) == shapes(expected)
+    torch.autograd.backward(ours(input)[0].sum())
+
+
+@both
+def test_hx_defaults_to_zeros(kind: Kind) -> None:
+    layer = make(kind, num_layers=2, bidirectional=True)
+    input = torch.randn(T, B, I)
+    zeros = torch.zeros(4, B, D)
+    hx = (zeros, zeros) if kind is rims.RIM_LSTM else zeros
+    assert torch.equal(layer(input)[0], layer(input, hx)[0])
+    other = states(kind, 4, B, D)
+    assert not torch.equal(layer(input)[0], layer(input, other)[0])
+
+
+def test_lstm_takes_a_list_as_hx_like_torch() -> None:
+    theirs, ours = pair(rims.RIM_LSTM)
+    input, hx = torch.randn(T, B, I), states(rims.RIM_LSTM, 1, B, D)
+    for layer in (theirs, ours):
+        assert torch.equal(layer(input, list(hx))[0], layer(input, hx)[0])
+
+
+# --- mistakes
+
+Calls = Callable[[Any], object]
+MISTAKES = (ValueError, RuntimeError, TypeError, AttributeError, IndexError)
+
+
+def same_error(theirs: Any, ours: Any, mistake: Calls) -> None:
+    with pytest.raises(MISTAKES, match=r"\w") as expected:
+        mistake(theirs)
+    with pytest.raises(MISTAKES, match=r"\w") as got:
+        mistake(ours)
+    assert got.type is expected.type, f"{got.value!r} instead of {expected.value!r}"
+
+
+def expected_to_fail(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+def packed_zeros(features: int, dtype: torch.dtype | None = None) -> PackedSequence:
+    return pack_sequence([torch.zeros(length, features, dtype=dtype) for length in (3, 2)])
+
+
+INPUT_MISTAKES: dict[str, Calls] = {
+    "0-D": lambda layer: layer(torch.zeros(())),
+    "1-D": lambda layer: layer(torch.zeros(I)),
+    "4-D": lambda layer: layer(torch.zeros(1, T, B, I)),
+    "features": lambda layer: layer(torch.zeros(T, B, I + 2)),
+    "features unbatched": lambda layer: layer(torch.zeros(T, I + 2)),
+    "double": lambda layer: layer(torch.zeros(T, B, I).double()),
+    "integer": lambda layer: layer(torch.zeros(T, B, I).long()),
+    "no steps": lambda layer: layer(torch.zeros(0, B, I)),
+    "no steps unbatched": lambda layer: layer(torch.zeros(0, I)),
+    "no steps, no batch": lambda layer: layer(torch.zeros(0, 0, I)),
+    "no steps, features": lambda layer: layer(torch.zeros(0, B, I + 2)),
+    "nothing": lambda layer: layer(None),
+    "packed features": lambda layer: layer(
+        pack_sequence([torch.zeros(3, I + 2), torch.zeros(2, I + 2)])
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("mistake", INPUT_MISTAKES)
+def test_wrong_input_raises_the_class_of_torch(
+    kind: Kind, bidirectional: bool, mistake: str
+) -> None:
+    same_error(*pair(kind, bidirectional=bidirectional), INPUT_MISTAKES[mistake])
+
+
+@both
+def test_no_steps_batch_first_raises_the_class_of_torch(kind: Kind) -> None:
+    same_error(*pair(kind, batch_first=True), lambda layer: layer(torch.zeros(B, 0, I)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            rims.RIM_LSTM, marks=expected_to_fail("ValueError; torch's packed LSTM: RuntimeError")
+        ),
+        rims.RIM_GRU,
+    ],
+)
+def test_packed_of_another_dtype_raises_the_class_of_torch(kind: Kind) -> None:
+    packed = packed_zeros(I, torch.float64)
+    same_error(*pair(kind), lambda layer: layer(packed))
+
+
+@both
+def test_packed_of_equal_lengths_with_wrong_features_is_refused(kind: Kind) -> None:
+    # torch's LSTM runs here, and returns numbers computed from misread memory
+    packed = pack_sequence([torch.zeros(3, I + 2), torch.zeros(3, I + 2)])
+    with pytest.raises(RuntimeError, match=rf"Expected {I}, got {I + 2}"):
+        make(kind)(packed)
+
+
+#: Shape of a wrong state for two layers and an input of (T, B, I) or (T, I).
+STATE_MISTAKES: dict[str, tuple[bool, tuple[int, ...]]] = {
+    "batch": (True, (2, B + 2, D)),
+    "width": (True, (2, B, D + 1)),
+    "layers": (True, (3, B, D)),
+    "2-D for 3-D": (True, (2, D)),
+    "4-D": (True, (1, 2, B, D)),
+    "0-D": (True, ()),
+    "3-D for 2-D": (False, (2, 1, D)),
+    "width unbatched": (False, (2, D + 1)),
+    "layers unbatched": (False, (3, D)),
+}
+
+
+@both
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(
+            name, marks=expected_to_fail("TypeError; torch: RuntimeError") if name == "0-D" else ()
+        )
+        for name in STATE_MISTAKES
+    ],
+)
+def test_wrong_state_raises_the_class_of_torch(kind: Kind, mistake: str) -> None:
+    batched, shape = STATE_MISTAKES[mistake]
+    input = torch.zeros(T, B, I) if batched else torch.zeros(T, I)
+    good = torch.zeros(2, B, D) if batched else torch.zeros(2, D)
+    wrong = torch.zeros(shape)
+    theirs, ours = pair(kind, num_layers=2)
+    if kind is rims.RIM_GRU:
+        same_error(theirs, ours, lambda layer: layer(input, wrong))
+    else:
+        same_error(theirs, ours, lambda layer: layer(input, (wrong, good)))
+        same_error(theirs, ours, lambda layer: layer(input, (good, wrong)))
+
+
+@both
+@pytest.mark.parametrize("shape", [(2, B, D), (1, 2, D + 1), (2, 2, D)])
+def test_wrong_state_of_packed_raises_the_class_of_torch(
+    kind: Kind, shape: tuple[int, ...]
+) -> None:
+    state = torch.zeros(shape)
+    hx = (state, state) if kind is rims.RIM_LSTM else state
+    same_error(*pair(kind), lambda layer: layer(packed_zeros(I), hx))
+
+
+@both
+def test_state_of_another_dtype_raises_the_class_of_torch(kind: Kind) -> None:
+    hx = states(kind, 1, B, D, dtype=torch.float64)
+    same_error(*pair(kind), lambda layer: layer(torch.zeros(T, B, I), hx))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_lstm_wrong_number_of_states_says_how_many(count: int) -> None:
+    hx: Any = (torch.zeros(1, B, D),) * count
+    with pytest.raises(RuntimeError, match=f"hx must hold 2 tensors; got {count}"):
+        make(rims.RIM_LSTM)(torch.zeros(T, B, I), hx)
+
+
+def test_lstm_refuses_a_tensor_as_hx() -> None:
+    # torch raises IndexError with one layer and RuntimeError with more; here one class for both
+    for num_layers in (1, 2):
+        theirs, ours = pair(rims.RIM_LSTM, num_layers=num_layers)
+        input, h = torch.zeros(T, B, I), torch.zeros(num_layers, B, D)
+        with pytest.raises((IndexError, RuntimeError)):
+            theirs(input, h)
+        with pytest.raises(RuntimeError, match=r"must be a pair \(h_0, c_0\)"):
+            ours(input, h)
+
+
+@both
+def test_wrong_state_error_names_both_shapes(kind: Kind) -> None:
+    expected = rf"{kind.__name__}: Expected h_0 size \(1, 3, 10\), got \(1, 2, 10\)"
+    with pytest.raises(RuntimeError, match=expected):
+        make(kind)(torch.zeros(T, B, I), states(kind, 1, 2, D))
+
+
+CONSTRUCTOR_MISTAKES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "hidden 0": ({"hidden_size": 0}, None),
+    "hidden negative": ({"hidden_size": -D}, None),
+    "hidden text": ({"hidden_size": "10"}, "taken for a sequence; torch: TypeError"),
+    "hidden float": ({"hidden_size": 10.0}, None),
+    "input 0": ({"input_size": 0}, None),
+    "input float": ({"input_size": 11.0}, None),
+    "layers 0": ({"num_layers": 0}, None),
+    "layers float": ({"num_layers": 2.0}, None),
+    "dropout 2": ({"num_layers": 2, "dropout": 2}, None),
+    "dropout negative": ({"num_layers": 2, "dropout": -0.1}, None),
+    "dropout bool": ({"num_layers": 2, "dropout": True}, None),
+    "unknown": ({"heads": 3}, None),
+    "bias text": ({"bias": "no"}, "accepted"),
+    "batch_first text": ({"batch_first": "no"}, "accepted"),
+}
+
+
+@both
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(name, marks=expected_to_fail(reason) if reason else ())
+        for name, (_, reason) in CONSTRUCTOR_MISTAKES.items()
+    ],
+)
+def test_wrong_constructor_argument_raises_the_class_of_torch(kind: Kind, mistake: str) -> None:
+    given, _ = CONSTRUCTOR_MISTAKES[mistake]
+    sizes = {"input_size": I, "hidden_size": D, **given}
+    theirs = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
+    same_error(partial(theirs, **sizes), partial(kind, num_rims=N, k=K, **sizes), lambda c: c())
+
+
+@pytest.mark.parametrize("proj_size", [-1, D, D + 5])
+def test_wrong_proj_size_raises_the_class_of_torch(proj_size: int) -> None:
+    same_error(
+        partial(nn.LSTM, I, D, proj_size=proj_size),
+        partial(rims.RIM_LSTM, I, D, N, K, proj_size=proj_size),
+        lambda constructor: constructor(),
+    )
+
+
+@expected_to_fail("TypeError about multiple values; torch: ValueError")
+def test_gru_proj_size_raises_the_class_of_torch() -> None:
+    ours: Any = rims.RIM_GRU
+    same_error(
+        partial(nn.GRU, I, D, proj_size=5),
+        partial(ours, I, D, N, K, proj_size=5),
+        lambda constructor: constructor(),
+    )
+
+
+@both
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 6}, "k must lie in"),
+        ({"num_rims": 3}, "num_rims must divide hidden_size"),
+        ({"k": (2, 6)}, "k must lie in"),
+        ({"k": (2, 2, 2)}, r"k must be one number or one per layer \(2\); got \(2, 2, 2\)"),
+        ({"hidden_size": [10]}, r"hidden_size must be one number or one per layer \(2\)"),
+        ({"num_rims": ()}, r"num_rims must be one number or one per layer \(2\); got \(\)"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_in_one_line(
+    kind: Kind, options: dict[str, Any], message: str
+) -> None:
+    sizes = {"input_size": I, "hidden_size": D, "num_rims": N, "k": K, "num_layers": 2, **options}
+    with pytest.raises(ValueError, match=message) as error:
+        kind(**sizes)
+    assert "\n" not in str(error.value)
+
+
+@expected_to_fail("accepted, and the first forward fails inside torch")
+def test_k_must_be_an_integer() -> None:
+    k: Any = 2.0
+    with pytest.raises((TypeError, ValueError), match="k"):
+        rims.RIM_LSTMCell(I, D, N, k)
