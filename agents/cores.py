@@ -44,6 +44,7 @@ class RecurrentCore(nn.Module):
         super().__init__()
         self.module = CORES[config.core](input_size, config)
         self.output_size = config.hidden_size
+        initialize(self.module)
         self.handles_reset = isinstance(self.module, RIM_LSTM | RIM_GRU)
         self.state_sizes = _STATE_SIZES[config.core](config)
 
@@ -82,6 +83,19 @@ class RecurrentCore(nn.Module):
 
     def _pack(self, state: CoreState) -> CoreState | Tensor:
         return state if len(state) > 1 else state[0]
+
+
+def initialize(module: nn.Module) -> None:
+    """Orthogonal weights, zero biases: the recipe of recurrent PPO (as in CleanRL), for every core.
+
+    A weight of three dimensions is one matrix per mechanism, and each of them is made orthogonal.
+    """
+    for name, parameter in module.named_parameters():
+        if "bias" in name:
+            nn.init.zeros_(parameter)
+        else:
+            for matrix in parameter if parameter.dim() == 3 else [parameter]:
+                nn.init.orthogonal_(matrix)
 
 
 class _Parts(NamedTuple):
