@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from agents.config import ActionMode, ConfigError, PPOConfig
+from agents.config import ActionMode, ConfigError, PPOConfig, read_settings
 from agents.options import GroupedCommand, config_options, flag
 from envs import SUITES, Suite, Task, get_suite, get_task
 
@@ -22,6 +22,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(1, 10**6)
 RUN = click.argument("run", type=FOLDER)
 EPISODES = click.option(
@@ -60,13 +61,17 @@ def checking_input() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
-def make_config(given: dict[str, Any]) -> PPOConfig:
-    """The configuration: what was typed, else the suite's preset, else the default."""
+def make_config(given: dict[str, Any], file: Path | None = None) -> PPOConfig:
+    """The configuration: what was typed, else the file, else the suite's preset, else default."""
     source = click.get_current_context().get_parameter_source
     typed = {n: v for n, v in given.items() if source(n) != click.core.ParameterSource.DEFAULT}
     with checking_input():
-        preset = get_suite(given["suite"]).preset if given.get("suite") else {}
-        return PPOConfig(**{**given, **preset, **typed})
+        saved = read_settings(file) if file else {}
+        named = typed if typed.get("suite") or typed.get("env") else saved
+        preset = get_suite(named["suite"]).preset if named.get("suite") else {}
+        if named is typed:  # a task that was typed replaces the file's, whichever way it was named
+            saved = {n: v for n, v in saved.items() if n not in ("suite", "env")}
+        return PPOConfig(**{**given, **preset, **saved, **typed})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -84,22 +89,23 @@ def rims() -> None:
 @rims.command(cls=GroupedCommand)
 @config_options()
 @click.option("--run-dir", type=FOLDER, help="Folder of the run.  [default: runs/TASK-CORE-SEED]")
-def train(run_dir: Path | None, **given: Any) -> None:
+@click.option("--config", type=FILE, help="Start from the config.toml of another run.")
+def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     """Train an agent with PPO.
 
     The run folder receives config.toml, progress.csv, TensorBoard events and checkpoint.pt.
     Ctrl-C stops and saves.
     """
-    config = make_config(given)
-    folder = run_dir or Path("runs") / f"{config.task.name}-{config.core}-{config.seed}"
+    settings = make_config(given, config)
+    folder = run_dir or Path("runs") / f"{settings.task.name}-{settings.core}-{settings.seed}"
     from agents.display import TrainingDisplay
     from agents.train import Trainer
 
     with checking_input():
-        trainer = Trainer(config, folder)
-    title = f"{config.core} on {config.task.name} ({trainer.backend}), seed {config.seed}: {folder}"
+        trainer = Trainer(settings, folder)
+    name = f"{settings.core} on {settings.task.name} ({trainer.backend}), seed {settings.seed}"
     try:
-        with TrainingDisplay(title, config.total_steps) as display:
+        with TrainingDisplay(f"{name}: {folder}", settings.total_steps) as display:
             trainer.run(display.update)
     except KeyboardInterrupt:
         click.echo(f"Interrupted; the agent is saved in {folder}.", err=True)
@@ -230,7 +236,7 @@ def compare(
 @rims.command()
 @RUN
 @click.option("--env", help="Environment to show.  [default: the one trained on]")
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="GIF.")
+@click.option("--out", required=True, type=FILE, help="The GIF to write.")
 @SEED
 @MODE
 @click.option("--fps", default=4.0, show_default=True, type=click.FloatRange(0.5, 50))

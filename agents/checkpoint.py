@@ -76,7 +76,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{path}: checkpoint format {version}; this version reads {FORMAT_VERSION}."
         )
     try:
-        config = PPOConfig.from_dict(content.pop("config"), str(path))
-        return Checkpoint(config=config, **content)
-    except (TypeError, KeyError) as error:
+        return Checkpoint(**{**content, "config": PPOConfig(**content["config"])})
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a complete checkpoint ({error}).") from None

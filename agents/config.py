@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import tomli_w
 
@@ -25,6 +26,25 @@ class ConfigError(ValueError):
         super().__init__(f"{field} {rule}")
         self.field = field
         self.rule = rule
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file such as a run's ``config.toml``; values are not checked yet.
+
+    Raises:
+        ValueError: if it cannot be read or holds a setting there is not.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}.") from None
+    known = [field.name for field in dataclasses.fields(PPOConfig)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"{str(path)!r} holds an unknown setting {name!r}{hint}")
+    return values
 
 
 #: Headings under which the options stand in the help of the command line, in this order.
@@ -155,30 +175,6 @@ class PPOConfig:
     def to_toml(self) -> str:
         """All fields as TOML."""
         return tomli_w.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str) -> Self:
-        """Build from plain values, naming ``where`` in the error for an unknown key."""
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"{where}: unknown setting {unknown[0]!r}.")
-        try:
-            return cls(**values)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-
-    @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        """Read what :meth:`to_toml` wrote.
-
-        Raises:
-            ValueError: if the file cannot be read or holds something else.
-        """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a configuration ({error}).") from None
-        return cls.from_dict(values, str(path))
 
     def _check_types(self) -> None:
         hints = get_type_hints(type(self))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from rich.table import Table
 from agents.compare import RunProgress
 from agents.evaluate import Evaluation
 from agents.statistics import Estimate
+
+#: Columns of a table that goes into a file or pipe, which has no width of its own.
+PIPE_WIDTH = 120
 
 #: Seconds between two plain lines.
 PLAIN_INTERVAL = 5.0
@@ -138,9 +142,9 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 def print_evaluations(title: str, evaluations: Sequence[Evaluation]) -> None:
     """Print one row per task, with 95 % intervals, to standard output."""
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = "[95 % intervals over episodes of this one agent]"
+    table.caption = "95 % intervals over episodes of this one agent"
     for name in ("task", "episodes", "success rate", "return", "steps"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for e in evaluations:
         table.add_row(
             e.task.name,
@@ -149,8 +153,8 @@ def print_evaluations(title: str, evaluations: Sequence[Evaluation]) -> None:
             _interval(e.mean_return, ".3f"),
             _interval(e.mean_length, ".1f"),
         )
-    console = Console(highlight=False, markup=False)
-    console.print(table, soft_wrap=not console.is_terminal)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def _interval(estimate: Estimate, form: str) -> str:

@@ -73,7 +73,7 @@ def time_major_reset(where: str, reset: Tensor, batch: TimeMajor) -> Tensor:
             f"{where}: reset cannot be combined with a PackedSequence. "
             "Pack the parts between resets as sequences of their own."
         )
-    steps = reset.unsqueeze(1) if batch.unbatched else reset
+    steps = reset.unsqueeze(-1) if batch.unbatched else reset  # (T,) -> (T, 1)
     if batch.batch_first and steps.dim() == 2:
         steps = steps.transpose(0, 1)
     if steps.shape != batch.input.shape[:2] or steps.dtype != torch.bool:

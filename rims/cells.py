@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rims.attention import CommunicationAttention, InputAttention, uniform_
+from rims.checks import check_count, check_flag, check_mechanisms, check_probability
 from rims.functional import (
     grouped_linear,
     gru_candidate,
@@ -78,7 +79,10 @@ class RIMCell(nn.Module):
         init_from_unit_size: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes(type(self).__name__, input_size, hidden_size, num_rims, k, proj_size)
+        where = type(self).__name__
+        check_count(where, "input_size", input_size)
+        check_mechanisms(where, hidden_size, num_rims, k, proj_size)
+        check_flag(where, "bias", bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_rims = num_rims
@@ -89,6 +93,17 @@ class RIMCell(nn.Module):
         unit_size = hidden_size // num_rims
         output_size = (proj_size or hidden_size) // num_rims  # of one mechanism's h
         value_size = 4 * unit_size if input_value_size is None else input_value_size
+
+        for name, size in (
+            ("input_key_size", input_key_size),
+            ("input_value_size", value_size),
+            ("num_comm_heads", num_comm_heads),
+            ("comm_key_size", comm_key_size),
+            ("comm_value_size", comm_value_size),
+        ):
+            check_count(where, name, size)
+        check_probability(where, "input_dropout", input_dropout)
+        check_probability(where, "comm_dropout", comm_dropout)
 
         self.input_attention = InputAttention(
             input_size,
@@ -174,9 +189,13 @@ class RIMCell(nn.Module):
         """What the mechanisms become from ``read`` (B, N, A) and ``prev`` (each (B, N, d))."""
 
     def extra_repr(self) -> str:
-        """Sizes in constructor order; only what differs from the default by name."""
+        """Sizes in constructor order, then what differs from the default."""
         text = f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"
-        return text if self.bias else text + ", bias=False"
+        if not self.bias:
+            text += ", bias=False"
+        if self.proj_size:
+            text += f", proj_size={self.proj_size}"
+        return text
 
     def _split(self, state: State) -> State:
         batch, num_rims = state[0].shape[0], self.num_rims  # -1 would fail for an empty batch
@@ -196,18 +215,25 @@ class RIMCell(nn.Module):
                 f"{where}: input has {input.shape[-1]} features; expected {self.input_size}"
             )
         batched = input if input.dim() == 2 else input.unsqueeze(0)
-        if hx is None:
-            state = self.initial_state(batched)
-        else:
-            state = tuple(s if input.dim() == 2 else s.unsqueeze(0) for s in hx)
-            for s, size in zip(state, self.state_sizes, strict=True):
-                if s.shape != (batched.shape[0], size):
-                    raise RuntimeError(
-                        f"{where}: hx has shape {tuple(s.shape)}; "
-                        f"expected {(batched.shape[0], size)}"
-                    )
+        state = self.initial_state(batched) if hx is None else self._check_state(batched, input, hx)
         new = self.step(batched, state).state
         return new if input.dim() == 2 else tuple(s.squeeze(0) for s in new)
+
+    def _check_state(self, batched: Tensor, input: Tensor, hx: State | Tensor) -> State:
+        where = type(self).__name__
+        if isinstance(hx, Tensor):
+            raise TypeError(f"{where}: hx must be a tuple (h, c); got one tensor.")
+        if len(hx) != self.num_states:
+            raise RuntimeError(f"{where}: hx must hold {self.num_states} tensors; got {len(hx)}.")
+        for s in hx:
+            if s.dim() not in (1, 2):
+                raise ValueError(f"{where}: Expected hx to be 1D or 2D, got {s.dim()}D instead")
+        state = tuple(s if input.dim() == 2 else s.unsqueeze(0) for s in hx)
+        for s, size in zip(state, self.state_sizes, strict=True):
+            if s.shape != (batched.shape[0], size):
+                expected = (batched.shape[0], size)
+                raise RuntimeError(f"{where}: hx has shape {tuple(s.shape)}; expected {expected}")
+        return state
 
 
 class RIM_LSTMCell(RIMCell):
@@ -344,26 +370,3 @@ class RIM_GRUCell(RIMCell):
         """GRU update of every mechanism."""
         (h_prev,) = prev
         return (gru_candidate(*self._gates(read, h_prev), h_prev),)
-
-
-def _check_sizes(
-    where: str, input_size: int, hidden_size: int, num_rims: int, k: int, proj_size: int
-) -> None:
-    for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
-        if value < 1:
-            raise ValueError(f"{where}: {name} must be at least 1; got {value}.")
-    if num_rims < 1 or hidden_size % num_rims:
-        raise ValueError(
-            f"{where}: num_rims must divide hidden_size; got hidden_size={hidden_size}, "
-            f"num_rims={num_rims}. hidden_size is the total over all mechanisms."
-        )
-    if not 1 <= k <= num_rims:
-        raise ValueError(
-            f"{where}: k must lie in [1, num_rims={num_rims}]; got k={k}. "
-            "It counts the mechanisms active at each step."
-        )
-    if proj_size < 0 or proj_size % num_rims or proj_size >= hidden_size:
-        raise ValueError(
-            f"{where}: proj_size must be 0 or a multiple of num_rims={num_rims} below "
-            f"hidden_size={hidden_size}; got {proj_size}."
-        )

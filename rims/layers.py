@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -13,11 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rims.batching import TimeMajor, flip_time, time_major_reset, to_time_major
 from rims.cells import CellOptions, RIM_GRUCell, RIM_LSTMCell, RIMCell, State
+from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
+from rims.hidden_state import Stacked, join_states, split_hx
 from rims.scan import ScanOutput, scan
 
-#: One tensor (layers * directions, B, D), or one per layer (directions, B, D_l) where sizes differ.
-Stacked = Tensor | tuple[Tensor, ...]
+#: One number for all layers, or one per layer.
+PerLayer = int | list[int] | tuple[int, ...]
 
 
 class RIMLayer(nn.Module):
@@ -28,9 +30,9 @@ class RIMLayer(nn.Module):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int | Sequence[int],
-        num_rims: int | Sequence[int],
-        k: int | Sequence[int],
+        hidden_size: PerLayer,
+        num_rims: PerLayer,
+        k: PerLayer,
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -46,19 +48,26 @@ class RIMLayer(nn.Module):
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        if num_layers < 1:
-            raise ValueError(f"{where}: num_layers must be at least 1; got {num_layers}.")
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(f"{where}: dropout must lie in [0, 1]; got {dropout}.")
+        check_count(where, "num_layers", num_layers)
+        for name, flag in (
+            ("bias", bias),
+            ("batch_first", batch_first),
+            ("bidirectional", bidirectional),
+        ):
+            check_flag(where, name, flag)
+        check_probability(where, "dropout", dropout)
         if dropout and num_layers == 1:
             warnings.warn(
                 f"{where}: dropout={dropout} acts between layers and there is only one layer.",
-                stacklevel=3,
+                stacklevel=2 if type(self).__init__ is RIMLayer.__init__ else 3,
             )
+        sizes = per_layer(where, "hidden_size", hidden_size, num_layers)
+        counts = per_layer(where, "num_rims", num_rims, num_layers)
+        actives = per_layer(where, "k", k, num_layers)
         self.input_size = input_size
-        self.hidden_size = hidden_size if isinstance(hidden_size, int) else tuple(hidden_size)
-        self.num_rims = num_rims if isinstance(num_rims, int) else tuple(num_rims)
-        self.k = k if isinstance(k, int) else tuple(k)
+        self.hidden_size = hidden_size if isinstance(hidden_size, int) else sizes
+        self.num_rims = num_rims if isinstance(num_rims, int) else counts
+        self.k = k if isinstance(k, int) else actives
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
@@ -67,11 +76,8 @@ class RIMLayer(nn.Module):
         self.proj_size = proj_size
         self.use_inactive = use_inactive
         self.blocked_grad = blocked_grad
-        self.recorder: Callable[[int, ScanOutput], None] | None = None
+        self.recorders: list[Callable[[int, ScanOutput], None]] = []
 
-        sizes = _per_layer(where, "hidden_size", hidden_size, num_layers)
-        counts = _per_layer(where, "num_rims", num_rims, num_layers)
-        actives = _per_layer(where, "k", k, num_layers)
         make: dict[str, Any] = dict(options, device=device, dtype=dtype)
         if issubclass(self.cell_type, RIM_LSTMCell):
             make["proj_size"] = proj_size
@@ -120,7 +126,8 @@ class RIMLayer(nn.Module):
         self._check_input(input)
         batch = to_time_major(input, self.batch_first)
         reset_steps = None if reset is None else time_major_reset(where, reset, batch)
-        states = self._initial_states(batch, hx)
+        cells = [cast(RIMCell, cell) for cell in self.cells]
+        states = split_hx(where, cells, hx, batch, self.num_directions)
 
         sequence = batch.input
         finals: list[State] = []
@@ -128,8 +135,8 @@ class RIMLayer(nn.Module):
             scans = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                cell = cast(RIMCell, self.cells[index])
-                record = self.recorder is not None
+                cell = cells[index]
+                record = bool(self.recorders)
                 if direction == 0:
                     result = scan(
                         cell,
@@ -143,8 +150,8 @@ class RIMLayer(nn.Module):
                     result = _scan_backward(
                         cell, sequence, states[index], reset_steps, batch, record
                     )
-                if self.recorder is not None:
-                    self.recorder(index, result)
+                for recorder in self.recorders:
+                    recorder(index, result)
                 scans.append(result)
                 finals.append(result.state)
             if layer < self.num_layers - 1:
@@ -152,7 +159,7 @@ class RIMLayer(nn.Module):
                 sequence = F.dropout(sequence, self.dropout, self.training)
             else:
                 sequence = torch.cat([s.output for s in scans], dim=-1)
-        return batch.restore(sequence), self._stacked(finals, batch)
+        return batch.restore(sequence), join_states(finals, batch, self.num_directions)
 
     def _pass_on(self, scanned: ScanOutput) -> Tensor:
         """What the next layer reads of this one: ``use_inactive`` and ``blocked_grad``."""
@@ -178,60 +185,15 @@ class RIMLayer(nn.Module):
             )
         dtype = next(self.parameters()).dtype
         if data.dtype != dtype and not torch.is_autocast_enabled(data.device.type):
-            raise ValueError(
+            # A packed nn.LSTM finds this out later than the others, as another class.
+            packed_lstm = packed and self.cell_type.num_states == 2
+            raise (RuntimeError if packed_lstm else ValueError)(
                 f"{where}: input has dtype {data.dtype} but the parameters have {dtype}. "
                 f"Convert one: input.to({dtype}) or module.to({data.dtype})."
             )
         time_dim = 1 if self.batch_first and data.dim() == 3 else 0
         if data.shape[time_dim] == 0:
             raise RuntimeError(f"{where}: Expected sequence length to be larger than 0")
-
-    def _initial_states(self, batch: TimeMajor, hx: tuple[Stacked, ...] | None) -> list[State]:
-        """Split hx into one state per cell, in the order of ``self.cells``."""
-        cells = [cast(RIMCell, cell) for cell in self.cells]
-        if hx is None:
-            return [cell.initial_state(batch.input[0]) for cell in cells]
-        num_states = self.cell_type.num_states
-        if len(hx) != num_states:
-            raise RuntimeError(
-                f"{type(self).__name__}: hx must hold {num_states} tensors; got {len(hx)}."
-            )
-        columns = [self._unstack(part, batch, i) for i, part in enumerate(hx)]
-        return [tuple(column[i] for column in columns) for i in range(len(cells))]
-
-    def _unstack(self, part: Stacked, batch: TimeMajor, which: int) -> list[Tensor]:
-        """One of h and c, split by cell; rows in the order of the padded batch."""
-        where, name = type(self).__name__, ("h_0", "c_0")[which]
-        cells = [cast(RIMCell, cell) for cell in self.cells]
-        sizes = [cell.state_sizes[which] for cell in cells]
-        rows = part if isinstance(part, Tensor) else torch.cat([*part]) if _same(sizes) else None
-        per_cell = list(rows) if rows is not None else [r for p in part for r in p]
-        expected = [(size,) if batch.unbatched else (batch.input.shape[1], size) for size in sizes]
-        if [tuple(r.shape) for r in per_cell] != expected:
-            lead = (
-                f"({len(cells)}, {', '.join(map(str, expected[0]))})" if _same(sizes) else expected
-            )
-            got = tuple(part.shape) if isinstance(part, Tensor) else [tuple(p.shape) for p in part]
-            raise RuntimeError(f"{where}: Expected {name} size {lead}, got {got}")
-        if batch.unbatched:
-            return [row.unsqueeze(0) for row in per_cell]
-        if batch.order is not None:
-            return [row.index_select(0, batch.order) for row in per_cell]
-        return per_cell
-
-    def _stacked(self, finals: list[State], batch: TimeMajor) -> tuple[Stacked, ...]:
-        """Last states of all cells in the form of hx, rows in the caller's order."""
-        return tuple(self._stack([f[i] for f in finals], batch) for i in range(len(finals[0])))
-
-    def _stack(self, rows: list[Tensor], batch: TimeMajor) -> Stacked:
-        if batch.unbatched:
-            rows = [row.squeeze(0) for row in rows]
-        elif batch.order_back is not None:
-            rows = [row.index_select(0, batch.order_back) for row in rows]
-        if _same([row.shape[-1] for row in rows]):
-            return torch.stack(rows)
-        step = self.num_directions
-        return tuple(torch.stack(rows[i : i + step]) for i in range(0, len(rows), step))
 
 
 class RIM_LSTM(RIMLayer):
@@ -344,9 +306,9 @@ class RIM_GRU(RIMLayer):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int | Sequence[int],
-        num_rims: int | Sequence[int],
-        k: int | Sequence[int],
+        hidden_size: PerLayer,
+        num_rims: PerLayer,
+        k: PerLayer,
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
@@ -359,6 +321,8 @@ class RIM_GRU(RIMLayer):
         blocked_grad: bool = False,
         **options: Unpack[CellOptions],
     ) -> None:
+        if "proj_size" in options:
+            raise ValueError("RIM_GRU: proj_size is for RIM_LSTM only, as in nn.GRU.")
         super().__init__(
             input_size,
             hidden_size,
@@ -412,19 +376,3 @@ def _scan_backward(
         None if reads is None else flip_time(reads, lengths),
         None if comm is None else flip_time(comm, lengths),
     )
-
-
-def _per_layer(
-    where: str, name: str, value: int | Sequence[int], num_layers: int
-) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * num_layers
-    if len(value) != num_layers:
-        raise ValueError(
-            f"{where}: {name} must be one number or one per layer ({num_layers}); got {value!r}."
-        )
-    return tuple(value)
-
-
-def _same(sizes: Sequence[int]) -> bool:
-    return len(set(sizes)) == 1

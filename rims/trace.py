@@ -64,13 +64,14 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     """
     record = Trace()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, RIMLayer)}
+    added = {n: _Recorder(record, f"{n}." if n else "") for n in layers}
     for name, layer in layers.items():
-        layer.recorder = _Recorder(record, f"{name}." if name else "")
+        layer.recorders.append(added[name])
     try:
         yield record
     finally:
-        for layer in layers.values():
-            layer.recorder = None
+        for name, layer in layers.items():
+            layer.recorders.remove(added[name])
 
 
 class _Recorder:

@@ -80,13 +80,9 @@ def assert_gradients(cell: RIMCell, arrays: Arrays, prefix: str) -> int:
         if full is None:
             got = got[..., ::4]
         # Gradients of the two large files are stored in float32.
-        bounds = (
-            {"rtol": 1e-6, "atol": 1e-7}
-            if expected.dtype == np.float32
-            else {"rtol": 1e-9, "atol": 1e-9}
-        )
+        rtol, atol = (1e-6, 1e-7) if expected.dtype == np.float32 else (1e-9, 1e-9)
         torch.testing.assert_close(
-            got, tensor(expected), **bounds, msg=lambda m, n=name: f"{n}: {m}"
+            got, tensor(expected), rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
         )
         compared += 1
     return compared

@@ -150,9 +150,6 @@ def test_constructor_positions_follow_torch_after_k(kind: Kind) -> None:
     assert ours[:7] == [*theirs[:2], "num_rims", "k", *theirs[2:]]
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="the option is not checked at construction")
-
-
 @both
 @pytest.mark.parametrize(
     ("sizes", "options", "message"),
@@ -166,7 +163,7 @@ UNCHECKED = pytest.mark.xfail(strict=True, reason="the option is not checked at 
         ((7, 0, 5, 2), {}, "hidden_size must be at least 1; got 0"),
         ((0, 15, 5, 2), {}, "input_size must be at least 1; got 0"),
         *[
-            pytest.param((7, 15, 5, 2), {name: value}, name, marks=UNCHECKED)
+            ((7, 15, 5, 2), {name: value}, name)
             for name, value in [
                 ("input_key_size", 0),
                 ("input_value_size", 0),
@@ -245,6 +242,5 @@ def test_extra_repr_shows_sizes_and_missing_bias(kind: Kind) -> None:
     assert repr(make(kind)).startswith(f"{kind.__name__}(\n  7, 15, 5, 2\n")
 
 
-@pytest.mark.xfail(strict=True, reason="options other than bias are not shown")
 def test_extra_repr_shows_a_projection() -> None:
     assert make(RIM_LSTMCell, proj_size=10).extra_repr() == "7, 15, 5, 2, proj_size=10"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import rim_step
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
+from oracles import rim_step
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.cells import RIMCell, State
 
@@ -294,15 +294,7 @@ def test_wrong_input_raises_the_class_of_torch(kind: Kind, mistake: str) -> None
 @both
 @pytest.mark.parametrize(
     "mistake",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(strict=True, reason="RuntimeError; torch: ValueError")
-            if name == "3-D"
-            else (),
-        )
-        for name in STATE_MISTAKES
-    ],
+    STATE_MISTAKES,
 )
 def test_wrong_state_raises_the_class_of_torch(kind: Kind, mistake: str) -> None:
     input_shape, shape = STATE_MISTAKES[mistake]
@@ -324,14 +316,12 @@ def test_state_of_another_dtype_raises_the_class_of_torch(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.xfail(strict=True, reason="ValueError about zip; torch: RuntimeError about states")
 def test_lstm_cell_wrong_number_of_states_raises_the_class_of_torch(count: int) -> None:
     states = (_zeros(2, 15),) * count
     message = same_error(*pair(RIM_LSTMCell), lambda cell: cell(_zeros(2, 7), states))
     assert "zip" not in message
 
 
-@pytest.mark.xfail(strict=True, reason="a stack of h and c is unpacked; torch: TypeError")
 def test_lstm_cell_refuses_a_tensor_as_hx_like_torch() -> None:
     same_error(*pair(RIM_LSTMCell), lambda cell: cell(_zeros(2, 7), _zeros(2, 2, 15)))
 

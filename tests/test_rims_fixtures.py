@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ import rims
 from fixtures import Arrays, assert_gradients, files, load_weights, read, tensor
 from rims.cells import RIMCell
 
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
 
 
 def _layer(arrays: Arrays, **options: bool) -> rims.RIM_LSTM | rims.RIM_GRU:
     kind = {"lstm": rims.RIM_LSTM, "gru": rims.RIM_GRU}[str(arrays["meta.cell"])]
     names = ("hidden_size", "num_mechanisms", "num_active")
     hidden, num_rims, k = (np.atleast_1d(arrays[f"meta.{n}"]).tolist() for n in names)
-    return kind(
+    layer: rims.RIM_LSTM | rims.RIM_GRU = kind(
         int(arrays["meta.input_size"]),
         hidden,
         num_rims,
@@ -29,6 +30,7 @@ def _layer(arrays: Arrays, **options: bool) -> rims.RIM_LSTM | rims.RIM_GRU:
         dtype=torch.float64,
         **options,
     )
+    return layer
 
 
 def _states(arrays: Arrays, layers: list[str], names: str) -> list[list[Tensor]]:
@@ -67,24 +69,20 @@ def test_layer_reproduces_published_arrays(path: Path) -> None:
     loss = (output * tensor(arrays["cotangent"])).sum()
     loss.backward()
 
-    torch.testing.assert_close(output, tensor(arrays["outputs"]), **TIGHT)
-    torch.testing.assert_close(loss, tensor(arrays["loss"]), **TIGHT)
-    torch.testing.assert_close(inputs.grad, tensor(arrays["grad.inputs"]), **TIGHT)
+    assert_close(output, tensor(arrays["outputs"]))
+    assert_close(loss, tensor(arrays["loss"]))
+    assert_close(inputs.grad, tensor(arrays["grad.inputs"]))
     finals = final if names == "hc" else (final,)
     for name, parts, ends in zip(names, states, finals, strict=True):
         for i, (suffix, start) in enumerate(zip(suffixes, parts, strict=True)):
-            torch.testing.assert_close(
-                ends[i].reshape(start.shape[1:]), tensor(arrays[f"{name}_T{suffix}"]), **TIGHT
-            )
-            torch.testing.assert_close(
-                start.grad, tensor(arrays[f"grad.{name}0{suffix}"])[None], **TIGHT
-            )
+            assert_close(ends[i].reshape(start.shape[1:]), tensor(arrays[f"{name}_T{suffix}"]))
+            assert_close(start.grad, tensor(arrays[f"grad.{name}0{suffix}"])[None])
     for i, (cell, prefix, suffix) in enumerate(zip(cells, prefixes, suffixes, strict=True)):
         assert assert_gradients(cell, arrays, prefix) == 14
         expected = torch.from_numpy(arrays[f"active_mask{suffix}"]).bool()
         assert torch.equal(trace.active[f"cells.{i}"], expected)
         probs = tensor(arrays[f"input_attention_probs{suffix}"])
-        torch.testing.assert_close(trace.input_attention[f"cells.{i}"], probs, **TIGHT)
+        assert_close(trace.input_attention[f"cells.{i}"], probs)
 
 
 @pytest.mark.parametrize("path", files("rims_*.npz"))
@@ -109,4 +107,4 @@ def test_first_step_reproduces_published_intermediates(path: Path) -> None:
         ("communication_probs", weights),
         ("communication_update", update),
     ]:
-        torch.testing.assert_close(got, tensor(arrays[f"step0.{name}"]), **TIGHT)
+        assert_close(got, tensor(arrays[f"step0.{name}"]))

@@ -1,0 +1,42 @@
+"""Fixtures of several test files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.config import PPOConfig
+
+#: A run of a second: one update of 8 environments by 16 steps at a time.
+TOY = {
+    "num_envs": 8,
+    "rollout_steps_per_env": 16,
+    "minibatches": 2,
+    "epochs": 2,
+    "hidden_size": 16,
+    "num_rims": 4,
+    "k": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums split over threads round differently; one thread makes every number repeatable."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with mechanisms. Only to be read."""
+    from agents.train import Trainer
+
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", total_steps=256, **TOY)  # type: ignore[arg-type]
+    Trainer(config, folder).run()
+    return folder

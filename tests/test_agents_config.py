@@ -1,0 +1,295 @@
+"""PPOConfig: every setting that cannot work is refused at construction, by name, in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from agents.config import ActionMode, ConfigError, CoreName, PPOConfig, read_settings
+from envs import SUITES
+
+ENV = "MiniGrid-Empty-5x5-v0"
+
+COUNTS = (
+    "total_steps",
+    "hidden_size",
+    "num_rims",
+    "k",
+    "num_envs",
+    "rollout_steps_per_env",
+    "minibatches",
+    "epochs",
+    "threads",
+    "checkpoint_every",
+)
+FRACTIONS = ("gamma", "gae_lambda")
+NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
+POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
+FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE)
+FLAGS = ("direction", "anneal_learning_rate", "bootstrap_truncated")
+TEXTS = ("suite", "env", "core", "mission", "backend", "device")
+
+OUT_OF_RANGE: list[tuple[str, Any]] = [
+    *((name, value) for name in COUNTS for value in (0, -1, 2**40 + 1)),
+    ("seed", -1),
+    ("seed", 2**31),
+    *((name, value) for name in FLOATS for value in (-0.01, math.nan, math.inf, -math.inf)),
+    *((name, 1.01) for name in FRACTIONS),
+    *((name, 0.0) for name in POSITIVE),
+    *((name, 1.1e6) for name in (*NOT_NEGATIVE, *POSITIVE)),
+]
+WRONG_TYPE: list[tuple[str, Any]] = [
+    *((name, value) for name in (*COUNTS, "seed") for value in (1.0, "1", True, None)),
+    *((name, value) for name in FLOATS for value in ("0.5", True, None)),
+    *((name, value) for name in FLAGS for value in (1, "true", None)),
+    *((name, value) for name in TEXTS for value in (1, None, ["lstm"])),
+]
+WRONG_CHOICE = [("core", "LSTM"), ("core", ""), ("mission", "yes"), ("backend", "gym")]
+
+
+def refusal(**settings: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        PPOConfig(**{"env": ENV, **settings})
+    return caught.value
+
+
+def assert_names_field(error: ConfigError, field: str) -> None:
+    assert error.field == field
+    assert str(error) == f"{field} {error.rule}"
+    assert "\n" not in str(error)
+
+
+def test_cases_cover_every_field() -> None:
+    fields = {field.name for field in dataclasses.fields(PPOConfig)}
+    assert fields == {*COUNTS, "seed", *FLOATS, *FLAGS, *TEXTS}
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE)
+def test_value_out_of_range_is_refused_by_name(field: str, value: float) -> None:
+    error = refusal(**{field: value})
+    assert_names_field(error, field)
+    assert f"got {value}" in str(error)
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_TYPE)
+def test_value_of_wrong_type_is_refused_by_name(field: str, value: Any) -> None:
+    error = refusal(**{field: value})
+    assert_names_field(error, field)
+    assert "type" in error.rule
+    assert repr(value) in error.rule
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_CHOICE)
+def test_unknown_choice_is_refused_and_the_choices_named(field: str, value: str) -> None:
+    error = refusal(**{field: value})
+    assert_names_field(error, field)
+    assert repr(value) in error.rule
+    assert "auto" in error.rule or "rim_lstm" in error.rule
+
+
+@pytest.mark.xfail(
+    strict=True, raises=OverflowError, reason="an integer too large for a float is not caught"
+)
+@pytest.mark.parametrize("field", FLOATS)
+def test_huge_integer_for_a_float_is_refused_by_name(field: str) -> None:
+    assert_names_field(refusal(**{field: 10**400}), field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, 1) for name in ("gamma", "gae_lambda")),
+        *((name, 0) for name in (*FRACTIONS, *NOT_NEGATIVE)),
+        *((name, 1e6) for name in (*NOT_NEGATIVE, *POSITIVE)),
+        *((name, 5e-324) for name in POSITIVE),
+        ("seed", 2**31 - 1),
+        ("seed", 0),
+        ("total_steps", 2**40),
+    ],
+)
+def test_ends_of_ranges_are_allowed(field: str, value: float) -> None:
+    assert getattr(PPOConfig(**{"env": ENV, field: value}), field) == value  # type: ignore[arg-type]
+
+
+def test_integer_for_a_float_is_stored_as_float() -> None:
+    config = PPOConfig(env=ENV, gamma=1)
+    assert type(config.gamma) is float
+    assert config.gamma == 1.0
+
+
+@pytest.mark.parametrize("task", [{}, {"suite": "doorkey", "env": ENV}])
+def test_exactly_one_of_suite_and_env(task: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="suite or env") as caught:
+        PPOConfig(**task)  # type: ignore[arg-type]
+    assert_names_field(caught.value, "suite")
+
+
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [
+        ({"suite": "dorkey"}, "doorkey"),
+        ({"env": "MiniGrid-Emtpy-5x5-v0"}, ENV),
+        ({"env": "CartPole-v1"}, "CartPole-v1"),
+    ],
+)
+def test_unknown_task_is_refused_in_one_line(task: dict[str, str], hint: str) -> None:
+    with pytest.raises(ValueError, match=hint) as caught:
+        PPOConfig(**task)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_task_of_a_suite_is_its_training_task(suite: str) -> None:
+    config = PPOConfig(suite=suite)
+    assert config.task == SUITES[suite].train
+    assert config.evaluation_suite is SUITES[suite]
+
+
+def test_task_of_an_env_has_no_suite() -> None:
+    config = PPOConfig(env="MiniGrid-DoorKey-8x8-v0")
+    assert config.task.id == "MiniGrid-DoorKey-8x8-v0"
+    assert config.evaluation_suite is None
+
+
+def test_minibatch_envs_is_the_share_of_each_minibatch() -> None:
+    assert PPOConfig(env=ENV, num_envs=24, minibatches=3).minibatch_envs == 8
+    assert PPOConfig(env=ENV, num_envs=24, minibatches=24).minibatch_envs == 1
+
+
+@pytest.mark.parametrize(("num_envs", "minibatches"), [(10, 4), (4, 5), (7, 2)])
+def test_minibatches_that_do_not_divide_are_refused(num_envs: int, minibatches: int) -> None:
+    error = refusal(num_envs=num_envs, minibatches=minibatches)
+    assert_names_field(error, "minibatches")
+    assert str(num_envs) in error.rule
+    assert f"got {minibatches}" in error.rule
+
+
+@pytest.mark.parametrize("core", ["rim_lstm", "rim_gru"])
+def test_mechanisms_are_checked_for_cores_that_have_them(core: CoreName) -> None:
+    assert_names_field(refusal(core=core, hidden_size=30, num_rims=4), "hidden_size")
+    error = refusal(core=core, num_rims=4, k=5)
+    assert_names_field(error, "k")
+    assert "[1, 4]" in error.rule
+    assert PPOConfig(env=ENV, core=core, hidden_size=30, num_rims=3, k=3).k == 3
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "none"])
+def test_mechanisms_are_not_checked_for_other_cores(core: CoreName) -> None:
+    config = PPOConfig(env=ENV, core=core, hidden_size=30, num_rims=4, k=9)
+    assert (config.hidden_size, config.num_rims, config.k) == (30, 4, 9)
+
+
+def test_is_frozen() -> None:
+    config = PPOConfig(env=ENV)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+def test_takes_keywords_only() -> None:
+    with pytest.raises(TypeError):
+        PPOConfig("doorkey")  # type: ignore[misc]
+
+
+def test_every_field_has_help_and_a_group() -> None:
+    for field in dataclasses.fields(PPOConfig):
+        assert field.metadata["help"].endswith("."), field.name
+        assert field.metadata["group"] in ("Task", "Network", "Learning", "Machine")
+
+
+# Files ------------------------------------------------------------------------------------------
+
+CHANGED = PPOConfig(
+    suite="doorkey",
+    core="gru",
+    seed=7,
+    total_steps=12_345,
+    hidden_size=48,
+    num_rims=6,
+    k=1,
+    direction=True,
+    mission="off",
+    num_envs=12,
+    rollout_steps_per_env=5,
+    minibatches=3,
+    epochs=1,
+    learning_rate=1.2345678901234567e-5,
+    anneal_learning_rate=False,
+    gamma=0.1 + 0.2,
+    gae_lambda=0.0,
+    bootstrap_truncated=False,
+    clip_range=0.3,
+    entropy_coefficient=0.0,
+    value_coefficient=1 / 3,
+    max_grad_norm=10,
+    backend="gymnasium",
+    threads=2,
+    device="cuda:0",
+    checkpoint_every=3,
+)
+
+
+def test_toml_round_trip_keeps_every_field(tmp_path: Path) -> None:
+    default = PPOConfig(env=ENV)
+    same = [
+        field.name
+        for field in dataclasses.fields(PPOConfig)
+        if getattr(CHANGED, field.name) == getattr(default, field.name)
+    ]
+    assert same == []  # a field at its default would come back even if it were not written
+    for config in (CHANGED, default):
+        path = tmp_path / "config.toml"
+        path.write_text(config.to_toml(), encoding="utf-8")
+        assert PPOConfig(**read_settings(path)) == config
+
+
+def test_settings_of_a_file_may_be_few(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('core = "gru"\nseed = 3\n')
+    assert read_settings(path) == {"core": "gru", "seed": 3}
+
+
+def test_unknown_setting_is_refused_naming_file_and_likely_setting(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("num_env = 4\n")
+    with pytest.raises(ValueError, match="'num_env'.*num_envs") as caught:
+        read_settings(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"seed = ", id="malformed"),
+        pytest.param(b"\xff\xfe", id="binary"),
+        pytest.param(b"seed = 1\nseed = 2", id="twice"),
+        pytest.param(b'[table]\ncore = "lstm"', id="table"),
+        pytest.param(None, id="missing"),
+    ],
+)
+def test_unreadable_settings_are_refused_in_one_line_naming_the_file(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "config.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.toml") as caught:
+        read_settings(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_of_a_file_are_checked_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'env = "{ENV}"\ngamma = nan\n')
+    with pytest.raises(ConfigError) as caught:
+        PPOConfig(**read_settings(path))
+    assert_names_field(caught.value, "gamma")
+
+
+def test_action_modes_are_those_of_the_command_line() -> None:
+    assert get_args(ActionMode) == ("sample", "greedy")

@@ -1,0 +1,225 @@
+"""Every core over sequences with episode ends equals stepping and zeroing the state by hand."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.config import CoreName, PPOConfig
+from agents.cores import CORES, CoreState, RecurrentCore
+
+NAMES = get_args(CoreName)
+WITH_MEMORY = [name for name in NAMES if name != "none"]
+NUM_STEPS, NUM_ENVS, INPUT_SIZE, HIDDEN_SIZE = 7, 5, 6, 12
+
+# Double precision: both sides do the same sums, in blocks of different sizes.
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def make_core(name: str, seed: int = 0) -> RecurrentCore:
+    config = PPOConfig(
+        env="MiniGrid-Empty-5x5-v0",
+        core=name,  # type: ignore[arg-type]
+        hidden_size=HIDDEN_SIZE,
+        num_rims=4,
+        k=2,
+    )
+    torch.manual_seed(seed)
+    core = RecurrentCore(INPUT_SIZE, config).double()
+    with torch.no_grad():  # biases may start at zero, which would hide one that is left out
+        for parameter in core.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return core
+
+
+def make_sequence(core: RecurrentCore, seed: int = 1) -> tuple[Tensor, CoreState]:
+    generator = torch.Generator().manual_seed(seed)
+    input = torch.randn(NUM_STEPS, NUM_ENVS, INPUT_SIZE, generator=generator, dtype=torch.float64)
+    state = tuple(
+        torch.randn(part.shape, generator=generator, dtype=torch.float64)
+        for part in core.initial_state(NUM_ENVS)
+    )
+    return input, state
+
+
+def make_reset(kind: str) -> Tensor:
+    reset = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
+    if kind == "at the start":
+        reset[0, [0, 3]] = True
+    elif kind == "inside":
+        reset[3, 1] = reset[5, 2] = True
+    elif kind == "at the end":
+        reset[-1, [0, 4]] = True
+    elif kind == "in a row":
+        reset[2:5, 1] = True
+    elif kind == "everywhere":
+        reset[:] = True
+    elif kind == "random":
+        reset = torch.rand(reset.shape, generator=torch.Generator().manual_seed(2)) < 0.3
+        assert bool(reset[1:].any())
+        assert not bool(reset.all(0).any())
+    return reset
+
+
+KINDS = ("none", "at the start", "inside", "at the end", "in a row", "everywhere", "random")
+
+
+def step_by_step(
+    core: RecurrentCore, input: Tensor, state: CoreState, reset: Tensor
+) -> tuple[Tensor, CoreState]:
+    """The definition: zero the state where an episode starts, then take one step."""
+    never = torch.zeros(1, NUM_ENVS, dtype=torch.bool)
+    outputs = []
+    for t in range(NUM_STEPS):
+        keep = (~reset[t])[None, :, None].to(input.dtype)
+        output, state = core(input[[t]], tuple(part * keep for part in state), never)
+        outputs.append(output)
+    return torch.cat(outputs), state
+
+
+def gradients(core: RecurrentCore, output: Tensor, state: CoreState) -> list[Tensor]:
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).double()
+    loss = (output * weights).sum() + sum(part.square().sum() for part in state)
+    found = torch.autograd.grad(loss, list(core.parameters()), allow_unused=True)
+    return [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(core.parameters(), found, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_sequence_equals_stepping_and_zeroing(name: str, kind: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    reset = make_reset(kind)
+    output, final = core(input, state, reset)
+    expected, expected_final = step_by_step(core, input, state, reset)
+    assert output.shape == (NUM_STEPS, NUM_ENVS, HIDDEN_SIZE)
+    assert len(final) == len(state)
+    torch.testing.assert_close(output, expected, **TOLERANCE)
+    for part, expected_part in zip(final, expected_final, strict=True):
+        torch.testing.assert_close(part, expected_part, **TOLERANCE)
+
+    found = gradients(core, output, final)
+    wanted = gradients(core, expected, expected_final)
+    assert any(bool((g != 0).any()) for g in wanted)
+    for part, expected_part in zip(found, wanted, strict=True):
+        torch.testing.assert_close(part, expected_part, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_gradient_stops_at_a_reset(name: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    input.requires_grad_()
+    output, _ = core(input, state, make_reset("inside"))
+    (gradient,) = torch.autograd.grad(output[-1, 1].sum(), input)
+    assert bool((gradient[:3] == 0).all())  # environment 1 starts anew at step 3
+    assert bool((gradient[3:, 1] != 0).any(-1).any())
+    assert bool((gradient[:, [0, 2, 3, 4]] == 0).all())
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_state_before_a_reset_does_not_matter(name: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    other = tuple(torch.full_like(part, 7.0) for part in state)
+    everyone = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
+    everyone[0] = True
+    assert torch.equal(core(input, state, everyone)[0], core(input, other, everyone)[0])
+    never = torch.zeros_like(everyone)
+    assert not torch.allclose(core(input, state, never)[0], core(input, other, never)[0])
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_starting_an_episode_is_the_initial_state(name: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    start = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
+    start[0] = True
+    zeroed, _ = core(input, state, start)
+    initial, _ = core(input, core.initial_state(NUM_ENVS), torch.zeros_like(start))
+    assert torch.equal(zeroed, initial)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_environments_do_not_notice_a_reset(name: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    never = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
+    one = never.clone()
+    one[3, 2] = True
+    before, final_before = core(input, state, never)
+    after, final_after = core(input, state, one)
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(before[:, others], after[:, others], **TOLERANCE)
+    for a, b in zip(final_before, final_after, strict=True):
+        torch.testing.assert_close(a[:, others], b[:, others], **TOLERANCE)
+    torch.testing.assert_close(before[:3, 2], after[:3, 2], **TOLERANCE)
+    if name in WITH_MEMORY:
+        assert not torch.allclose(before[3:, 2], after[3:, 2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_chunks_are_one_sequence(name: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    reset = make_reset("random")
+    whole, final = core(input, state, reset)
+    first, between = core(input[:3], state, reset[:3])
+    second, last = core(input[3:], between, reset[3:])
+    torch.testing.assert_close(torch.cat([first, second]), whole, **TOLERANCE)
+    for a, b in zip(last, final, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_initial_state_is_zero_of_the_size_and_type_of_the_core(name: str) -> None:
+    core = make_core(name)
+    state = core.initial_state(3)
+    parts = 2 if name.endswith("lstm") else 1
+    size = HIDDEN_SIZE if name in WITH_MEMORY else 0
+    assert [tuple(part.shape) for part in state] == [(1, 3, size)] * parts
+    assert all(part.dtype == torch.float64 and not part.any() for part in state)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_are_left_as_they_were(name: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    reset = make_reset("random")
+    copies = [part.clone() for part in (input, *state, reset)]
+    core(input, state, reset)
+    assert all(torch.equal(a, b) for a, b in zip((input, *state, reset), copies, strict=True))
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_cores_with_memory_remember(name: str) -> None:
+    core = make_core(name)
+    input, state = make_sequence(core)
+    changed = input.clone()
+    changed[0] += 1.0
+    never = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
+    assert not torch.allclose(core(input, state, never)[0][-1], core(changed, state, never)[0][-1])
+
+
+def test_none_depends_on_the_present_input_only() -> None:
+    core = make_core("none")
+    input, state = make_sequence(core)
+    order = torch.tensor([6, 0, 3, 1, 5, 2, 4])
+    reset = make_reset("random")
+    output, _ = core(input, state, reset)
+    shuffled, _ = core(input[order], state, ~reset)
+    torch.testing.assert_close(shuffled, output[order], **TOLERANCE)
+    changed = input.clone()
+    changed[:-1] += 1.0
+    torch.testing.assert_close(core(changed, state, reset)[0][-1], output[-1], **TOLERANCE)
+    assert not torch.allclose(core(changed, state, reset)[0][0], output[0])
+
+
+def test_every_name_of_the_configuration_is_a_core() -> None:
+    assert tuple(CORES) == NAMES

@@ -1,0 +1,159 @@
+"""The losses of PPO by hand, and that masked steps count nowhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.losses import (
+    approximate_kl,
+    clipped_policy_loss,
+    entropy,
+    explained_variance,
+    masked_mean,
+    value_loss,
+)
+
+ALL = torch.ones(2, dtype=torch.bool)
+
+
+def log(*ratios: float) -> Tensor:
+    return torch.tensor(ratios, dtype=torch.float64).log()
+
+
+def t(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_masked_mean_by_hand() -> None:
+    mask = torch.tensor([True, False, True])
+    assert masked_mean(t(1, 100, 4), mask).item() == 2.5
+
+
+def test_masked_mean_of_nothing_is_zero() -> None:
+    assert masked_mean(t(1, 2), ~ALL).item() == 0.0
+
+
+def test_masked_mean_counts_over_all_dimensions() -> None:
+    values = torch.arange(6.0).view(2, 3)
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    assert masked_mean(values, mask).item() == pytest.approx((0 + 3 + 4) / 3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.0, 2.0, -2.0),
+        (1.5, 2.0, -2.4),  # clipped at 1.2: no more to gain
+        (0.5, 2.0, -1.0),  # not clipped: the way back stays open
+        (1.5, -2.0, 3.0),  # not clipped
+        (0.5, -2.0, 1.6),  # clipped at 0.8
+    ],
+)
+def test_policy_loss_by_hand(ratio: float, advantage: float, expected: float) -> None:
+    loss = clipped_policy_loss(log(ratio), t(advantage), torch.tensor([True]), 0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "flat"),
+    [(1.5, 2.0, True), (0.5, 2.0, False), (1.5, -2.0, False), (0.5, -2.0, True)],
+)
+def test_policy_gradient_is_zero_only_where_clipped(
+    ratio: float, advantage: float, flat: bool
+) -> None:
+    log_ratio = log(ratio).requires_grad_()
+    loss = clipped_policy_loss(log_ratio, t(advantage), torch.tensor([True]), 0.2)
+    (gradient,) = torch.autograd.grad(loss, log_ratio)
+    expected = 0.0 if flat else -ratio * advantage
+    assert gradient.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_policy_gradient_at_ratio_one_is_the_plain_policy_gradient() -> None:
+    log_ratio = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    loss = clipped_policy_loss(log_ratio, t(3, -5), ALL, 0.2)
+    (gradient,) = torch.autograd.grad(loss, log_ratio)
+    assert gradient.tolist() == [-1.5, 2.5]
+
+
+def test_value_loss_by_hand() -> None:
+    assert value_loss(t(1, 2), t(4, 0), ALL).item() == 0.5 * (9 + 4) / 2
+
+
+def test_entropy_by_hand() -> None:
+    uniform = torch.full((2, 4), 0.25, dtype=torch.float64).log()
+    assert entropy(uniform, ALL).item() == pytest.approx(math.log(4), rel=1e-12)
+    halves = log(0.5, 0.25, 0.25).expand(2, 3)
+    assert entropy(halves, ALL).item() == pytest.approx(1.5 * math.log(2), rel=1e-12)
+
+
+def test_kl_by_hand_and_never_negative() -> None:
+    expected = ((2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2))) / 2
+    assert approximate_kl(log(2, 0.5), ALL).item() == pytest.approx(expected, rel=1e-12)
+    assert approximate_kl(log(1, 1), ALL).item() == 0.0
+    one = torch.ones(1, dtype=torch.bool)
+    for log_ratio in torch.linspace(-6, 6, 101, dtype=torch.float64):
+        assert approximate_kl(log_ratio[None], one).item() >= 0
+
+
+def test_explained_variance() -> None:
+    targets = t(1, 2, 3, 6)
+    mask = torch.ones(4, dtype=torch.bool)
+    assert explained_variance(targets, targets, mask) == 1.0
+    assert explained_variance(targets - 7, targets, mask) == 1.0  # a constant offset is no variance
+    assert explained_variance(t(3, 3, 3, 3), targets, mask) == 0.0
+    assert explained_variance(-targets, targets, mask) == -3.0  # residual 2 * targets
+    assert explained_variance(t(1, 2, 3, 99), targets, t(1, 1, 1, 0).bool()) == 1.0
+
+
+def test_explained_variance_without_variance_is_nan() -> None:
+    mask = torch.ones(3, dtype=torch.bool)
+    assert math.isnan(explained_variance(t(1, 2, 3), t(5, 5, 5), mask))
+    assert math.isnan(explained_variance(t(1, 2, 3), t(1, 2, 3), t(0, 1, 0).bool()))
+
+
+@pytest.mark.xfail(
+    strict=True, raises=UserWarning, reason="torch warns about the variance of no numbers"
+)
+def test_explained_variance_of_nothing_is_nan() -> None:
+    assert math.isnan(explained_variance(t(1, 2), t(3, 4), ~ALL))
+
+
+# Masks ------------------------------------------------------------------------------------------
+
+MASK = torch.tensor([True, False, True])
+
+#: Every loss as a function of one tensor (3,), with the mask.
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: masked_mean(x, MASK),
+    "policy": lambda x: clipped_policy_loss(x, t(1, -2, 3), MASK, 0.2),
+    "advantage": lambda x: clipped_policy_loss(t(0.1, 0.2, -0.1), x, MASK, 0.2),
+    "value": lambda x: value_loss(x, t(1, 2, 3), MASK),
+    "target": lambda x: value_loss(t(1, 2, 3), x, MASK),
+    "entropy": lambda x: entropy(x.unsqueeze(-1).expand(3, 2), MASK),
+    "kl": lambda x: approximate_kl(x, MASK),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_masked_entry_changes_neither_value_nor_gradient(name: str) -> None:
+    results = []
+    for junk in (0.3, -40.0, 40.0):
+        x = t(0.1, junk, -0.2).requires_grad_()
+        value = LOSSES[name](x)
+        (gradient,) = torch.autograd.grad(value, x)
+        assert gradient[1].item() == 0.0
+        assert bool((gradient[MASK] != 0).any())
+        results.append((value.item(), gradient.tolist()))
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
+def test_masked_entry_that_is_not_finite_does_not_reach_the_value(name: str, junk: float) -> None:
+    clean, dirty = LOSSES[name](t(0.1, 0.0, -0.2)), LOSSES[name](t(0.1, junk, -0.2))
+    assert dirty.item() == clean.item()
