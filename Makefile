@@ -27,12 +27,12 @@ demo: $(INSTALLED)
 	$(BIN)/rims compare --suite doorkey --tasks $(DEMO_TASKS) --cores rim_lstm,lstm \
 	  --seeds $(DEMO_SEEDS) --total-steps $(DEMO_STEPS) --episodes $(DEMO_EPISODES) \
 	  --run-root $(DEMO_OUT)
-	$(BIN)/rims record $(DEMO_OUT)/rim_lstm-seed0 --env MiniGrid-DoorKey-8x8-v0 \
-	  --out $(DEMO_OUT)/rim_lstm-on-DoorKey-8x8.gif
+	$(BIN)/rims record $(DEMO_OUT)/rim_lstm-seed0 --env MiniGrid-DoorKey-6x6-v0 \
+	  --out $(DEMO_OUT)/rim_lstm-on-DoorKey-6x6.gif
 	@echo
 	@echo "Table:   $(DEMO_OUT)/comparison.md"
 	@echo "Curves:  $(DEMO_OUT)/learning_curves.png, $(DEMO_OUT)/tasks.png"
-	@echo "Episode: $(DEMO_OUT)/rim_lstm-on-DoorKey-8x8.gif"
+	@echo "Episode: $(DEMO_OUT)/rim_lstm-on-DoorKey-6x6.gif"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -16,7 +16,7 @@ from agents.config import ActionMode, PPOConfig
 from agents.evaluate import evaluate
 from agents.policy import count_parameters
 from agents.run_folder import PROGRESS_NAME, read_progress, write_text
-from agents.statistics import Estimate, mean_over_seeds
+from agents.statistics import Estimate, mean_over_seeds, success_over_seeds
 from agents.train import Trainer
 from envs import Suite, Task, resolve_backend
 
@@ -182,7 +182,7 @@ def _cell(evaluations: list[dict[str, Any]]) -> Cell:
     returns = [e["mean_return"]["mean"] for e in evaluations]
     lengths = [e["mean_length"]["mean"] for e in evaluations]
     return Cell(
-        success_rate=mean_over_seeds(success, bounds=(0.0, 1.0)),
+        success_rate=success_over_seeds(success, evaluations[0]["episodes"]),
         mean_return=mean_over_seeds(returns, bounds=(0.0, 1.0)),
         mean_length=sum(lengths) / len(lengths),
         per_seed_success=success,

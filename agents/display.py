@@ -28,8 +28,8 @@ PLAIN_INTERVAL = 5.0
 
 _SHOWN = {
     "env_steps_per_second": "steps/s",
-    "episode_return_mean": "return (last 100 episodes)",
-    "success_rate": "success rate (last 100 episodes)",
+    "episode_return_mean": "return, latest episodes",
+    "success_rate": "success rate, latest episodes",
     "episode_length_mean": "steps per episode",
     "policy_loss": "policy loss",
     "value_loss": "value loss",

@@ -50,7 +50,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "episodes_per_seed": comparison.episodes,
         "mode": comparison.mode,
         "backends": list(comparison.backends),
-        "interval": "95 % Student t over seeds",
+        "interval": "95 % Student t over seeds; success rates: at least Wilson over all episodes",
         "config": {k: v for k, v in asdict(comparison.config).items() if k not in ("core", "seed")},
         "cores": {
             core: {
@@ -85,7 +85,8 @@ def to_markdown(comparison: Comparison) -> str:
     """The tables, with what is needed to read them."""
     seeds = len(comparison.seeds)
     interval = (
-        f"mean over {seeds} seeds [95 % Student t interval over seeds]"
+        f"mean over {seeds} seeds [95 % Student t interval over seeds; for success rates at least "
+        "as wide as the Wilson interval of all episodes]"
         if seeds > 1
         else "one seed, so no interval: this says nothing about other seeds"
     )
@@ -151,13 +152,15 @@ def plot_curves(comparison: Comparison) -> Figure:
         for core in comparison.cores:
             _draw_curves(ax, comparison.curves[core], column, core)
         ax.set_xlabel("environment steps")
-        ax.set_ylabel(f"{label}, last 100 episodes")
+        ax.set_ylabel(f"{label}, latest episodes of every environment")
         ax.set_ylim(-0.02, 1.02)
         ax.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
         _tidy(ax)
     axes[0].legend(frameon=False)
+    seeds = len(comparison.seeds)
     figure.suptitle(
-        f"Training on {comparison.suite.train.name}, {len(comparison.seeds)} seed(s) per core"
+        f"Training on {comparison.suite.train.name}, "
+        + ("one seed per core" if seeds == 1 else f"{seeds} seeds per core and their mean")
     )
     return figure
 
@@ -193,7 +196,7 @@ def plot_tasks(comparison: Comparison) -> Figure:
             for place, values in zip(x, dots, strict=True):
                 ax.plot([place] * len(values), values, "o", color="white", mec="#222222", ms=4)
     for ax, label in ((axes[0], "success rate"), (axes[1], "return")):
-        ax.set_xticks(places, [t.name for t in comparison.tasks], fontsize=9)
+        ax.set_xticks(places, ["\n".join(t.name.rsplit("-", 1)) for t in comparison.tasks])
         ax.set_ylabel(label)
         ax.set_ylim(0, 1.04)
         _tidy(ax)

@@ -69,3 +69,23 @@ def mean_over_seeds(
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(data) - 1) * stats.sem(data)
     low, high = np.clip([mean - reach, mean + reach], *bounds)
     return Estimate(mean, float(low), float(high))
+
+
+def success_over_seeds(rates: Sequence[float], episodes: int) -> Estimate:
+    """Success rate of a few independent runs of ``episodes`` episodes each.
+
+    Student's t interval over the runs, but never narrower than the Wilson interval of all episodes
+    together: runs that all succeed every time differ by nothing and are still not certain.
+
+    Example:
+        >>> [round(x, 3) for x in success_over_seeds([1.0, 1.0], 100)]
+        [1.0, 0.981, 1.0]
+    """
+    over_runs = mean_over_seeds(rates, bounds=(0.0, 1.0))
+    if len(rates) < 2:
+        return over_runs
+    total = episodes * len(rates)
+    pooled = proportion(round(sum(rates) * episodes), total)
+    return Estimate(
+        over_runs.mean, min(over_runs.low, pooled.low), max(over_runs.high, pooled.high)
+    )

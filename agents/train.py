@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from envs import VectorEnv, level_seeds, make_vector_env, mission_varies, resolv
 #: Called after every update with the row that was logged.
 OnUpdate = Callable[[Mapping[str, float]], None]
 
-#: Episode statistics are means over this many most recently finished episodes.
+#: Episode statistics are means over at least this many recent episodes.
 EPISODE_WINDOW = 100
 
 
@@ -60,7 +61,7 @@ class Trainer:
         ):
             self._make_agent(env)
             runner = Runner(env, self.policy, generator)
-            recent: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
+            recent = RecentEpisodes(config.num_envs)
             started = time.perf_counter()
             try:
                 while self.env_steps < config.total_steps:
@@ -71,14 +72,14 @@ class Trainer:
                     steps = int(rollout.valid.sum())
                     self.env_steps += steps
                     self.updates += 1
-                    recent.extend(episodes)
+                    recent.add(episodes)
                     now = time.perf_counter()
                     row = {
                         "update": self.updates,
                         "env_steps": self.env_steps,
                         "seconds": now - started,
                         "env_steps_per_second": steps / (now - lap),
-                        **episode_statistics(recent),
+                        **recent.statistics(),
                         **metrics,
                         "learning_rate": self.optimizer.param_groups[0]["lr"],
                     }
@@ -138,12 +139,29 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def episode_statistics(episodes: deque[Episode]) -> dict[str, float]:
-    """Means over recent episodes; NaN while none has ended."""
-    if not episodes:
-        return dict.fromkeys(("episode_return_mean", "episode_length_mean", "success_rate"), np.nan)
-    return {
-        "episode_return_mean": float(np.mean([e.reward for e in episodes])),
-        "episode_length_mean": float(np.mean([e.length for e in episodes])),
-        "success_rate": float(np.mean([e.success for e in episodes])),
-    }
+class RecentEpisodes:
+    """The latest episodes of every environment, the same number of each.
+
+    The last 100 episodes to finish would favour short ones, which in MiniGrid are the successful
+    ones: at the start of training nothing else has finished. For the same reason there are no
+    statistics before every environment has finished an episode.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        per_env = math.ceil(EPISODE_WINDOW / num_envs)
+        self._episodes: list[deque[Episode]] = [deque(maxlen=per_env) for _ in range(num_envs)]
+
+    def add(self, episodes: Iterable[Episode]) -> None:
+        """Take in newly finished episodes."""
+        for episode in episodes:
+            self._episodes[episode.env].append(episode)
+
+    def statistics(self) -> dict[str, float]:
+        """Means; NaN until every environment has finished an episode."""
+        every = [episode for episodes in self._episodes for episode in episodes]
+        known = all(self._episodes)
+        return {
+            "episode_return_mean": float(np.mean([e.reward for e in every])) if known else np.nan,
+            "episode_length_mean": float(np.mean([e.length for e in every])) if known else np.nan,
+            "success_rate": float(np.mean([e.success for e in every])) if known else np.nan,
+        }
