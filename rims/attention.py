@@ -10,42 +10,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rims.functional import AttentionOutput, grouped_linear, null_attention, sparse_attention
+from rims.functional import AttentionOutput, grouped_linear, null_softmax, sparse_attention
 
 
 class InputRead(NamedTuple):
     """What every mechanism reads from the input of a step."""
 
     read: Tensor  # (B, N, A) attended value
-    weights: Tensor  # (B, N, 2) attention on the null slot and on the input
+    weights: Tensor  # (B, N, 1 + S) attention on the null slot and on the S elements, head average
     score: Tensor  # (B, N) the score by which mechanisms compete
 
 
 class InputAttention(nn.Module):
-    r"""Each mechanism attends to the input of the step or to nothing (arXiv:1909.10893, Eq. 1).
+    r"""Each mechanism attends to the elements of the input or to nothing (arXiv:1909.10893, Eq. 1).
 
-    .. math:: l_m = (h_m W^q_m) \cdot (x W^k) / \sqrt{d_k}, \qquad
-              u_m = \sigma(l_m)\; x W^v
+    .. math:: l_{m,s} = (h_m W^q_m) \cdot (x_s W^k) / \sqrt{d_k}, \qquad
+              p_m = \mathrm{softmax}(0, l_{m,1}, \dots, l_{m,S}), \qquad
+              u_m = \sum_s p_{m,s}\, x_s W^v
 
-    The null slot has a zero key and a zero value, so the softmax over the two slots is a sigmoid.
-    Keys and values use one matrix for all mechanisms; queries have one per mechanism.
+    The null slot (score 0) has a zero key and a zero value. With one element, as by default, its
+    weight is :math:`\sigma(l_m)`. Keys and values use one matrix for all mechanisms; queries have
+    one per mechanism. Mechanisms compete by :math:`\log \sum_s e^{l_{m,s}}`, the log odds of
+    reading anything at all (averaged over heads), which for one element is :math:`l_m`.
 
     Args:
-        input_size: I, features of the input.
+        input_size: I, features of an element.
         unit_size: d, features of one mechanism's state.
         num_rims: N.
-        key_size: features of queries and keys. Default 64.
-        value_size: A, features of what a mechanism reads.
+        num_heads: heads; each reads its own part of the A features. Default 1.
+        key_size: features of a query or key, per head. Default 64.
+        value_size: A, features of what a mechanism reads, over all heads.
         dropout: probability of zeroing an entry of what is read, in training mode. Default 0.
         device: where the parameters live.
         dtype: their type.
 
     Shape:
-        ``(B, I), (B, N, d) -> InputRead((B, N, A), (B, N, 2), (B, N))``
+        ``(B, S, I), (B, N, d) -> InputRead((B, N, A), (B, N, 1 + S), (B, N))``
 
     Example:
         >>> attention = InputAttention(5, 3, num_rims=4, value_size=12)
-        >>> attention(torch.zeros(2, 5), torch.zeros(2, 4, 3)).read.shape
+        >>> attention(torch.zeros(2, 1, 5), torch.zeros(2, 4, 3)).read.shape
         torch.Size([2, 4, 12])
     """
 
@@ -55,6 +59,7 @@ class InputAttention(nn.Module):
         unit_size: int,
         num_rims: int,
         *,
+        num_heads: int = 1,
         key_size: int = 64,
         value_size: int,
         dropout: float = 0.0,
@@ -62,10 +67,11 @@ class InputAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.dropout = dropout
         empty = partial(torch.empty, device=device, dtype=dtype)
-        self.query_weight = nn.Parameter(empty(num_rims, unit_size, key_size))
-        self.key_weight = nn.Parameter(empty(input_size, key_size))
+        self.query_weight = nn.Parameter(empty(num_rims, unit_size, num_heads * key_size))
+        self.key_weight = nn.Parameter(empty(input_size, num_heads * key_size))
         self.value_weight = nn.Parameter(empty(input_size, value_size))
         self.reset_parameters()
 
@@ -75,14 +81,18 @@ class InputAttention(nn.Module):
             uniform_(weight, fan_in=weight.shape[-2])
 
     def forward(self, input: Tensor, h_prev: Tensor) -> InputRead:
-        """Read the input ``(B, I)`` by the states ``(B, N, d)``."""
-        query = grouped_linear(h_prev, self.query_weight)  # (B, N, dk)
-        key = input @ self.key_weight  # (B, dk)
-        value = input @ self.value_weight  # (B, A)
-        score = (query @ key.unsqueeze(-1)).squeeze(-1) / math.sqrt(key.shape[-1])  # (B, N)
-        weights = null_attention(score)  # (B, N, 2)
-        read = weights[..., 1:] * value.unsqueeze(1)  # (B, N, A)
-        return InputRead(F.dropout(read, self.dropout, self.training), weights, score)
+        """Read the elements ``(B, S, I)`` by the states ``(B, N, d)``."""
+        query = split_heads(grouped_linear(h_prev, self.query_weight), self.num_heads)
+        key = split_heads(input @ self.key_weight, self.num_heads)  # (B, M, S, dk)
+        value = split_heads(input @ self.value_weight, self.num_heads)  # (B, M, S, A / M)
+        scores = (query / math.sqrt(query.shape[-1])) @ key.mT  # (B, M, N, S)
+        weights = null_softmax(scores)  # (B, M, N, 1 + S)
+        read = join_heads(weights[..., 1:] @ value)  # (B, N, A)
+        return InputRead(
+            F.dropout(read, self.dropout, self.training),
+            weights.mean(1),
+            scores.logsumexp(-1).mean(1),
+        )
 
 
 class CommunicationAttention(nn.Module):
@@ -100,7 +110,7 @@ class CommunicationAttention(nn.Module):
         key_size: features of a query or key, per head. Default 16.
         value_size: features of a value, per head. Default 16.
         bias: whether output and gate have a bias. Default true.
-        dropout: probability of zeroing an entry of the update, in training mode. Default 0.
+        dropout: probability of zeroing an entry before the tanh, in training mode. Default 0.
         device: where the parameters live.
         dtype: their type.
 
@@ -150,21 +160,26 @@ class CommunicationAttention(nn.Module):
 
     def forward(self, h: Tensor) -> AttentionOutput:
         """Return what each mechanism adds to its state ``(B, N, d)``, and who read whom."""
-        query = self._heads(h, self.query_weight)  # (B, M, N, dk)
-        key = self._heads(h, self.key_weight)  # (B, M, N, dk)
-        value = self._heads(h, self.value_weight)  # (B, M, N, dv)
+        query = split_heads(grouped_linear(h, self.query_weight), self.num_heads)
+        key = split_heads(grouped_linear(h, self.key_weight), self.num_heads)  # (B, M, N, dk)
+        value = split_heads(grouped_linear(h, self.value_weight), self.num_heads)  # (B, M, N, dv)
         read, weights = sparse_attention(query, key, value)  # (B, M, N, dv), (B, M, N, N)
-        read = read.transpose(1, 2).flatten(2)  # (B, M, N, dv) -> (B, N, M dv)
-        gate = F.linear(read, self.gate_weight, self.gate_bias).sigmoid()  # (B, N, d)
-        update = gate * F.linear(read, self.output_weight, self.output_bias).tanh()
-        return AttentionOutput(F.dropout(update, self.dropout, self.training), weights)
+        joined = join_heads(read)  # (B, N, M dv)
+        gate = F.linear(joined, self.gate_weight, self.gate_bias).sigmoid()  # (B, N, d)
+        output = F.linear(joined, self.output_weight, self.output_bias)  # (B, N, d)
+        output = F.dropout(output, self.dropout, self.training)
+        return AttentionOutput(gate * output.tanh(), weights)
 
-    def _heads(self, h: Tensor, weight: Tensor) -> Tensor:
-        # (B, N, d) -> (B, N, M dk) -> (B, M, N, dk)
-        batch, num_rims, _ = h.shape
-        width = weight.shape[-1] // self.num_heads
-        joined = grouped_linear(h, weight)
-        return joined.reshape(batch, num_rims, self.num_heads, width).transpose(1, 2)
+
+def split_heads(joined: Tensor, num_heads: int) -> Tensor:
+    """(B, rows, M width) -> (B, M, rows, width), heads outermost in the last axis."""
+    batch, rows, width = joined.shape
+    return joined.reshape(batch, rows, num_heads, width // num_heads).transpose(1, 2)
+
+
+def join_heads(split: Tensor) -> Tensor:
+    """(B, M, rows, width) -> (B, rows, M width)."""
+    return split.transpose(1, 2).flatten(2)
 
 
 def uniform_(parameter: Tensor, *, fan_in: int) -> None:

@@ -23,19 +23,22 @@ class TimeMajor(NamedTuple):
     order_back: Tensor | None = None  # row here for each of the caller's
 
 
-def to_time_major(input: Tensor | PackedSequence, batch_first: bool) -> TimeMajor:
-    """Bring a checked input to (T, B, I).
+def to_time_major(
+    input: Tensor | PackedSequence, batch_first: bool, *, unbatched_dim: int = 2
+) -> TimeMajor:
+    """Bring a checked input to (T, B, I), or with slots (T, B, S, I).
 
     Args:
         input: ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` or packed.
-        batch_first: the layout of a 3-D input; a 2-D or packed one has no batch axis to move.
+        batch_first: the layout of a batched input; others have no batch axis to move.
+        unbatched_dim: rank of one sequence without a batch axis.
 
     Returns:
         The batch and how to undo it.
     """
     if isinstance(input, PackedSequence):
         return _from_packed(input)
-    if input.dim() == 2:
+    if input.dim() == unbatched_dim:
         return TimeMajor(input.unsqueeze(1), lambda o: o.squeeze(1), unbatched=True)
     if batch_first:
         return TimeMajor(input.transpose(0, 1), lambda o: o.transpose(0, 1), batch_first=True)

@@ -1,239 +1,14 @@
-"""RIM_LSTMCell and RIM_GRUCell: one step of a RIM layer, written to be read.
-
-Every faster way of computing a sequence is tested against these cells.
-"""
+"""RIM_LSTMCell and RIM_GRUCell: what a mechanism does on its own, as nn.LSTMCell and nn.GRUCell."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from functools import partial
-from typing import ClassVar, NamedTuple, TypedDict, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rims.attention import CommunicationAttention, InputAttention, uniform_
-from rims.checks import check_count, check_flag, check_mechanisms, check_probability
-from rims.functional import (
-    grouped_linear,
-    gru_candidate,
-    lstm_candidate,
-    stop_gradient_where,
-    topk_mask,
-)
-
-#: The state of a cell: ``(h, c)`` for an LSTM, ``(h,)`` for a GRU, each flat: (B, D).
-State = tuple[Tensor, ...]
-
-
-class CellStep(NamedTuple):
-    """One step of a cell and how it came about."""
-
-    state: State  # each (B, N d), flat
-    active: Tensor  # (B, N) bool, exactly k true per row
-    input_attention: Tensor  # (B, N, 2) weight on the null slot and on the input
-    communication: Tensor  # (B, M, N, N) weight of head M from reader to read
-
-
-class CellOptions(TypedDict, total=False):
-    """Keyword-only options every cell and layer takes; :class:`RIM_LSTMCell` documents them."""
-
-    input_key_size: int
-    input_value_size: int | None
-    num_comm_heads: int
-    comm_key_size: int
-    comm_value_size: int
-    input_dropout: float
-    comm_dropout: float
-    init_from_unit_size: bool
-
-
-class RIMCell(nn.Module):
-    """What LSTM and GRU mechanisms share: competition, selection, communication.
-
-    A subclass says how a mechanism alone would change its state (:meth:`candidate`), how many
-    gates that takes and how many tensors the state has.
-    """
-
-    num_gates: ClassVar[int]
-    num_states: ClassVar[int]
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_rims: int,
-        k: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        proj_size: int = 0,
-        input_key_size: int = 64,
-        input_value_size: int | None = None,
-        num_comm_heads: int = 4,
-        comm_key_size: int = 16,
-        comm_value_size: int = 16,
-        input_dropout: float = 0.0,
-        comm_dropout: float = 0.0,
-        init_from_unit_size: bool = False,
-    ) -> None:
-        super().__init__()
-        where = type(self).__name__
-        check_count(where, "input_size", input_size)
-        check_mechanisms(where, hidden_size, num_rims, k, proj_size)
-        check_flag(where, "bias", bias)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_rims = num_rims
-        self.k = k
-        self.bias = bias
-        self.proj_size = proj_size
-        self.init_from_unit_size = init_from_unit_size
-        unit_size = hidden_size // num_rims
-        output_size = (proj_size or hidden_size) // num_rims  # of one mechanism's h
-        value_size = 4 * unit_size if input_value_size is None else input_value_size
-
-        for name, size in (
-            ("input_key_size", input_key_size),
-            ("input_value_size", value_size),
-            ("num_comm_heads", num_comm_heads),
-            ("comm_key_size", comm_key_size),
-            ("comm_value_size", comm_value_size),
-        ):
-            check_count(where, name, size)
-        check_probability(where, "input_dropout", input_dropout)
-        check_probability(where, "comm_dropout", comm_dropout)
-
-        self.input_attention = InputAttention(
-            input_size,
-            output_size,
-            num_rims,
-            key_size=input_key_size,
-            value_size=value_size,
-            dropout=input_dropout,
-            device=device,
-            dtype=dtype,
-        )
-        empty = partial(torch.empty, device=device, dtype=dtype)
-        gates = self.num_gates * unit_size
-        self.weight_ih = nn.Parameter(empty(num_rims, gates, value_size))
-        self.weight_hh = nn.Parameter(empty(num_rims, gates, output_size))
-        self.bias_ih = nn.Parameter(empty(num_rims, gates)) if bias else None
-        self.bias_hh = nn.Parameter(empty(num_rims, gates)) if bias else None
-        self.weight_hr = (
-            nn.Parameter(empty(num_rims, output_size, unit_size)) if proj_size else None
-        )
-        self.communication = CommunicationAttention(
-            output_size,
-            num_rims,
-            num_heads=num_comm_heads,
-            key_size=comm_key_size,
-            value_size=comm_value_size,
-            bias=bias,
-            dropout=comm_dropout,
-            device=device,
-            dtype=dtype,
-        )
-        self.reset_parameters()
-
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        """Width of every tensor of the state; the first is the output."""
-        return (self.proj_size or self.hidden_size, self.hidden_size)[: self.num_states]
-
-    def reset_parameters(self) -> None:
-        r"""Draw the gates from :math:`U(-1/\sqrt{D}, 1/\sqrt{D})`, the attentions by their fan-in.
-
-        D is the total hidden size, the law of ``nn.LSTM`` and of the authors' code;
-        ``init_from_unit_size=True`` takes the size d of one mechanism, its true fan-in.
-        """
-        self.input_attention.reset_parameters()
-        self.communication.reset_parameters()
-        fan_in = self.hidden_size // (self.num_rims if self.init_from_unit_size else 1)
-        for parameter in self.parameters(recurse=False):
-            uniform_(parameter, fan_in=fan_in)
-
-    def initial_state(self, input: Tensor) -> State:
-        """Zeros for a batch like ``input`` (B, I)."""
-        return tuple(input.new_zeros(input.shape[0], size) for size in self.state_sizes)
-
-    def step(self, input: Tensor, state: State) -> CellStep:
-        """Advance ``state`` by one input ``(B, I)`` and tell which mechanisms were active.
-
-        The equations, with the symbols used here, are in ``docs/notation.md``.
-        """
-        prev = self._split(state)  # each (B, N, d)
-
-        # 1. Compete: every mechanism asks for the input; the k that want it most are active.
-        read, input_weights, score = self.input_attention(input, prev[0])
-        active = topk_mask(score, self.k)  # (B, N)
-        is_active = active.unsqueeze(-1)  # (B, N, 1)
-
-        # 2. Update: every mechanism, active or not, computes what it would become on its own.
-        h_cand, *rest = self.candidate(read, prev)  # each (B, N, d)
-
-        # 3. Communicate: candidates read each other. An idle mechanism is read, but what it
-        #    would have become is not trained through being read.
-        update, comm_weights = self.communication(stop_gradient_where(h_cand, ~is_active))
-
-        # torch.where keeps an idle state bit for bit; mask arithmetic would let a NaN through.
-        new = tuple(
-            torch.where(is_active, candidate, old).flatten(1)  # (B, N, d) -> (B, N d)
-            for candidate, old in zip((h_cand + update, *rest), prev, strict=True)
-        )
-        return CellStep(new, active, input_weights, comm_weights)
-
-    @abstractmethod
-    def candidate(self, read: Tensor, prev: State) -> State:
-        """What the mechanisms become from ``read`` (B, N, A) and ``prev`` (each (B, N, d))."""
-
-    def extra_repr(self) -> str:
-        """Sizes in constructor order, then what differs from the default."""
-        text = f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"
-        if not self.bias:
-            text += ", bias=False"
-        if self.proj_size:
-            text += f", proj_size={self.proj_size}"
-        return text
-
-    def _split(self, state: State) -> State:
-        batch, num_rims = state[0].shape[0], self.num_rims  # -1 would fail for an empty batch
-        return tuple(s.reshape(batch, num_rims, s.shape[-1] // num_rims) for s in state)
-
-    def _gates(self, read: Tensor, h_prev: Tensor) -> tuple[Tensor, Tensor]:
-        from_input = grouped_linear(read, self.weight_ih.mT, self.bias_ih)  # (B, N, G d)
-        from_state = grouped_linear(h_prev, self.weight_hh.mT, self.bias_hh)  # (B, N, G d)
-        return from_input, from_state
-
-    def _step_batched(self, input: Tensor, hx: State | None) -> State:
-        where = type(self).__name__
-        if input.dim() not in (1, 2):
-            raise ValueError(f"{where}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"{where}: input has {input.shape[-1]} features; expected {self.input_size}"
-            )
-        batched = input if input.dim() == 2 else input.unsqueeze(0)
-        state = self.initial_state(batched) if hx is None else self._check_state(batched, input, hx)
-        new = self.step(batched, state).state
-        return new if input.dim() == 2 else tuple(s.squeeze(0) for s in new)
-
-    def _check_state(self, batched: Tensor, input: Tensor, hx: State | Tensor) -> State:
-        where = type(self).__name__
-        if isinstance(hx, Tensor):
-            raise TypeError(f"{where}: hx must be a tuple (h, c); got one tensor.")
-        if len(hx) != self.num_states:
-            raise RuntimeError(f"{where}: hx must hold {self.num_states} tensors; got {len(hx)}.")
-        for s in hx:
-            if s.dim() not in (1, 2):
-                raise ValueError(f"{where}: Expected hx to be 1D or 2D, got {s.dim()}D instead")
-        state = tuple(s if input.dim() == 2 else s.unsqueeze(0) for s in hx)
-        for s, size in zip(state, self.state_sizes, strict=True):
-            if s.shape != (batched.shape[0], size):
-                expected = (batched.shape[0], size)
-                raise RuntimeError(f"{where}: hx has shape {tuple(s.shape)}; expected {expected}")
-        return state
+from rims.functional import grouped_linear, gru_candidate, lstm_candidate
+from rims.step import CellOptions, RIMCell, State
 
 
 class RIM_LSTMCell(RIMCell):
@@ -263,13 +38,21 @@ class RIM_LSTMCell(RIMCell):
         dtype: their type.
         proj_size: P, total size of a projected output as in ``nn.LSTM``, split over the
             mechanisms, each with its own projection; 0 (default) projects nothing.
-        input_key_size: features of queries and keys of the input attention. Default 64.
+        input_slots: the input of a step is S elements ``(B, S, I)``, objects or image patches say,
+            which mechanisms attend to beside the null slot. Default false: one element ``(B, I)``.
+        num_input_heads: heads of the input attention. Default 1.
+        input_key_size: features of a query or key of the input attention, per head. Default 64.
         input_value_size: A, features a mechanism reads. Default ``4 d``.
         num_comm_heads: heads of the communication. Default 4.
         comm_key_size: features of a query or key of the communication, per head. Default 16.
         comm_value_size: features of a value, per head. Default 16.
         input_dropout: dropout on what a mechanism reads, in training mode. Default 0.
-        comm_dropout: dropout on the update by communication, in training mode. Default 0.
+        comm_dropout: dropout on the communication output before its tanh, in training mode.
+            Default 0.
+        comm_reads: what mechanisms read of an inactive one: its ``"candidate"`` (default, as the
+            authors' code) or the ``"state"`` it keeps (as the text of the paper).
+        learned_initial_state: the state before the first step, and after a reset, is a parameter
+            that starts at zero. Default false: zeros.
         init_from_unit_size: draw gate weights by d instead of D. Default false.
 
     Shape:
@@ -355,10 +138,20 @@ class RIM_GRUCell(RIMCell):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        input_slots: bool = False,
         **options: Unpack[CellOptions],
     ) -> None:
         super().__init__(
-            input_size, hidden_size, num_rims, k, bias, device, dtype, proj_size=0, **options
+            input_size,
+            hidden_size,
+            num_rims,
+            k,
+            bias,
+            device,
+            dtype,
+            input_slots=input_slots,
+            **options,
         )
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:

@@ -189,18 +189,22 @@ def gru_candidate(input_gates: Tensor, hidden_gates: Tensor, h_prev: Tensor) -> 
     return (1 - z) * n + z * h_prev
 
 
-def null_attention(score: Tensor) -> Tensor:
-    r"""Attention weights over the null slot (score 0) and one input with the given score.
+def null_softmax(scores: Tensor) -> Tensor:
+    r"""Softmax over a null source of score 0 and the given ones.
 
-    .. math:: p = \mathrm{softmax}(0, l) = (\sigma(-l), \sigma(l))
+    .. math:: p = \mathrm{softmax}(0, s_1, \dots, s_S)
 
     Args:
-        score: ``(..., N)``.
+        scores: ``(..., S)``.
 
     Returns:
-        ``(..., N, 2)``: index 0 the null slot, index 1 the input.
+        ``(..., 1 + S)``: index 0 is the null source.
+
+    Example:
+        >>> null_softmax(torch.zeros(1)).tolist()
+        [0.5, 0.5]
     """
-    return F.pad(score.unsqueeze(-1), (1, 0)).softmax(-1)
+    return F.pad(scores, (1, 0)).softmax(-1)
 
 
 def _check_k(where: str, scores: Tensor, k: int, dim: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rims.batching import TimeMajor
-from rims.cells import RIMCell, State
+from rims.step import RIMCell, State
 
 #: One tensor (layers * directions, B, D), or one per layer (directions, B, D_l) where sizes differ.
 Stacked = Tensor | tuple[Tensor, ...]

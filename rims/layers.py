@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rims.batching import TimeMajor, flip_time, time_major_reset, to_time_major
-from rims.cells import CellOptions, RIM_GRUCell, RIM_LSTMCell, RIMCell, State
+from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
 from rims.hidden_state import Stacked, join_states, split_hx
 from rims.scan import ScanOutput, scan
+from rims.step import CellOptions, RIMCell, State
 
 #: One number for all layers, or one per layer.
 PerLayer = int | list[int] | tuple[int, ...]
@@ -42,6 +43,7 @@ class RIMLayer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        input_slots: bool = False,
         use_inactive: bool = True,
         blocked_grad: bool = False,
         **options: Unpack[CellOptions],
@@ -53,6 +55,9 @@ class RIMLayer(nn.Module):
             ("bias", bias),
             ("batch_first", batch_first),
             ("bidirectional", bidirectional),
+            ("input_slots", input_slots),
+            ("use_inactive", use_inactive),
+            ("blocked_grad", blocked_grad),
         ):
             check_flag(where, name, flag)
         check_probability(where, "dropout", dropout)
@@ -74,6 +79,7 @@ class RIMLayer(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
+        self.input_slots = input_slots
         self.use_inactive = use_inactive
         self.blocked_grad = blocked_grad
         self.recorders: list[Callable[[int, ScanOutput], None]] = []
@@ -83,10 +89,11 @@ class RIMLayer(nn.Module):
             make["proj_size"] = proj_size
         cells: list[RIMCell] = []
         width = input_size
-        for size, count, active in zip(sizes, counts, actives, strict=True):
+        for layer, sizes_of_layer in enumerate(zip(sizes, counts, actives, strict=True)):
+            make["input_slots"] = input_slots and layer == 0
             for _ in range(self.num_directions):
-                cells.append(self.cell_type(width, size, count, active, bias, **make))
-            width = (proj_size or size) * self.num_directions
+                cells.append(self.cell_type(width, *sizes_of_layer, bias, **make))
+            width = (proj_size or sizes_of_layer[0]) * self.num_directions
         self.cells = nn.ModuleList(cells)
 
     @property
@@ -112,6 +119,7 @@ class RIMLayer(nn.Module):
             "dropout": 0.0,
             "bidirectional": False,
             "proj_size": 0,
+            "input_slots": False,
             "use_inactive": True,
             "blocked_grad": False,
         }
@@ -124,7 +132,7 @@ class RIMLayer(nn.Module):
         """Everything but the form of hx, which LSTM and GRU have differently."""
         where = type(self).__name__
         self._check_input(input)
-        batch = to_time_major(input, self.batch_first)
+        batch = to_time_major(input, self.batch_first, unbatched_dim=3 if self.input_slots else 2)
         reset_steps = None if reset is None else time_major_reset(where, reset, batch)
         cells = [cast(RIMCell, cell) for cell in self.cells]
         states = split_hx(where, cells, hx, batch, self.num_directions)
@@ -176,8 +184,12 @@ class RIMLayer(nn.Module):
         where = type(self).__name__
         packed = isinstance(input, PackedSequence)
         data = input.data if isinstance(input, PackedSequence) else input
-        if not packed and data.dim() not in (2, 3):
-            raise ValueError(f"{where}: Expected input to be 2D or 3D, got {data.dim()}D instead")
+        unbatched_dim = 3 if self.input_slots else 2
+        if data.dim() != unbatched_dim and (packed or data.dim() != unbatched_dim + 1):
+            raise ValueError(
+                f"{where}: Expected input to be {unbatched_dim}D or {unbatched_dim + 1}D, "
+                f"got {data.dim()}D instead"
+            )
         if data.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{where}: input.size(-1) must be equal to input_size. "
@@ -191,7 +203,7 @@ class RIMLayer(nn.Module):
                 f"{where}: input has dtype {data.dtype} but the parameters have {dtype}. "
                 f"Convert one: input.to({dtype}) or module.to({data.dtype})."
             )
-        time_dim = 1 if self.batch_first and data.dim() == 3 else 0
+        time_dim = 1 if self.batch_first and data.dim() > unbatched_dim else 0
         if data.shape[time_dim] == 0:
             raise RuntimeError(f"{where}: Expected sequence length to be larger than 0")
 
@@ -217,12 +229,15 @@ class RIM_LSTM(RIMLayer):
         proj_size: P, project every ``h`` to this total size. Default 0, no projection.
         device: where the parameters live.
         dtype: their type.
+        input_slots: each step of the input is S elements ``(T, B, S, I)``, objects or image
+            patches say, and the first layer's mechanisms attend to them and the null slot.
+            Default false.
         use_inactive: the next layer also reads inactive mechanisms; false: reads zeros there.
             Default true.
         blocked_grad: no gradient passes from the next layer into inactive mechanisms.
             Default false.
-        options: the keyword-only options of :class:`rims.RIM_LSTMCell` (sizes of the attentions,
-            their dropout).
+        options: the other keyword-only options of :class:`rims.RIM_LSTMCell`: heads, sizes and
+            dropout of the attentions, ``comm_reads``, ``learned_initial_state``.
 
     Shape:
         - input ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` or ``PackedSequence``
@@ -255,8 +270,8 @@ class RIM_LSTM(RIMLayer):
         """Run the sequence; ``hx`` defaults to zeros.
 
         ``reset`` is bool, one flag per step and sequence in the layout of the input (``(T, B)``);
-        where true the state is zeroed before that step, so one call runs over the ends of
-        episodes. It equals splitting the sequence there.
+        where true the state is zeroed before that step (set to the learned initial state, if
+        there is one), so one call runs over the ends of episodes. It equals splitting there.
         """
         if isinstance(hx, Tensor):
             raise RuntimeError("RIM_LSTM: hx must be a pair (h_0, c_0); got one tensor.")
@@ -281,6 +296,7 @@ class RIM_GRU(RIMLayer):
         bidirectional: also run backwards in time and join the outputs. Default false.
         device: where the parameters live.
         dtype: their type.
+        input_slots: see :class:`RIM_LSTM`.
         use_inactive: see :class:`RIM_LSTM`.
         blocked_grad: see :class:`RIM_LSTM`.
         options: the keyword-only options of :class:`rims.RIM_GRUCell`.
@@ -317,6 +333,7 @@ class RIM_GRU(RIMLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        input_slots: bool = False,
         use_inactive: bool = True,
         blocked_grad: bool = False,
         **options: Unpack[CellOptions],
@@ -336,6 +353,7 @@ class RIM_GRU(RIMLayer):
             0,
             device,
             dtype,
+            input_slots=input_slots,
             use_inactive=use_inactive,
             blocked_grad=blocked_grad,
             **options,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rims.cells import RIMCell
+from rims.step import RIMCell
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 

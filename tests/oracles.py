@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rims.cells import RIM_LSTMCell, RIMCell
+from rims.cells import RIM_LSTMCell
+from rims.step import RIMCell
 
 Weights = Mapping[str, Tensor]
 

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agents.statistics import mean_over_episodes, mean_over_seeds, proportion
+from agents.statistics import (
+    mean_over_episodes,
+    mean_over_seeds,
+    proportion,
+    success_over_seeds,
+)
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
@@ -106,3 +111,21 @@ def test_one_seed_has_no_interval() -> None:
 
 def test_equal_seeds_have_an_interval_of_no_width() -> None:
     assert mean_over_seeds([1.0, 1.0, 1.0], bounds=(0.0, 1.0)) == (1.0, 1.0, 1.0)
+
+
+def test_success_over_seeds_is_the_t_interval_where_runs_differ() -> None:
+    rates = [0.2, 0.5, 0.9]
+    assert success_over_seeds(rates, 1000) == mean_over_seeds(rates, bounds=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_success_over_equal_seeds_is_as_wide_as_all_episodes_together(rate: float) -> None:
+    low, high = wilson(round(rate * 40), 40)
+    assert success_over_seeds([rate, rate], 20) == pytest.approx((rate, low, high))
+
+
+def test_success_of_one_seed_has_no_interval() -> None:
+    mean, low, high = success_over_seeds([0.7], 50)
+    assert mean == 0.7
+    assert math.isnan(low)
+    assert math.isnan(high)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rims import RIM_GRUCell, RIM_LSTMCell
-from rims.cells import CellOptions, RIMCell, State
+from rims.step import CellOptions, RIMCell, State
 
 #: Double precision over two steps with sums of at most some dozens of terms of order one.
 assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
@@ -135,6 +135,7 @@ def test_cell_options_are_those_of_the_constructor() -> None:
     hints = get_type_hints(RIMCell.__init__)
     keyword_only = {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert keyword_only.pop("proj_size") is int
+    assert keyword_only.pop("input_slots") is bool  # of the first layer alone
     assert keyword_only == get_type_hints(CellOptions)
     assert CellOptions.__required_keys__ == frozenset()
 

@@ -16,7 +16,7 @@ from torch.autograd import gradcheck
 
 from oracles import rim_step
 from rims import RIM_GRUCell, RIM_LSTMCell
-from rims.cells import RIMCell, State
+from rims.step import RIMCell, State
 
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 

@@ -87,6 +87,7 @@ def test_signatures_are_frozen() -> None:
     for kind in LAYERS:
         parameters = inspect.signature(kind).parameters.values()
         assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == {
+            "input_slots": False,
             "use_inactive": True,
             "blocked_grad": False,
         }

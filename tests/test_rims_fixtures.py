@@ -12,7 +12,7 @@ from torch import Tensor
 
 import rims
 from fixtures import Arrays, assert_gradients, files, load_weights, read, tensor
-from rims.cells import RIMCell
+from rims.step import RIMCell
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
 
@@ -98,7 +98,7 @@ def test_first_step_reproduces_published_intermediates(path: Path) -> None:
     prev = tuple(
         tensor(arrays[f"{n}0"]).reshape(-1, num_rims, size) for n in "hc"[: cell.num_states]
     )
-    read_in = cell.input_attention(tensor(arrays["inputs"])[0], prev[0])
+    read_in = cell.input_attention(tensor(arrays["inputs"])[0].unsqueeze(1), prev[0])
     candidate = cell.candidate(read_in.read, prev)
     update, weights = cell.communication(candidate[0])
     for name, got in [

@@ -19,7 +19,7 @@ from rims.functional import (
     grouped_linear,
     gru_candidate,
     lstm_candidate,
-    null_attention,
+    null_softmax,
     sparse_attention,
     stop_gradient_where,
     topk_mask,
@@ -211,11 +211,11 @@ def test_sparse_attention_k_out_of_range_is_refused() -> None:
         sparse_attention(double(5, 3), double(7, 3), double(7, 2), k=8)
 
 
-def test_null_attention_by_hand() -> None:
+def test_null_softmax_by_hand() -> None:
     # p(input) of score ln 3 is 3 / (1 + 3)
     score = torch.tensor([[math.log(3), 0.0, -math.log(3), 800.0, -800.0]], dtype=torch.float64)
     expected = torch.tensor([[[1, 3], [2, 2], [3, 1], [0, 4], [4, 0]]]).double() / 4
-    assert_near(null_attention(score), expected)
+    assert_near(null_softmax(score.unsqueeze(-1)), expected)
 
 
 # --- grouped_linear
@@ -295,7 +295,7 @@ GRADIENTS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         lambda q, k, v: tuple(sparse_attention(q, k, v, k=2)),
         [(3, 2), (5, 2), (5, 7)],
     ),
-    "null_attention": (null_attention, [(2, 3)]),
+    "null_softmax": (null_softmax, [(2, 3)]),
     "grouped_linear": (grouped_linear, [(2, 3, 5), (3, 5, 7), (3, 7)]),
     "lstm_candidate": (lstm_candidate, [(2, 12), (2, 3)]),
     "gru_candidate": (gru_candidate, [(2, 9), (2, 9), (2, 3)]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import rims
-from rims.cells import RIMCell
+from rims.step import RIMCell
 
 #: Double precision over a few steps, sums of some dozens of terms of order one.
 assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 import rims
 from oracles import rim_step
-from rims.cells import RIMCell
+from rims.step import RIMCell
 
 #: Double precision over a few steps; batches of other sizes sum in another order.
 assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)

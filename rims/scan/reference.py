@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rims.cells import CellStep, RIMCell, State
+from rims.step import CellStep, RIMCell, State
 
 
 class ScanOutput(NamedTuple):
@@ -16,7 +16,7 @@ class ScanOutput(NamedTuple):
     output: Tensor  # (T, B, D) h after every step
     state: State  # after the last step, each (B, D)
     active: Tensor  # (T, B, N) bool
-    input_attention: Tensor | None  # (T, B, N, 2), where recorded
+    input_attention: Tensor | None  # (T, B, N, 1 + S), where recorded
     communication: Tensor | None  # (T, B, M, N, N), where recorded
 
 
@@ -33,9 +33,9 @@ def scan(
 
     Args:
         cell: the step.
-        input: ``(T, B, I)``, at least one step.
+        input: ``(T, B, I)``, with slots ``(T, B, S, I)``; at least one step.
         state: ``(h, c)`` or ``(h,)``, each ``(B, D)``.
-        reset: bool ``(T, B)``; where true the state is zeroed before that step.
+        reset: bool ``(T, B)``; where true the state starts anew before that step.
         valid: bool ``(T, B)``; where false the step is padding and the state stays as it was.
         record: also return both attentions of every step.
 
@@ -43,10 +43,12 @@ def scan(
         ``ScanOutput``; the attentions are ``None`` unless recorded.
     """
     steps: list[CellStep] = []
+    start = None if reset is None else cell.initial_state(input[0])
     for t in range(input.shape[0]):
-        if reset is not None:
-            # masked_fill, not a product: zero times NaN is NaN
-            state = tuple(s.masked_fill(reset[t].unsqueeze(-1), 0.0) for s in state)
+        if start is not None and reset is not None:
+            # torch.where, not a product: zero times NaN is NaN
+            flag = reset[t].unsqueeze(-1)
+            state = tuple(torch.where(flag, new, s) for new, s in zip(start, state, strict=True))
         step = cell.step(input[t], state)
         if valid is not None:
             keep = valid[t].unsqueeze(-1)

@@ -1,0 +1,308 @@
+"""Comparisons at toy size: train what is missing, judge every run, report what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.compare import (
+    EVALUATION_NAME,
+    Comparison,
+    Run,
+    RunProgress,
+    is_complete,
+    judge,
+    plan,
+    train_missing,
+)
+from agents.config import ConfigError, PPOConfig
+from agents.policy import count_parameters
+from agents.report import to_dict, to_markdown, write_report
+from agents.run_folder import read_progress
+from agents.statistics import mean_over_seeds, success_over_seeds
+from agents.train import Trainer
+from envs import SUITES
+
+SUITE = SUITES["empty"]
+TASKS = SUITE.tasks[:2]
+CORES = ["rim_gru", "none"]
+SEEDS = [0, 1]
+EPISODES = 6
+
+
+def make_config(**changes: Any) -> PPOConfig:
+    settings: dict[str, Any] = {
+        "suite": "empty",
+        "num_envs": 8,
+        "rollout_steps_per_env": 16,
+        "minibatches": 2,
+        "epochs": 1,
+        "total_steps": 256,
+        "hidden_size": 16,
+        "num_rims": 4,
+        "k": 2,
+        **changes,
+    }
+    return PPOConfig(**settings)
+
+
+def ignore(_: object) -> None:
+    pass
+
+
+def compare(root: Path, **changes: Any) -> Comparison:
+    settings: dict[str, Any] = {"episodes": EPISODES, "mode": "sample", "jobs": 2, **changes}
+    return judge(
+        plan(make_config(), CORES, SEEDS, root), SUITE, TASKS, on_run=ignore, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, list[RunProgress]]:
+    """A finished comparison. Only to be read."""
+    root = tmp_path_factory.mktemp("compare")
+    seen: list[RunProgress] = []
+    assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, seen.extend) == []
+    comparison = compare(root)
+    write_report(comparison, root)
+    return root, comparison, seen
+
+
+@pytest.fixture
+def root(done: tuple[Path, Comparison, list[RunProgress]], tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(done[0], tmp_path / "copy"))
+
+
+@pytest.fixture
+def comparison(done: tuple[Path, Comparison, list[RunProgress]]) -> Comparison:
+    return done[1]
+
+
+def folder_times(root: Path, pattern: str) -> dict[str, int]:
+    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in sorted(root.glob(pattern))}
+
+
+def evaluations(root: Path, core: str) -> list[dict[str, Any]]:
+    return [
+        json.loads((root / f"{core}-seed{seed}" / EVALUATION_NAME).read_text())["tasks"]
+        for seed in SEEDS
+    ]
+
+
+# Planning ---------------------------------------------------------------------------------------
+
+
+def test_plan_has_every_core_with_every_seed(tmp_path: Path) -> None:
+    runs = plan(make_config(), ["lstm", "gru"], range(3), tmp_path)
+    assert [(r.config.core, r.config.seed, r.folder.name) for r in runs] == [
+        (core, seed, f"{core}-seed{seed}") for core in ("lstm", "gru") for seed in range(3)
+    ]
+    assert [r.name for r in runs[:2]] == ["lstm seed 0", "lstm seed 1"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_refuses_a_core_that_cannot_be_built(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be one of"):
+        plan(make_config(), ["lstm", "transformer"], [0], tmp_path)
+    config = make_config(core="lstm", hidden_size=18)
+    assert len(plan(config, ["lstm"], [0], tmp_path)) == 1
+    with pytest.raises(ConfigError, match="multiple of the 4 mechanisms"):
+        plan(config, ["lstm", "rim_gru"], [0], tmp_path)
+
+
+def test_plan_refuses_no_core(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names no core"):
+        plan(make_config(), [], [0], tmp_path)
+
+
+def test_other_settings_in_an_existing_folder_are_refused(root: Path) -> None:
+    before = folder_times(root, "**/*")
+    for changes, name in (({"total_steps": 512}, "total_steps"), ({"gamma": 0.5}, "gamma")):
+        with pytest.raises(ValueError, match=f"was trained with {name}=") as caught:
+            plan(make_config(**changes), CORES, SEEDS, root)
+        assert "\n" not in str(caught.value)
+    assert folder_times(root, "**/*") == before
+
+
+# Training ---------------------------------------------------------------------------------------
+
+
+def test_every_run_is_trained_to_its_budget(
+    done: tuple[Path, Comparison, list[RunProgress]],
+) -> None:
+    root, _, seen = done
+    for core in CORES:
+        for seed in SEEDS:
+            checkpoint = load_checkpoint(root / f"{core}-seed{seed}")
+            assert checkpoint.config == make_config(core=core, seed=seed)
+            assert 256 <= checkpoint.env_steps < 256 + 8 * 16
+    assert {progress.run.name for progress in seen} == {
+        f"{core} seed {seed}" for core in CORES for seed in SEEDS
+    }
+
+
+def test_second_time_nothing_is_trained_and_evaluations_are_reused(
+    root: Path, comparison: Comparison
+) -> None:
+    before = folder_times(root, "**/*")
+    assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, ignore) == []
+    again = compare(root)
+    assert folder_times(root, "**/*") == before
+    assert again.cells == comparison.cells
+
+
+def test_other_episodes_or_tasks_are_evaluated_anew(root: Path) -> None:
+    again = compare(root, episodes=EPISODES + 1)
+    assert again.episodes == EPISODES + 1
+    assert all(
+        evaluation["episodes"] == EPISODES + 1
+        for core in CORES
+        for tasks in evaluations(root, core)
+        for evaluation in tasks.values()
+    )
+    other = compare(root, episodes=EPISODES + 1, mode="greedy")
+    assert other.mode == "greedy"
+    assert other.cells != again.cells
+
+
+def test_interrupted_run_is_set_aside_and_trained_again(root: Path) -> None:
+    folder = root / "none-seed1"
+    shutil.rmtree(folder)
+    run = Run(config=make_config(core="none", seed=1), folder=folder)
+
+    def interrupt(row: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(run.config, folder).run(interrupt)
+    assert not is_complete(run)
+    steps = load_checkpoint(folder).env_steps
+    others = folder_times(root, f"*-seed0/{CHECKPOINT_NAME}")
+
+    assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, ignore) == []
+    assert is_complete(run)
+    assert load_checkpoint(root / "none-seed1.interrupted-1").env_steps == steps
+    assert folder_times(root, f"*-seed0/{CHECKPOINT_NAME}") == others
+
+
+def test_failing_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
+    (tmp_path / "none-seed0").touch()  # a file where a folder should be
+    runs = plan(make_config(), ["none"], SEEDS, tmp_path)
+    (failure,) = train_missing(runs, 1, ignore)
+    assert failure.startswith("none seed 0 (")
+    assert "cannot be written" in failure
+    assert "\n" not in failure
+    assert [is_complete(run) for run in runs] == [False, True]
+
+
+# Reporting --------------------------------------------------------------------------------------
+
+
+def test_cells_are_means_over_the_evaluations(root: Path, comparison: Comparison) -> None:
+    assert comparison.cores == tuple(CORES)
+    assert comparison.seeds == tuple(SEEDS)
+    for core in CORES:
+        for task in TASKS:
+            results = [tasks[task.id] for tasks in evaluations(root, core)]
+            assert [r["episodes"] for r in results] == [EPISODES] * 2
+            assert [r["seed"] for r in results] == SEEDS
+            success = [r["success_rate"]["mean"] for r in results]
+            returns = [r["mean_return"]["mean"] for r in results]
+            cell = comparison.cells[core, task.id]
+            assert cell.per_seed_success == success
+            assert cell.per_seed_return == returns
+            assert cell.success_rate == success_over_seeds(success, EPISODES)
+            assert cell.mean_return == mean_over_seeds(returns, bounds=(0, 1))
+            lengths = [r["mean_length"]["mean"] for r in results]
+            assert cell.mean_length == pytest.approx(sum(lengths) / 2)
+
+
+def test_parameters_and_speed_are_those_of_the_runs(root: Path, comparison: Comparison) -> None:
+    for core in CORES:
+        policy = load_checkpoint(root / f"{core}-seed0").make_policy()
+        assert comparison.parameters[core] == (
+            count_parameters(policy.core),
+            count_parameters(policy),
+        )
+        speeds = [
+            speed
+            for seed in SEEDS
+            for speed in read_progress(root / f"{core}-seed{seed}")["env_steps_per_second"]
+        ]
+        speed = comparison.env_steps_per_second[core]
+        assert speed in speeds
+        assert sum(s < speed for s in speeds) <= len(speeds) / 2 >= sum(s > speed for s in speeds)
+
+
+def table(markdown: str, heading: str) -> dict[str, list[str]]:
+    """Rows of the table under a heading: first cell -> the others."""
+    (section,) = [part for part in markdown.split("\n## ") if part.startswith(heading)]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    assert len({len(row) for i, row in enumerate(rows) if i != 1}) == 1
+    return {row[0].removesuffix(" (trained)"): row[1:] for row in rows}
+
+
+def test_markdown_and_json_agree_with_the_evaluations(root: Path, comparison: Comparison) -> None:
+    markdown = (root / "comparison.md").read_text()
+    plain = json.loads((root / "comparison.json").read_text())
+    assert markdown == to_markdown(comparison)
+    assert plain == to_dict(comparison)
+    assert plain["episodes_per_seed"] == EPISODES
+    assert plain["seeds"] == SEEDS
+
+    success, returns = table(markdown, "Success rate"), table(markdown, "Return")
+    lengths = table(markdown, "Steps per episode")
+    assert success["task"] == CORES
+    for column, core in enumerate(CORES):
+        for task in TASKS:
+            results = [tasks[task.id] for tasks in evaluations(root, core)]
+            of_json = plain["cores"][core]["tasks"][task.id]
+            for key, shown in (("success_rate", success), ("mean_return", returns)):
+                mean = sum(r[key]["mean"] for r in results) / 2
+                assert of_json[key]["mean"] == pytest.approx(mean)
+                numbers = [float(x) for x in re.findall(r"-?[\d.]+", shown[task.name][column])]
+                wanted = [of_json[key][name] for name in ("mean", "low", "high")]
+                assert numbers == pytest.approx(wanted, abs=0.0051)  # two digits are shown
+            mean = sum(r["mean_length"]["mean"] for r in results) / 2
+            assert float(lengths[task.name][column]) == pytest.approx(mean, abs=0.51)
+    assert f"{TASKS[0].name} (trained)" in markdown
+    assert f"{TASKS[1].name} (trained)" not in markdown
+
+
+def test_figures_are_written_and_not_blank(root: Path) -> None:
+    for name in ("learning_curves.png", "tasks.png"):
+        with Image.open(root / name) as image:
+            assert image.size == (1200, 480)
+            colours = image.convert("RGB").getcolors(maxcolors=2**20)
+        assert colours is not None
+        assert len(colours) > 20
+
+
+def test_one_seed_has_no_interval_and_says_so(root: Path, tmp_path: Path) -> None:
+    runs = plan(make_config(), ["none"], [0], root)
+    comparison = judge(
+        runs, SUITE, TASKS[:1], episodes=EPISODES, mode="sample", jobs=1, on_run=ignore
+    )
+    cell = comparison.cells["none", TASKS[0].id]
+    assert math.isnan(cell.success_rate.low)
+    written = write_report(comparison, tmp_path)
+    assert all(path.stat().st_size > 100 for path in written)
+    plain = json.loads(written[1].read_text(), parse_constant=refuse_constant)
+    assert plain["cores"]["none"]["tasks"][TASKS[0].id]["success_rate"]["low"] is None
+    markdown = written[0].read_text()
+    assert "one seed, so no interval" in markdown
+    assert "[" not in table(markdown, "Success rate")[TASKS[0].name][0]
+
+
+def refuse_constant(name: str) -> Callable[[], None]:
+    raise AssertionError(f"{name} is not JSON")

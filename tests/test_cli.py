@@ -1,0 +1,450 @@
+"""The command line: what it writes and prints, and one line for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import cli
+from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.config import PPOConfig, read_settings
+from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
+from envs import SUITES, Suite, get_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = "MiniGrid-Empty-5x5-v0"
+TOY = (
+    *("--num-envs", "8", "--rollout-steps-per-env", "16", "--minibatches", "2", "--epochs", "1"),
+    *("--total-steps", "128", "--hidden-size", "16", "--num-rims", "4", "--k", "2"),
+)
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Rims = Callable[..., Result]
+
+
+@pytest.fixture
+def rims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Rims:
+    """The entry point, called in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["rims", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            sys.exit(cli.main())  # type: ignore[func-returns-value]
+        return Result(int(caught.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+def process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_one_line(result: Result) -> str:
+    assert result.code == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    (line,) = result.err.splitlines()
+    assert line.startswith("Error: ")
+    assert len(line) > len("Error: ")
+    return line
+
+
+# Mistakes ---------------------------------------------------------------------------------------
+
+TRAIN = ("train", "--env", ENV)
+COMPARE = ("compare", "--suite", "empty", "--run-root", "root")
+
+MISTAKES = {
+    "command": (("trian",), "train"),
+    "option": ((*TRAIN, "--lerning-rate", "1"), "--learning-rate"),
+    "argument too many": ((*TRAIN, "surplus"), "surplus"),
+    "environment": (("train", "--env", "MiniGrid-Emtpy-5x5-v0"), ENV),
+    "environment of another kind": (("train", "--env", "CartPole-v1"), "CartPole-v1"),
+    "suite": (("train", "--suite", "dorkey"), "doorkey"),
+    "suite and environment": ((*TRAIN, "--suite", "empty"), "--suite"),
+    "neither": (("train",), "--suite"),
+    "core": ((*TRAIN, "--core", "transformer"), "--core"),
+    "k above the mechanisms": ((*TRAIN, "--num-rims", "4", "--k", "5"), "--k"),
+    "hidden size": ((*TRAIN, "--hidden-size", "30"), "--hidden-size"),
+    "minibatches": ((*TRAIN, "--num-envs", "10", "--minibatches", "4"), "--minibatches"),
+    "seed too large": ((*TRAIN, "--seed", str(2**31)), "--seed"),
+    "seed negative": ((*TRAIN, "--seed", "-1"), "--seed"),
+    "number": ((*TRAIN, "--gamma", "high"), "--gamma"),
+    "not a number": ((*TRAIN, "--gamma", "nan"), "--gamma"),
+    "infinite": ((*TRAIN, "--learning-rate", "inf"), "--learning-rate"),
+    "no steps": ((*TRAIN, "--total-steps", "0"), "--total-steps"),
+    "device": ((*TRAIN, "--device", "cuda:99"), "cuda:99"),
+    "run folder is a file": ((*TRAIN, "--run-dir", "../file"), "file"),
+    "run folder below a file": ((*TRAIN, "--run-dir", "../file/run"), "cannot be written"),
+    "run folder in use": ((*TRAIN, "--run-dir", "../used"), "not empty"),
+    "no config file": ((*TRAIN, "--config", "nowhere.toml"), "nowhere.toml"),
+    "config file of something else": ((*TRAIN, "--config", "../used/notes.txt"), "notes.txt"),
+    "evaluate no run": (("evaluate",), "RUN"),
+    "evaluate missing run": (("evaluate", "nowhere"), "nowhere"),
+    "evaluate no run folder": (("evaluate", "../used"), CHECKPOINT_NAME),
+    "evaluate suite": (("evaluate", "nowhere", "--suite", "dorkey"), "doorkey"),
+    "evaluate environment": (("evaluate", "nowhere", "--env", "MiniGrid-Nope-v0"), "Nope"),
+    "evaluate episodes": (("evaluate", "nowhere", "--episodes", "0"), "--episodes"),
+    "evaluate seed": (("evaluate", "nowhere", "--seed", str(2**31)), "--seed"),
+    "evaluate mode": (("evaluate", "nowhere", "--mode", "best"), "--mode"),
+    "compare no suite": (("compare", "--run-root", "root"), "--suite"),
+    "compare no root": (("compare", "--suite", "empty"), "--run-root"),
+    "compare suite": (("compare", "--suite", "emtpy", "--run-root", "root"), "empty"),
+    "compare core": ((*COMPARE, "--cores", "lstm,transformer"), "transformer"),
+    "compare no core": ((*COMPARE, "--cores", ","), "--cores"),
+    "compare task": ((*COMPARE, "--tasks", "Empty-7x7"), "--tasks"),
+    "compare no task": ((*COMPARE, "--tasks", ","), "--tasks"),
+    "compare seeds": ((*COMPARE, "--seeds", "0"), "--seeds"),
+    "compare k": ((*COMPARE, "--k", "9"), "--k"),
+    "compare root below a file": (
+        ("compare", "--suite", "empty", "--run-root", "../file/root"),
+        "cannot be written",
+    ),
+    "record no output": (("record", "nowhere"), "--out"),
+    "record missing run": (("record", "nowhere", "--out", "a.gif"), "nowhere"),
+    "record not a GIF": (("record", "nowhere", "--out", "a.mp4"), "--out"),
+    "record folder": (("record", "nowhere", "--out", "nowhere/a.gif"), "--out"),
+    "record into a file": (("record", "nowhere", "--out", "../file/a.gif"), "--out"),
+    "record speed": (("record", "nowhere", "--out", "a.gif", "--fps", "0"), "--fps"),
+    "suites option": (("suites", "--jsn"), "--json"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_one_line_and_nothing_is_written(
+    tmp_path: Path, rims: Rims, name: str
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("my notes")
+    before = tree(tmp_path)
+    arguments, hint = MISTAKES[name]
+    assert hint in assert_one_line(rims(*arguments))
+    assert tree(tmp_path) == before
+
+
+def test_mistakes_with_a_trained_agent(tmp_path: Path, rims: Rims, toy_run: Path) -> None:
+    before = tree(tmp_path), tree(toy_run)
+    other = "MiniGrid-Dynamic-Obstacles-5x5-v0"  # 3 actions
+    line = assert_one_line(rims("evaluate", str(toy_run), "--env", other))
+    assert "7 actions" in line
+    assert other in line
+    line = assert_one_line(rims("record", str(toy_run), "--out", "a.gif", "--env", other))
+    assert other in line
+    assert "not empty" in assert_one_line(rims(*TRAIN, "--run-dir", str(toy_run)))
+    assert (tree(tmp_path), tree(toy_run)) == before
+
+
+def test_damaged_checkpoint_is_one_line(tmp_path: Path, rims: Rims, toy_run: Path) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    content = (toy_run / CHECKPOINT_NAME).read_bytes()
+    (folder / CHECKPOINT_NAME).write_bytes(content[: len(content) // 2])
+    for arguments in (("evaluate", str(folder)), ("record", str(folder), "--out", "a.gif")):
+        assert str(folder / CHECKPOINT_NAME) in assert_one_line(rims(*arguments))
+
+
+def test_mistake_in_a_real_process_is_one_line(tmp_path: Path) -> None:
+    with process("train", "--env", "MiniGrid-Nope-v0", folder=tmp_path) as running:
+        result = Result(0, *running.communicate(timeout=60))._replace(code=running.returncode)
+    assert "MiniGrid-Nope-v0" in assert_one_line(result)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.xfail(strict=True, reason="the help is printed as an error of many lines")
+def test_no_command_prints_the_help(rims: Rims) -> None:
+    result = rims()
+    text = result.out + result.err
+    assert "Usage:" in text
+    assert "Error: Usage" not in text
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the default core is checked although it is not among those compared"
+)
+def test_compare_checks_mechanisms_only_for_cores_that_have_them(
+    tmp_path: Path, rims: Rims
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ("--suite", "empty", "--cores", "lstm,gru", "--hidden-size", "30")
+    line = assert_one_line(rims("compare", *arguments, "--run-root", "../file/root"))
+    assert "--hidden-size" not in line
+    assert "cannot be written" in line
+
+
+@pytest.mark.xfail(strict=True, reason="names --core, which this command does not have")
+def test_compare_names_its_own_option_for_a_wrong_core(rims: Rims) -> None:
+    assert "--cores" in assert_one_line(rims(*COMPARE, "--cores", "transformer"))
+
+
+@pytest.mark.xfail(strict=True, raises=BaseException, reason="ends in a traceback of torch")
+@pytest.mark.parametrize("arguments", [("--device", "meta"), ("--threads", str(2**40))])
+def test_machine_settings_torch_refuses_are_one_line(rims: Rims, arguments: tuple[str]) -> None:
+    assert_one_line(rims(*TRAIN, *TOY, *arguments))
+
+
+# Help -------------------------------------------------------------------------------------------
+
+
+def squeeze(text: str) -> str:
+    """Without white space, so that line breaks do not matter."""
+    return re.sub(r"\s+", "", text)
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_help_lists_every_setting_with_help_and_default(command: str) -> None:
+    result = CliRunner().invoke(cli.rims, [command, "--help"], terminal_width=100)
+    assert result.exit_code == 0
+    left_out = ("suite", "env", "core", "seed") if command == "compare" else ()
+    text = squeeze(result.output)
+    for field in dataclasses.fields(PPOConfig):
+        if field.name in left_out:
+            continue
+        name = field.name.replace("_", "-")
+        default = field.default
+        shown = f"[default:{default}]"
+        if isinstance(default, bool):
+            assert f"--{name}/--no-{name}" in text
+            shown = f"[default:{name if default else f'no-{name}'}]"
+        elif default == "":
+            shown = ""
+        wanted = squeeze(field.metadata["help"]) + shown
+        assert f"--{name}" in text
+        assert wanted in text, field.name
+
+
+def test_help_lists_the_commands() -> None:
+    result = CliRunner().invoke(cli.rims, ["--help"])
+    assert result.exit_code == 0
+    for command in ("train", "evaluate", "compare", "record", "suites"):
+        assert re.search(rf"^  {command}\s+\S", result.output, re.MULTILINE)
+        assert CliRunner().invoke(cli.rims, [command, "-h"]).exit_code == 0
+
+
+def test_version_is_printed(rims: Rims) -> None:
+    result = rims("--version")
+    assert result.code == 0
+    assert re.search(r"\d+\.\d+", result.out)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["suites"], ["train", "--env", "MiniGrid-X-v0"]]
+)
+def test_quick_answers_do_not_import_torch(tmp_path: Path, arguments: list[str]) -> None:
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules));"
+        f"sys.argv = ['rims', *{arguments!r}]; import cli; cli.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+# What works -------------------------------------------------------------------------------------
+
+
+def test_train_evaluate_record(tmp_path: Path, rims: Rims) -> None:
+    result = rims("train", "--env", ENV, "--core", "rim_gru", "--seed", "3", *TOY)
+    folder = tmp_path / "here" / "runs" / "Empty-5x5-rim_gru-3"
+    assert result.code == 0
+    assert "runs/Empty-5x5-rim_gru-3" in result.out
+    names = {path.name for path in folder.iterdir()}
+    assert {CONFIG_NAME, PROGRESS_NAME, CHECKPOINT_NAME} < names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    config = load_checkpoint(folder).config
+    assert (config.core, config.seed, config.total_steps, config.k) == ("rim_gru", 3, 128, 2)
+
+    result = rims("evaluate", str(folder), "--episodes", "5")
+    assert result.code == 0
+    assert re.search(r"Empty-5x5\s.*\b5\b", result.out)
+    assert "sample" in result.out
+
+    result = rims("record", str(folder), "--out", "a.gif", "--max-steps", "6")
+    assert result.code == 0
+    with Image.open(tmp_path / "here" / "a.gif") as image:
+        assert f"{getattr(image, 'n_frames', 1)} frames: a.gif" in result.out
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"runs", "a.gif"}
+
+
+def test_evaluate_json_is_one_document_and_repeats(rims: Rims, toy_run: Path) -> None:
+    arguments = ("--suite", "empty", "--env", "MiniGrid-Empty-6x6-v0", "--episodes", "3")
+    first, second = (rims("evaluate", str(toy_run), *arguments, "--json") for _ in range(2))
+    assert first.code == 0
+    assert first == second
+    plain = json.loads(first.out)
+    assert plain["core"] == "rim_lstm"
+    ids = [*(task.id for task in SUITES["empty"].tasks), "MiniGrid-Empty-6x6-v0"]
+    assert [task["task"] for task in plain["tasks"]] == ids
+    assert {task["episodes"] for task in plain["tasks"]} == {3}
+    other = rims("evaluate", str(toy_run), *arguments, "--json", "--seed", "1")
+    assert other.out != first.out
+
+
+def test_evaluate_json_is_one_document_for_babyai(rims: Rims, toy_run: Path) -> None:
+    """BabyAI prints when it rejects a level."""
+    arguments = ("--env", "BabyAI-GoToObj-v0", "--episodes", "2", "--json")
+    result = rims("evaluate", str(toy_run), *arguments)
+    assert json.loads(result.out)["tasks"][0]["task"] == "BabyAI-GoToObj-v0"
+
+
+def test_compare_writes_its_report_and_prints_json(tmp_path: Path, rims: Rims) -> None:
+    arguments = (
+        *("compare", "--suite", "empty", "--cores", "rim_lstm, gru", "--seeds", "1"),
+        *("--tasks", "Empty-Random-5x5,MiniGrid-Empty-Random-6x6-v0", "--episodes", "3"),
+        *("--run-root", "root", "--jobs", "2", *TOY),
+    )
+    first = rims(*arguments, "--json")
+    assert first.code == 0
+    plain = json.loads(first.out)
+    assert list(plain["cores"]) == ["rim_lstm", "gru"]
+    tasks = ["MiniGrid-Empty-Random-5x5-v0", "MiniGrid-Empty-Random-6x6-v0"]
+    assert list(plain["cores"]["gru"]["tasks"]) == tasks
+    root = tmp_path / "here" / "root"
+    assert json.loads((root / "comparison.json").read_text()) == plain
+    for name in ("comparison.md", "learning_curves.png", "tasks.png"):
+        assert (root / name).stat().st_size > 0
+        assert name in first.err
+    again = rims(*arguments)
+    assert again.out.strip() == (root / "comparison.md").read_text().strip()
+    assert json.loads((root / "comparison.json").read_text()) == plain
+
+    assert "total_steps" in assert_one_line(rims(*arguments, "--total-steps", "256"))
+
+
+def test_compare_reports_a_failing_run(tmp_path: Path, rims: Rims) -> None:
+    (tmp_path / "here" / "root").mkdir()
+    (tmp_path / "here" / "root" / "none-seed0").touch()  # a file where a folder should be
+    arguments = ("--cores", "none", "--seeds", "1", "--jobs", "1", *TOY)
+    result = rims(*COMPARE, *arguments)
+    assert result.code == 1
+    assert result.out == ""
+    assert "none seed 0" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_suites_lists_every_task(rims: Rims) -> None:
+    result = rims("suites")
+    plain = json.loads(rims("suites", "--json").out)
+    assert list(plain) == list(SUITES)
+    for name, suite in SUITES.items():
+        assert plain[name] == {"train": suite.train.id, "unseen": [t.id for t in suite.unseen]}
+        assert all(task.id in result.out for task in suite.tasks)
+
+
+# Where settings come from -----------------------------------------------------------------------
+
+
+def trained_settings(rims: Rims, *arguments: str) -> dict[str, object]:
+    assert rims("train", *arguments, "--run-dir", "run").code == 0
+    return read_settings(Path("run") / CONFIG_NAME)
+
+
+def test_config_file_is_used_and_typed_options_win(rims: Rims, toy_run: Path) -> None:
+    file = str(toy_run / CONFIG_NAME)
+    expected = {**read_settings(toy_run / CONFIG_NAME), "total_steps": 128, "gamma": 0.5}
+    arguments = ("--config", file, "--total-steps", "128", "--gamma", "0.5")
+    assert trained_settings(rims, *arguments) == expected
+
+
+def test_typed_task_replaces_that_of_the_file(rims: Rims, toy_run: Path) -> None:
+    arguments = ("--config", str(toy_run / CONFIG_NAME), "--suite", "empty", "--total-steps", "128")
+    settings = trained_settings(rims, *arguments)
+    assert (settings["suite"], settings["env"]) == ("empty", "")
+
+
+def test_preset_of_a_suite_beats_defaults_but_not_typed_options(
+    rims: Rims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = {"gamma": 0.5, "learning_rate": 0.25}
+
+    def with_preset(name: str) -> Suite:
+        return dataclasses.replace(get_suite(name), preset=preset)
+
+    monkeypatch.setattr(cli, "get_suite", with_preset)
+    settings = trained_settings(rims, "--suite", "empty", *TOY, "--learning-rate", "0.001")
+    assert settings["gamma"] == 0.5
+    assert settings["learning_rate"] == 0.001  # typed, although it is the default
+
+
+# Stopping ---------------------------------------------------------------------------------------
+
+
+def test_interrupted_training_saves_the_agent(tmp_path: Path) -> None:
+    arguments = ("train", "--env", ENV, *TOY, "--total-steps", "100000000", "--run-dir", "run")
+    progress = tmp_path / "run" / PROGRESS_NAME
+    with process(*arguments, folder=tmp_path) as running:
+        deadline = time.monotonic() + 60
+        while not (progress.is_file() and progress.read_text().count("\n") >= 3):
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    assert "run" in err.splitlines()[-1]
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.updates >= 2
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "cli", "suites"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert "Traceback" not in result.stderr
