@@ -24,19 +24,19 @@ class OracleStep(NamedTuple):
 
     state: tuple[Tensor, ...]  # each (B, N d)
     active: list[list[int]]  # per row, the active mechanisms in ascending order
-    input_attention: Tensor  # (B, N, 2) weight on the null slot and on the input
+    input_attention: Tensor  # (B, N, 1 + S) weight on the null slot and the input's elements
     communication: Tensor  # (B, M, N, N) [head, reader, read]
 
 
 class _Sample(NamedTuple):
     state: list[Tensor]  # each (N d,)
     active: list[int]
-    input_attention: Tensor  # (N, 2)
+    input_attention: Tensor  # (N, 1 + S)
     communication: Tensor  # (M, N, N)
 
 
 def rim_step(cell: RIMCell, input: Tensor, state: tuple[Tensor, ...]) -> OracleStep:
-    """Advance ``state`` (each (B, D)) by ``input`` (B, I), at least one row."""
+    """Advance ``state`` (each (B, D)) by ``input``, (B, I) or (B, S, I), at least one row."""
     weights = dict(cell.named_parameters())
     rows = [
         _sample(cell, weights, input[b], [part[b] for part in state]) for b in range(len(input))
@@ -53,28 +53,42 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
     mechanisms = range(cell.num_rims)
     old = [part.chunk(cell.num_rims) for part in state]  # [tensor][mechanism]
 
-    # 1. attention over the null slot (score 0, value 0) and the input
-    key = x @ weights["input_attention.key_weight"]
-    value = x @ weights["input_attention.value_weight"]
-    scores, probs = [], []
+    # 1. attention over the null slot (score 0, value 0) and the elements of the input
+    elements = x if cell.input_slots else x[None]
+    num_heads = cell.input_attention.num_heads
+    reads, odds, probs = [], [], []
     for m in mechanisms:
         query = old[0][m] @ weights["input_attention.query_weight"][m]
-        score = query.dot(key) / math.sqrt(len(key))
-        scores.append(score)
-        probs.append(torch.stack([_sigma(-score), _sigma(score)]))
+        read, log_odds, prob = [], [], []
+        for head in range(num_heads):
+            keys = [
+                _head(e @ weights["input_attention.key_weight"], head, num_heads) for e in elements
+            ]
+            values = [
+                _head(e @ weights["input_attention.value_weight"], head, num_heads)
+                for e in elements
+            ]
+            part = _head(query, head, num_heads)
+            scores = [part.dot(key) / math.sqrt(len(key)) for key in keys]
+            powers = torch.stack([torch.ones_like(scores[0]), *map(torch.exp, scores)])
+            prob.append(powers / powers.sum())
+            read.append(sum(p * v for p, v in zip(prob[-1][1:], values, strict=True)))
+            log_odds.append(torch.log(powers[1:].sum()))
+        reads.append(torch.cat(read))
+        odds.append(torch.stack(log_odds).mean())
+        probs.append(torch.stack(prob).mean(0))
 
     # 2. the N - k that attend most to the null slot rest; of equals the later ones
-    ranking = sorted(mechanisms, key=lambda m: (-scores[m].item(), m))
+    ranking = sorted(mechanisms, key=lambda m: (-odds[m].item(), m))
     active = sorted(ranking[: cell.k])
 
     # 3. candidates of all
     update = _lstm if isinstance(cell, RIM_LSTMCell) else _gru
-    candidates = [
-        update(weights, m, probs[m][1] * value, [part[m] for part in old]) for m in mechanisms
-    ]
+    candidates = [update(weights, m, reads[m], [part[m] for part in old]) for m in mechanisms]
 
     # 4. communication; what rests is read as a constant
-    seen = [candidates[m][0] if m in active else candidates[m][0].detach() for m in mechanisms]
+    resting = old[0] if cell.comm_reads == "state" else [candidate[0] for candidate in candidates]
+    seen = [candidates[m][0] if m in active else resting[m].detach() for m in mechanisms]
     updates, read_weights = _communicate(weights, cell.communication.num_heads, seen)
 
     # 5. new state

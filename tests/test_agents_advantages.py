@@ -41,7 +41,10 @@ def reference(
     return advantages
 
 
-def random_case(seed: int, num_steps: int, num_envs: int, rate: float) -> tuple[Tensor, ...]:
+def random_case(
+    seed: int, num_steps: int, num_envs: int, rate: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rewards, values, terminated, truncated."""
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(num_steps, num_envs, generator=generator, dtype=torch.float64)
     values = torch.randn(num_steps + 1, num_envs, generator=generator, dtype=torch.float64)

@@ -61,9 +61,7 @@ def ignore(_: object) -> None:
 
 def compare(root: Path, **changes: Any) -> Comparison:
     settings: dict[str, Any] = {"episodes": EPISODES, "mode": "sample", "jobs": 2, **changes}
-    return judge(
-        plan(make_config(), CORES, SEEDS, root), SUITE, TASKS, on_run=ignore, **settings
-    )
+    return judge(plan(make_config(), CORES, SEEDS, root), SUITE, TASKS, on_run=ignore, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -191,7 +191,7 @@ def test_is_frozen() -> None:
 
 def test_takes_keywords_only() -> None:
     with pytest.raises(TypeError):
-        PPOConfig("doorkey")  # type: ignore[misc]
+        PPOConfig("doorkey")  # type: ignore[call-arg]
 
 
 def test_every_field_has_help_and_a_group() -> None:
@@ -255,7 +255,7 @@ def test_settings_of_a_file_may_be_few(tmp_path: Path) -> None:
 def test_unknown_setting_is_refused_naming_file_and_likely_setting(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("num_env = 4\n")
-    with pytest.raises(ValueError, match="'num_env'.*num_envs") as caught:
+    with pytest.raises(ValueError, match=r"'num_env'.*num_envs") as caught:
         read_settings(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

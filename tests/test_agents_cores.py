@@ -15,8 +15,10 @@ NAMES = get_args(CoreName)
 WITH_MEMORY = [name for name in NAMES if name != "none"]
 NUM_STEPS, NUM_ENVS, INPUT_SIZE, HIDDEN_SIZE = 7, 5, 6, 12
 
-# Double precision: both sides do the same sums, in blocks of different sizes.
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """In double precision: both sides do the same sums, in blocks of different sizes."""
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 def make_core(name: str, seed: int = 0) -> RecurrentCore:
@@ -100,15 +102,15 @@ def test_sequence_equals_stepping_and_zeroing(name: str, kind: str) -> None:
     expected, expected_final = step_by_step(core, input, state, reset)
     assert output.shape == (NUM_STEPS, NUM_ENVS, HIDDEN_SIZE)
     assert len(final) == len(state)
-    torch.testing.assert_close(output, expected, **TOLERANCE)
+    assert_same(output, expected)
     for part, expected_part in zip(final, expected_final, strict=True):
-        torch.testing.assert_close(part, expected_part, **TOLERANCE)
+        assert_same(part, expected_part)
 
     found = gradients(core, output, final)
     wanted = gradients(core, expected, expected_final)
     assert any(bool((g != 0).any()) for g in wanted)
     for part, expected_part in zip(found, wanted, strict=True):
-        torch.testing.assert_close(part, expected_part, **TOLERANCE)
+        assert_same(part, expected_part)
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
@@ -156,10 +158,10 @@ def test_other_environments_do_not_notice_a_reset(name: str) -> None:
     before, final_before = core(input, state, never)
     after, final_after = core(input, state, one)
     others = [0, 1, 3, 4]
-    torch.testing.assert_close(before[:, others], after[:, others], **TOLERANCE)
+    assert_same(before[:, others], after[:, others])
     for a, b in zip(final_before, final_after, strict=True):
-        torch.testing.assert_close(a[:, others], b[:, others], **TOLERANCE)
-    torch.testing.assert_close(before[:3, 2], after[:3, 2], **TOLERANCE)
+        assert_same(a[:, others], b[:, others])
+    assert_same(before[:3, 2], after[:3, 2])
     if name in WITH_MEMORY:
         assert not torch.allclose(before[3:, 2], after[3:, 2])
 
@@ -172,9 +174,9 @@ def test_two_chunks_are_one_sequence(name: str) -> None:
     whole, final = core(input, state, reset)
     first, between = core(input[:3], state, reset[:3])
     second, last = core(input[3:], between, reset[3:])
-    torch.testing.assert_close(torch.cat([first, second]), whole, **TOLERANCE)
+    assert_same(torch.cat([first, second]), whole)
     for a, b in zip(last, final, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
+        assert_same(a, b)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -214,10 +216,10 @@ def test_none_depends_on_the_present_input_only() -> None:
     reset = make_reset("random")
     output, _ = core(input, state, reset)
     shuffled, _ = core(input[order], state, ~reset)
-    torch.testing.assert_close(shuffled, output[order], **TOLERANCE)
+    assert_same(shuffled, output[order])
     changed = input.clone()
     changed[:-1] += 1.0
-    torch.testing.assert_close(core(changed, state, reset)[0][-1], output[-1], **TOLERANCE)
+    assert_same(core(changed, state, reset)[0][-1], output[-1])
     assert not torch.allclose(core(changed, state, reset)[0][0], output[0])
 
 

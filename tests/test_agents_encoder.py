@@ -220,7 +220,7 @@ def test_from_numpy_keeps_values_and_types() -> None:
     tensors = Observations.from_numpy(source, CPU)
     assert isinstance(source, Observation)
     for part, expected in zip(tensors, source, strict=True):
-        assert np.array_equal(part.numpy(), expected)
+        assert np.array_equal(part.numpy(), np.asarray(expected))
     assert tensors.image.dtype == torch.uint8
     assert tensors.mission.dtype == torch.int64
 

@@ -1,4 +1,4 @@
-"""Evaluation: exactly N first episodes, on levels never trained on, without a bias to short ones."""
+"""Evaluation: exactly N first episodes, on levels never trained on, short ones not preferred."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_wrong_number_of_actions_is_refused(policy: RecurrentActorCritic) -> Non
         lambda: check_task(policy, task, "gymnasium"),
         lambda: evaluate(policy, task, episodes=2, seed=0, backend="gymnasium"),
     ):
-        with pytest.raises(ValueError, match="7 actions but .* has 3") as caught:
+        with pytest.raises(ValueError, match=r"7 actions but .* has 3") as caught:
             call()
         assert "\n" not in str(caught.value)
 

@@ -118,7 +118,9 @@ def test_steps_that_only_reset_do_not_count(core: str, field: str) -> None:
         changed[~rollout.valid] = (changed[~rollout.valid] + 3) % 7
     else:
         changed[~rollout.valid] = torch.linspace(-50, 50, int((~rollout.valid).sum()))
-    changed_metrics, changed_weights = train_on(policy, rollout._replace(**{field: changed}), config)
+    changed_metrics, changed_weights = train_on(
+        policy, rollout._replace(**{field: changed}), config
+    )
     assert same(weights, changed_weights)
     assert metrics == changed_metrics
 

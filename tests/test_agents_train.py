@@ -1,8 +1,9 @@
-"""Training runs at toy size: what they write, that they repeat, how they stop; and one that learns."""
+"""Training at toy size: what is written, that it repeats, how it stops; and one run that learns."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from agents.config import CoreName, PPOConfig, read_settings
@@ -69,7 +72,7 @@ def test_run_writes_everything(tmp_path: Path, core: str) -> None:
     assert [int(row["update"]) for row in rows] == list(range(1, len(rows) + 1))
     steps = [int(row["env_steps"]) for row in rows]
     assert steps[0] <= 128
-    assert all(0 < b - a <= 128 for a, b in zip(steps, steps[1:], strict=False))
+    assert all(0 < b - a <= 128 for a, b in itertools.pairwise(steps))
     assert steps[-2] < 512 <= steps[-1]
     assert all(0 <= float(row["ratio_error"]) < 1e-5 for row in rows)
     assert float(rows[0]["entropy"]) == pytest.approx(math.log(7), abs=0.05)  # almost uniform

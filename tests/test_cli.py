@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ def rims(
 
 
 def process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    """A real process, the first of a group of its own, as a terminal starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments],
         cwd=folder,
@@ -67,7 +69,17 @@ def process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def wait_for_rows(running: subprocess.Popen[str], progress: Path) -> None:
+    """Wait until training has logged two updates."""
+    deadline = time.monotonic() + 60
+    while not (progress.is_file() and progress.read_text().count("\n") >= 3):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -149,9 +161,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_one_line_and_nothing_is_written(
-    tmp_path: Path, rims: Rims, name: str
-) -> None:
+def test_mistake_is_one_line_and_nothing_is_written(tmp_path: Path, rims: Rims, name: str) -> None:
     (tmp_path / "file").write_text("a file")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("my notes")
@@ -312,17 +322,24 @@ def test_train_evaluate_record(tmp_path: Path, rims: Rims) -> None:
 
 
 def test_evaluate_json_is_one_document_and_repeats(rims: Rims, toy_run: Path) -> None:
-    arguments = ("--suite", "empty", "--env", "MiniGrid-Empty-6x6-v0", "--episodes", "3")
+    ids = ["MiniGrid-Empty-Random-5x5-v0", ENV]
+    arguments = (*("--env", ids[0], "--env", ids[1]), "--episodes", "3")
     first, second = (rims("evaluate", str(toy_run), *arguments, "--json") for _ in range(2))
     assert first.code == 0
     assert first == second
     plain = json.loads(first.out)
     assert plain["core"] == "rim_lstm"
-    ids = [*(task.id for task in SUITES["empty"].tasks), "MiniGrid-Empty-6x6-v0"]
     assert [task["task"] for task in plain["tasks"]] == ids
     assert {task["episodes"] for task in plain["tasks"]} == {3}
     other = rims("evaluate", str(toy_run), *arguments, "--json", "--seed", "1")
     assert other.out != first.out
+
+
+def test_evaluate_suite_is_every_task_of_it(rims: Rims, toy_run: Path) -> None:
+    arguments = ("--suite", "doorkey", "--env", ENV, "--episodes", "1", "--json")
+    plain = json.loads(rims("evaluate", str(toy_run), *arguments).out)
+    ids = [*(task.id for task in SUITES["doorkey"].tasks), ENV]
+    assert [task["task"] for task in plain["tasks"]] == ids
 
 
 def test_evaluate_json_is_one_document_for_babyai(rims: Rims, toy_run: Path) -> None:
@@ -336,7 +353,7 @@ def test_compare_writes_its_report_and_prints_json(tmp_path: Path, rims: Rims) -
     arguments = (
         *("compare", "--suite", "empty", "--cores", "rim_lstm, gru", "--seeds", "1"),
         *("--tasks", "Empty-Random-5x5,MiniGrid-Empty-Random-6x6-v0", "--episodes", "3"),
-        *("--run-root", "root", "--jobs", "2", *TOY),
+        *("--run-root", "root", "--jobs", "1", *TOY),
     )
     first = rims(*arguments, "--json")
     assert first.code == 0
@@ -363,7 +380,9 @@ def test_compare_reports_a_failing_run(tmp_path: Path, rims: Rims) -> None:
     result = rims(*COMPARE, *arguments)
     assert result.code == 1
     assert result.out == ""
-    assert "none seed 0" in result.err
+    (line,) = result.err.splitlines()[-1:]
+    assert line.startswith("Error: ")
+    assert "none seed 0" in line
     assert "Traceback" not in result.err
 
 
@@ -418,11 +437,7 @@ def test_interrupted_training_saves_the_agent(tmp_path: Path) -> None:
     arguments = ("train", "--env", ENV, *TOY, "--total-steps", "100000000", "--run-dir", "run")
     progress = tmp_path / "run" / PROGRESS_NAME
     with process(*arguments, folder=tmp_path) as running:
-        deadline = time.monotonic() + 60
-        while not (progress.is_file() and progress.read_text().count("\n") >= 3):
-            assert running.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_rows(running, progress)
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
     assert running.returncode == 130
@@ -431,6 +446,43 @@ def test_interrupted_training_saves_the_agent(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tmp_path / "run")
     assert checkpoint.updates >= 2
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.fixture
+def endless_compare(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """One run at a time of two that would take for ever; the first is under way."""
+    arguments = (
+        "--cores",
+        "none",
+        "--seeds",
+        "2",
+        "--jobs",
+        "1",
+        *TOY,
+        "--total-steps",
+        "99999999",
+    )
+    with process(*COMPARE, *arguments, folder=tmp_path) as running:
+        wait_for_rows(running, tmp_path / "root" / "none-seed0" / PROGRESS_NAME)
+        yield running
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    raises=subprocess.TimeoutExpired,
+    reason="the worker goes on with the runs that wait in its queue",
+)
+def test_interrupted_comparison_stops(
+    tmp_path: Path, endless_compare: subprocess.Popen[str]
+) -> None:
+    os.killpg(endless_compare.pid, signal.SIGINT)  # what Ctrl-C does
+    _, err = endless_compare.communicate(timeout=10)
+    assert endless_compare.returncode == 130
+    assert "Traceback" not in err
+    assert load_checkpoint(tmp_path / "root" / "none-seed0").updates >= 2
 
 
 def test_closed_pipe_is_no_traceback(tmp_path: Path) -> None:

@@ -55,7 +55,17 @@ def states(kind: Kind, *shape: int, dtype: torch.dtype | None = None) -> Any:
 
 
 def test_public_names_are_frozen() -> None:
-    assert rims.__all__ == ["RIM_GRU", "RIM_LSTM", "RIM_GRUCell", "RIM_LSTMCell", "Trace", "trace"]
+    assert rims.__all__ == [
+        "RIM_GRU",
+        "RIM_LSTM",
+        "RIM_GRUCell",
+        "RIM_LSTMCell",
+        "Trace",
+        "Usage",
+        "authors",
+        "plot_activations",
+        "trace",
+    ]
     assert all(hasattr(rims, name) for name in rims.__all__)
 
 
