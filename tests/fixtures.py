@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,11 @@ def tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
+def weights(arrays: Arrays) -> Arrays:
+    """The weights of a file by their plain names."""
+    return {n.removeprefix("param."): a for n, a in arrays.items() if n.startswith("param.")}
+
+
 def cell_parameters(cell: RIMCell) -> dict[str, tuple[Tensor, bool]]:
     """Published name -> our parameter, and whether theirs is [mechanism, gate, unit, ...]."""
     read_in, comm = cell.input_attention, cell.communication
@@ -56,12 +62,6 @@ def cell_parameters(cell: RIMCell) -> dict[str, tuple[Tensor, bool]]:
     return {name: (p, name.startswith("cell.")) for name, p in named.items() if p is not None}
 
 
-def load_weights(cell: RIMCell, arrays: Arrays, prefix: str) -> None:
-    with torch.no_grad():
-        for name, (parameter, _) in cell_parameters(cell).items():
-            parameter.copy_(tensor(arrays[prefix + name]).reshape(parameter.shape))
-
-
 def assert_gradients(cell: RIMCell, arrays: Arrays, prefix: str) -> int:
     """Compare every weight gradient; return how many were compared."""
     compared = 0
@@ -82,7 +82,7 @@ def assert_gradients(cell: RIMCell, arrays: Arrays, prefix: str) -> int:
         # Gradients of the two large files are stored in float32.
         rtol, atol = (1e-6, 1e-7) if expected.dtype == np.float32 else (1e-9, 1e-9)
         torch.testing.assert_close(
-            got, tensor(expected), rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+            got, tensor(expected), rtol=rtol, atol=atol, msg=partial("{}: {}".format, name)
         )
         compared += 1
     return compared

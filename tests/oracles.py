@@ -56,6 +56,8 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
     # 1. attention over the null slot (score 0, value 0) and the elements of the input
     elements = x if cell.input_slots else x[None]
     num_heads = cell.input_attention.num_heads
+    to_key = weights["input_attention.key_weight"]
+    to_value = weights["input_attention.value_weight"]
     reads, odds, probs = [], [], []
     for m in mechanisms:
         query = old[0][m] @ weights["input_attention.query_weight"][m]
@@ -87,7 +89,7 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
     candidates = [update(weights, m, reads[m], [part[m] for part in old]) for m in mechanisms]
 
     # 4. communication; what rests is read as a constant
-    resting = old[0] if cell.comm_reads == "state" else [candidate[0] for candidate in candidates]
+    resting = list(old[0]) if cell.comm_reads == "state" else [each[0] for each in candidates]
     seen = [candidates[m][0] if m in active else resting[m].detach() for m in mechanisms]
     updates, read_weights = _communicate(weights, cell.communication.num_heads, seen)
 

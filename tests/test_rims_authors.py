@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import rims
-from fixtures import Arrays, files, read, tensor
+from fixtures import Arrays, files, read, tensor, weights
 from rims import authors
 from rims.layers import RIMLayer
 
@@ -20,35 +21,32 @@ SINGLE = files("rims_*.npz")
 
 
 def layer_of(arrays: Arrays) -> RIMLayer:
-    kind = rims.RIM_LSTM if str(arrays["meta.cell"]) == "lstm" else rims.RIM_GRU
+    kind: Any = rims.RIM_LSTM if str(arrays["meta.cell"]) == "lstm" else rims.RIM_GRU
     sizes = ("input_size", "hidden_size", "num_mechanisms", "num_active")
-    return kind(*(int(arrays[f"meta.{name}"]) for name in sizes), dtype=torch.float64)
-
-
-def plain(arrays: Arrays) -> Arrays:
-    return {n.removeprefix("param."): a for n, a in arrays.items() if n.startswith("param.")}
+    layer: RIMLayer = kind(*(int(arrays[f"meta.{name}"]) for name in sizes), dtype=torch.float64)
+    return layer
 
 
 def blocks_core(arrays: Arrays) -> dict[str, Tensor]:
     """What a BlocksCore with these weights saves, entry by entry, dead ones and all."""
-    weights = {name: tensor(array) for name, array in plain(arrays).items()}
-    num_rims, num_gates, unit = weights["cell.bias_ih"].shape
+    given = {name: tensor(array) for name, array in weights(arrays).items()}
+    num_rims, num_gates, unit = given["cell.bias_ih"].shape
     width = num_rims * unit
     core = "block_lstm.lstm" if num_gates == 4 else "block_lstm.gru"
     state = {"mha.ln.weight": torch.ones(unit), "mha.ln.bias": torch.zeros(unit)}
     for name in ("query", "key", "value"):
-        state[f"mha.GLN_{name[0]}s.w"] = weights[f"communication.{name}.weight"]
-    state["inp_att.GLN_qs.w"] = weights["input_attention.query.weight"]
+        state[f"mha.GLN_{name[0]}s.w"] = given[f"communication.{name}.weight"]
+    state["inp_att.GLN_qs.w"] = given["input_attention.query.weight"]
     for name in ("key", "value"):
-        used = weights[f"input_attention.{name}.weight"]
+        used = given[f"input_attention.{name}.weight"]
         state[f"inp_att.GLN_{name[0]}s.w"] = torch.stack([torch.randn_like(used), used])
     for theirs, ours in (("fc", "output"), ("gate_fc", "gate")):
         for part in ("weight", "bias"):
-            state[f"mha.{theirs}.{part}"] = weights[f"communication.{ours}.{part}"]
+            state[f"mha.{theirs}.{part}"] = given[f"communication.{ours}.{part}"]
             state[f"inp_att.gate_fc.{part}"] = torch.randn(3)
             state[f"inp_att.ln.{part}"] = torch.randn(3)
     for half in ("ih", "hh"):
-        blocks = weights[f"cell.weight_{half}"]
+        blocks = given[f"cell.weight_{half}"]
         inputs = blocks.shape[-1]
         # what lies off the diagonal is zeroed before every use, so its values must not matter
         dense = torch.randn(num_gates * width, num_rims * inputs, dtype=torch.float64)
@@ -57,7 +55,7 @@ def blocks_core(arrays: Arrays) -> dict[str, Tensor]:
             for g in range(num_gates):
                 rows = slice(g * width + m * unit, g * width + (m + 1) * unit)
                 dense[rows, m * inputs : (m + 1) * inputs] = blocks[m, g]
-                bias[rows] = weights[f"cell.bias_{half}"][m, g]
+                bias[rows] = given[f"cell.bias_{half}"][m, g]
         state[f"{core}.weight_{half}"], state[f"{core}.bias_{half}"] = dense, bias
     return state
 
@@ -74,7 +72,7 @@ def outputs(layer: RIMLayer, arrays: Arrays) -> Tensor:
 def test_fixtures_hold_through_load_weights(path: Path) -> None:
     arrays = read(path)
     layer = layer_of(arrays)
-    authors.load_weights(layer, plain(arrays))
+    authors.load_weights(layer, weights(arrays))
     assert_close(outputs(layer, arrays), tensor(arrays["outputs"]))
 
 
@@ -91,16 +89,17 @@ def test_several_layers_load_by_prefix(path: Path) -> None:
     arrays = read(path)
     names = ("hidden_size", "num_mechanisms", "num_active")
     sizes = [arrays[f"meta.{name}"].tolist() for name in names]
-    kind = rims.RIM_LSTM if str(arrays["meta.cell"]) == "lstm" else rims.RIM_GRU
+    kind: Any = rims.RIM_LSTM if str(arrays["meta.cell"]) == "lstm" else rims.RIM_GRU
     layer = kind(int(arrays["meta.input_size"]), *sizes, num_layers=2, dtype=torch.float64)
-    authors.load_weights(layer, plain(arrays))
-    for i, cell in enumerate(layer.cells):
+    authors.load_weights(layer, weights(arrays))
+    for i in range(2):
+        cell: Any = layer.cells[i]
         expected = tensor(arrays[f"param.layer{i}.cell.weight_hh"])
         assert torch.equal(cell.weight_hh, expected.reshape(cell.weight_hh.shape))
 
 
 @pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])
-def test_round_trip_keeps_every_bit_and_loads_into_their_modules(kind: type[RIMLayer]) -> None:
+def test_round_trip_keeps_every_bit_and_loads_into_their_modules(kind: Any) -> None:
     torch.manual_seed(0)
     layer, other = kind(7, 15, 5, 2), kind(7, 15, 5, 2)
     state = authors.to_state_dict(layer)
@@ -117,7 +116,7 @@ def test_round_trip_keeps_every_bit_and_loads_into_their_modules(kind: type[RIML
     cell.load_state_dict({n.removeprefix(prefix): v for n, v in state.items() if prefix in n})
     read_in, h = torch.randn(3, 5, 12), torch.randn(3, 15)
     start = (h, torch.randn(3, 15)) if core == "lstm" else h
-    ours = layer.cells[0]
+    ours: Any = layer.cells[0]
     parts = start if isinstance(start, tuple) else (start,)
     candidates = ours.candidate(read_in, tuple(p.reshape(3, 5, 3) for p in parts))
     theirs = cell(read_in.flatten(1), start)
@@ -173,11 +172,19 @@ def test_plain_arrays_that_do_not_fit_are_refused() -> None:
     layer = rims.RIM_LSTM(7, 15, 5, 2)
     with pytest.raises(ValueError, match=r"cell\.bias_hh is missing"):
         authors.load_weights(layer, {})
-    arrays = {
-        name: np.zeros(authors._plain_shape(name, p, list(layer.cells)))  # type: ignore[arg-type]
-        for name, p in authors._plain_names(layer.cells[0]).items()  # type: ignore[arg-type]
+    shapes = {
+        "input_attention.query.weight": (5, 3, 64),
+        "input_attention.key.weight": (7, 64),
+        "input_attention.value.weight": (7, 12),
+        "cell.weight_ih": (5, 4, 3, 12),
+        "cell.weight_hh": (5, 4, 3, 3),
+        "cell.bias_ih": (5, 4, 3),
+        "cell.bias_hh": (5, 4, 3),
+        **{f"communication.{name}.weight": (5, 3, 64) for name in ("query", "key", "value")},
+        **{f"communication.{name}.weight": (3, 64) for name in ("output", "gate")},
+        **{f"communication.{name}.bias": (3,) for name in ("output", "gate")},
     }
-    assert arrays["cell.weight_ih"].shape == (5, 4, 3, 12)
+    arrays = {name: np.zeros(shape) for name, shape in shapes.items()}
     authors.load_weights(layer, arrays)
     assert not any(p.any() for p in layer.parameters())
     arrays["cell.weight_ih"] = arrays["cell.weight_ih"].reshape(5, 12, 12)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rims
-from fixtures import Arrays, assert_gradients, files, load_weights, read, tensor
+from fixtures import Arrays, assert_gradients, files, read, tensor, weights
 from rims.step import RIMCell
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
@@ -57,8 +57,7 @@ def test_layer_reproduces_published_arrays(path: Path) -> None:
     cells = [c for c in layer.cells if isinstance(c, RIMCell)]
     suffixes = [f".layer{i}" for i in range(len(cells))] if stacked else [""]
     prefixes = [f"layer{i}." for i in range(len(cells))] if stacked else [""]
-    for cell, prefix in zip(cells, prefixes, strict=True):
-        load_weights(cell, arrays, f"param.{prefix}")
+    rims.authors.load_weights(layer, weights(arrays))
 
     names = "hc" if isinstance(layer, rims.RIM_LSTM) else "h"
     states = _states(arrays, suffixes, names)
@@ -91,7 +90,7 @@ def test_first_step_reproduces_published_intermediates(path: Path) -> None:
     layer = _layer(arrays)
     (cell,) = layer.cells
     assert isinstance(cell, RIMCell)
-    load_weights(cell, arrays, "param.")
+    rims.authors.load_weights(cell, weights(arrays))
     if "step0.mechanism_input" not in arrays:
         pytest.skip("the file holds no intermediates")
     num_rims, size = cell.num_rims, cell.hidden_size // cell.num_rims

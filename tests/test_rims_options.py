@@ -1,4 +1,4 @@
-"""Options beyond nn.LSTM: input slots and heads, what communication reads, learned initial state."""
+"""Options beyond nn.LSTM: slots and heads, what communication reads, learned initial state."""
 
 from __future__ import annotations
 
