@@ -34,10 +34,10 @@ def train(layer: nn.Module, hidden_size: int, updates: int) -> list[float]:
     losses = []
     for _ in range(updates):
         sequences, target = make_batch(batch_size=32, max_steps=10)
-        output, (h_n, c_n) = layer(pack_sequence(sequences, enforce_sorted=False))
+        _, (h_n, _) = layer(pack_sequence(sequences, enforce_sorted=False))
         loss = cross_entropy(head(h_n[-1]), target)  # h_n is in the order of `sequences`
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())

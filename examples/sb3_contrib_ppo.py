@@ -1,8 +1,8 @@
 """RecurrentPPO of sb3-contrib with RIM_LSTM in place of nn.LSTM.
 
 The policy of sb3-contrib names nn.LSTM in its constructor, so a subclass replaces the two layers it
-made and makes the optimizer again, for it held the parameters of the replaced ones. Nothing else
-changes: rollouts, resets at episode starts, training, saving and loading are sb3-contrib's own.
+made, and makes the optimizer again, which held the parameters of the replaced ones. All else is
+sb3-contrib's own: rollouts, resets at the starts of episodes, training, saving and loading.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
@@ -37,48 +36,39 @@ class MlpRimPolicy(MlpLstmPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         for name in ("lstm_actor", "lstm_critic"):
             lstm = getattr(self, name)
-            if lstm is not None:
+            if lstm is not None:  # a policy may go without the critic's
                 sizes = (lstm.input_size, lstm.hidden_size, num_rims, k, lstm.num_layers)
                 setattr(self, name, RIM_LSTM(*sizes, **self.lstm_kwargs))
         self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+            self.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
         )
 
 
-def act(model: RecurrentPPO, steps: int = 30) -> list[int]:
-    """The greedy actions of ``model`` on CartPole."""
-    env = gymnasium.make("CartPole-v1")
-    observation, _ = env.reset(seed=7)
-    state, start, actions = None, np.ones(1, dtype=bool), []
-    for _ in range(steps):
-        action, state = model.predict(observation, state, start, deterministic=True)
+def act(model: RecurrentPPO) -> list[int]:
+    """The greedy actions of ``model`` over one fixed sequence of observations."""
+    actions, state = [], None
+    for observation in np.random.default_rng(0).uniform(-1, 1, (20, 4)):
+        action, state = model.predict(observation, state, deterministic=True)
         actions.append(int(action))
-        observation, _, terminated, truncated, _ = env.step(action)
-        start = np.array([terminated or truncated])
-        if start[0]:
-            observation, _ = env.reset()
     return actions
 
 
-def main(total_steps: int = 512) -> tuple[list[int], list[int]]:
-    """Train, save, load; the actions before and after."""
+def main(total_steps: int = 512) -> tuple[RecurrentPPO, RecurrentPPO]:
+    """Train, save and load an agent; the trained and the loaded one."""
+    options = {"lstm_hidden_size": 32, "num_rims": 4, "k": 3}
     model = RecurrentPPO(
-        MlpRimPolicy,
-        "CartPole-v1",
-        n_steps=128,
-        n_epochs=2,
-        policy_kwargs={"lstm_hidden_size": 32},
-        seed=0,
-        device="cpu",
+        MlpRimPolicy, "CartPole-v1", n_steps=128, policy_kwargs=options, seed=0, device="cpu"
     )
     model.learn(total_steps)
     with tempfile.TemporaryDirectory() as folder:
-        model.save(Path(folder) / "agent")
-        loaded = RecurrentPPO.load(Path(folder) / "agent", device="cpu")
-    print(model.policy.lstm_actor)
-    print("trained:", act(model))
-    print("loaded: ", act(loaded))
-    return act(model), act(loaded)
+        model.save(Path(folder) / "agent.zip")
+        loaded = RecurrentPPO.load(Path(folder) / "agent.zip", device="cpu")
+    print(loaded.policy.lstm_actor)
+    print("actions, trained:", act(model))
+    print("actions, loaded: ", act(loaded))
+    return model, loaded
 
 
 if __name__ == "__main__":

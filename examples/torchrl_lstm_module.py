@@ -79,7 +79,7 @@ def main(batches: int = 3, updates: int = 10) -> dict[str, float]:
             with modules.set_recurrent_mode(True):
                 features = memory(batch.select(*memory.in_keys))["features"]
             if update == 0:  # the weights are still those that collected
-                stepped.append(float((features - batch["features"]).abs().max()))
+                stepped.append(float((features.detach() - batch["features"]).abs().max()))
             loss = (value(features) - target).square().mean()
             optimizer.zero_grad()
             loss.backward()

@@ -63,13 +63,8 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
         query = old[0][m] @ weights["input_attention.query_weight"][m]
         read, log_odds, prob = [], [], []
         for head in range(num_heads):
-            keys = [
-                _head(e @ weights["input_attention.key_weight"], head, num_heads) for e in elements
-            ]
-            values = [
-                _head(e @ weights["input_attention.value_weight"], head, num_heads)
-                for e in elements
-            ]
+            keys = [_head(e @ to_key, head, num_heads) for e in elements]
+            values = [_head(e @ to_value, head, num_heads) for e in elements]
             part = _head(query, head, num_heads)
             scores = [part.dot(key) / math.sqrt(len(key)) for key in keys]
             powers = torch.stack([torch.ones_like(scores[0]), *map(torch.exp, scores)])
@@ -95,11 +90,11 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
 
     # 5. new state
     new = []
-    for i, part in enumerate(old):
+    for i, pieces in enumerate(old):
         columns = []
         for m in mechanisms:
             if m not in active:
-                columns.append(part[m])
+                columns.append(pieces[m])
             elif i == 0:
                 columns.append(candidates[m][0] + updates[m])
             else:

@@ -99,11 +99,11 @@ def test_first_step_reproduces_published_intermediates(path: Path) -> None:
     )
     read_in = cell.input_attention(tensor(arrays["inputs"])[0].unsqueeze(1), prev[0])
     candidate = cell.candidate(read_in.read, prev)
-    update, weights = cell.communication(candidate[0])
+    update, attention = cell.communication(candidate[0])
     for name, got in [
         ("mechanism_input", read_in.read),
         *zip(("h_candidate", "c_candidate"), candidate, strict=False),
-        ("communication_probs", weights),
+        ("communication_probs", attention),
         ("communication_update", update),
     ]:
         assert_close(got, tensor(arrays[f"step0.{name}"]))
