@@ -44,8 +44,12 @@ def topk_mask(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
         [True, True, False, False]
     """
     _check_k("topk_mask", scores, k, dim)
-    order = scores.detach().argsort(dim=dim, descending=True, stable=True)
-    chosen = order.narrow(dim, 0, k)
+    if torch.onnx.is_in_onnx_export():
+        # ONNX knows no stable sort, but its TopK cuts ties by the lowest index.
+        chosen = scores.detach().topk(k, dim=dim).indices
+    else:
+        order = scores.detach().argsort(dim=dim, descending=True, stable=True)
+        chosen = order.narrow(dim, 0, k)
     # A number rather than True is scattered because torch.jit.trace cannot scatter a bool.
     return torch.zeros_like(scores, dtype=torch.uint8).scatter(dim, chosen, 1).bool()
 

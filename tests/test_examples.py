@@ -59,9 +59,7 @@ def test_sb3_contrib_ppo() -> None:
 
 
 # TorchRL and Lightning use deprecated parts of themselves and of torch; not ours to mend.
-@pytest.mark.filterwarnings(
-    "ignore:Creating VanillaWeightUpdater which inherits:DeprecationWarning"
-)
+@pytest.mark.filterwarnings("ignore:Creating .* inherits from WeightUpdaterBase:DeprecationWarning")
 def test_torchrl_lstm_module() -> None:
     results = load("torchrl_lstm_module", needs="torchrl").main(batches=2, updates=5)
     assert results["resets"] > 0
