@@ -20,7 +20,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	  { echo "Python 3.11 or newer is needed, '$(PYTHON)' is older; try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[envpool,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[envpool,dev,examples]'
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)

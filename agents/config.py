@@ -128,7 +128,8 @@ class PPOConfig:
     def __post_init__(self) -> None:
         self._check_types()
         if bool(self.suite) == bool(self.env):
-            raise ConfigError("suite", "or env must be given, not both: the task to train on.")
+            rule = "and env name the task to train on: give exactly one of them."
+            raise ConfigError("suite", rule)
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

@@ -44,7 +44,7 @@ def train(layer: nn.Module, hidden_size: int, updates: int) -> list[float]:
     return losses
 
 
-def main(updates: int = 150, hidden_size: int = 24) -> dict[str, list[float]]:
+def main(updates: int = 120, hidden_size: int = 24) -> dict[str, list[float]]:
     """Train both layers; the losses of each by name."""
     torch.manual_seed(0)
     layers = {

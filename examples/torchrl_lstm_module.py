@@ -13,31 +13,10 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchrl import collectors, envs, modules
 from torchrl.objectives.value.functional import reward2go
 
 from rims import RIM_GRU, RIM_LSTM
-
-
-class Masked(nn.Module):
-    """Takes the ``mask`` (B, T), false in padding, that TorchRL gives to all but an nn.LSTM."""
-
-    def forward(self, input: Any, hx: Any = None, *, mask: Any = None, **options: Any) -> Any:
-        """Pack what the mask leaves of the padded input (B, T, I), run and unpack."""
-        if mask is None:
-            return super().forward(input, hx, **options)
-        packed = pack_padded_sequence(input, mask.sum(1).cpu(), True, enforce_sorted=False)
-        output, state = super().forward(packed, hx, **options)
-        return pad_packed_sequence(output, True, total_length=input.shape[1])[0], state
-
-
-class MaskedLSTM(Masked, RIM_LSTM):
-    """RIM_LSTM for LSTMModule."""
-
-
-class MaskedGRU(Masked, RIM_GRU):
-    """RIM_GRU for GRUModule."""
 
 
 def split_difference(memory: Any) -> float:
@@ -55,9 +34,9 @@ def main(batches: int = 3, updates: int = 10) -> dict[str, float]:
     """Collect, compare and train; the differences, the first and the last loss."""
     torch.manual_seed(0)
     keys = {"in_key": "observation", "out_key": "features"}
-    gru = modules.GRUModule(gru=MaskedGRU(4, 24, 4, 3, batch_first=True), **keys)
+    gru = modules.GRUModule(gru=RIM_GRU(4, 24, 4, 3, batch_first=True), **keys)
     # was: modules.LSTMModule(lstm=nn.LSTM(4, 24, batch_first=True), **keys)
-    memory = modules.LSTMModule(lstm=MaskedLSTM(4, 24, 4, 3, batch_first=True), **keys)
+    memory = modules.LSTMModule(lstm=RIM_LSTM(4, 24, 4, 3, batch_first=True), **keys)
     head = TensorDictModule(nn.Linear(24, 2), ["features"], ["logits"])
     policy = modules.ProbabilisticActor(
         TensorDictSequential(memory, head),

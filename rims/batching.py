@@ -17,8 +17,7 @@ class TimeMajor(NamedTuple):
     restore: Callable[[Tensor], Any]  # output (T, B, D) -> the caller's form
     batch_first: bool = False
     unbatched: bool = False
-    valid: Tensor | None = None  # (T, B) bool, false in the padding of packed sequences
-    lengths: Tensor | None = None  # (B,) of packed sequences, on the CPU
+    valid: Tensor | None = None  # (T, B) bool, false in padding
     order: Tensor | None = None  # caller's row for each row here (packed sequences are sorted)
     order_back: Tensor | None = None  # row here for each of the caller's
 
@@ -59,39 +58,47 @@ def _from_packed(packed: PackedSequence) -> TimeMajor:
         padded,
         repack,
         valid=valid,
-        lengths=lengths,
         order=packed.sorted_indices,
         order_back=packed.unsorted_indices,
     )
 
 
-def time_major_reset(where: str, reset: Tensor, batch: TimeMajor) -> Tensor:
-    """Check ``reset``, given in the caller's layout, and bring it to (T, B).
+def time_major_flags(where: str, name: str, flags: Tensor, batch: TimeMajor) -> Tensor:
+    """Check ``reset`` or ``mask``, given in the caller's layout, and bring it to (T, B).
 
     Raises:
-        ValueError: for a packed input, a wrong shape or a dtype other than bool.
+        ValueError: for a packed or masked input, a wrong shape or a dtype other than bool.
     """
     if batch.valid is not None:
         raise ValueError(
-            f"{where}: reset cannot be combined with a PackedSequence. "
+            f"{where}: {name} cannot be combined with a PackedSequence or a mask. "
             "Pack the parts between resets as sequences of their own."
         )
-    steps = reset.unsqueeze(-1) if batch.unbatched else reset  # (T,) -> (T, 1)
+    steps = flags.unsqueeze(-1) if batch.unbatched else flags  # (T,) -> (T, 1)
     if batch.batch_first and steps.dim() == 2:
         steps = steps.transpose(0, 1)
     if steps.shape != batch.input.shape[:2] or steps.dtype != torch.bool:
         raise ValueError(
-            f"{where}: reset must be a bool tensor with the leading shape of input, one flag "
-            f"per step and sequence; got {reset.dtype} of shape {tuple(reset.shape)}."
+            f"{where}: {name} must be a bool tensor with the leading shape of input, one flag "
+            f"per step and sequence; got {flags.dtype} of shape {tuple(flags.shape)}."
         )
     return steps
 
 
-def flip_time(sequence: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverse (T, B, ...) in time, each row within its own length; padding stays in place."""
-    if lengths is None:
+def require_ends_only(where: str, valid: Tensor) -> None:
+    """Raise ValueError if a mask (T, B) skips more than the ends of sequences."""
+    if bool((valid[1:] & ~valid[:-1]).any()):
+        raise ValueError(
+            f"{where}: mask of a bidirectional layer must be true up to a sequence's end and false "
+            "after it; it is false before a step where it is true."
+        )
+
+
+def flip_time(sequence: Tensor, valid: Tensor | None) -> Tensor:
+    """Reverse (T, B, ...) in time, each row within its own valid steps; padding stays in place."""
+    if valid is None:
         return sequence.flip(0)
-    steps = torch.arange(sequence.shape[0]).unsqueeze(-1)  # (T, 1)
-    index = torch.where(steps < lengths, lengths - 1 - steps, steps).to(sequence.device)  # (T, B)
+    steps = torch.arange(len(sequence), device=sequence.device).unsqueeze(-1)  # (T, 1)
+    index = torch.where(valid, valid.sum(0) - 1 - steps, steps)  # (T, B)
     index = index.reshape(index.shape + (1,) * (sequence.dim() - 2)).expand_as(sequence)
     return sequence.gather(0, index)

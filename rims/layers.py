@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rims.batching import TimeMajor, flip_time, time_major_reset, to_time_major
+from rims.batching import require_ends_only, time_major_flags, to_time_major
 from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
 from rims.hidden_state import Stacked, join_states, split_hx
-from rims.scan import ScanOutput, scan
+from rims.scan import ScanOutput, scan, scan_backward
 from rims.step import CellOptions, RIMCell, State
 
 #: One number for all layers, or one per layer.
@@ -101,6 +101,15 @@ class RIMLayer(nn.Module):
         """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
+    def __getattr__(self, name: str) -> Any:
+        """Say why there is no ``_all_weights``; everything else as nn.Module."""
+        if name == "_all_weights":
+            raise AttributeError(
+                f"{type(self).__name__} has no _all_weights: its weights are not those of one "
+                "LSTM or GRU. Use a backend that calls forward, in TorchRL recurrent_backend='pad'."
+            )
+        return super().__getattr__(name)
+
     def reset_parameters(self) -> None:
         """Draw every parameter anew; see :meth:`rims.cells.RIMCell.reset_parameters`."""
         for cell in self.cells:
@@ -127,13 +136,22 @@ class RIMLayer(nn.Module):
         return ", ".join(parts)
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: tuple[Stacked, ...] | None, reset: Tensor | None
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Stacked, ...] | None,
+        reset: Tensor | None,
+        mask: Tensor | None,
     ) -> tuple[Any, tuple[Stacked, ...]]:
         """Everything but the form of hx, which LSTM and GRU have differently."""
         where = type(self).__name__
         self._check_input(input)
         batch = to_time_major(input, self.batch_first, unbatched_dim=3 if self.input_slots else 2)
-        reset_steps = None if reset is None else time_major_reset(where, reset, batch)
+        if mask is not None:
+            valid = time_major_flags(where, "mask", mask, batch)
+            if self.bidirectional:
+                require_ends_only(where, valid)
+            batch = batch._replace(valid=valid)
+        reset_steps = None if reset is None else time_major_flags(where, "reset", reset, batch)
         cells = [cast(RIMCell, cell) for cell in self.cells]
         states = split_hx(where, cells, hx, batch, self.num_directions)
 
@@ -143,21 +161,15 @@ class RIMLayer(nn.Module):
             scans = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                cell = cells[index]
-                record = bool(self.recorders)
-                if direction == 0:
-                    result = scan(
-                        cell,
-                        sequence,
-                        states[index],
-                        reset=reset_steps,
-                        valid=batch.valid,
-                        record=record,
-                    )
-                else:
-                    result = _scan_backward(
-                        cell, sequence, states[index], reset_steps, batch, record
-                    )
+                run = scan_backward if direction else scan
+                result = run(
+                    cells[index],
+                    sequence,
+                    states[index],
+                    reset=reset_steps,
+                    valid=batch.valid,
+                    record=bool(self.recorders),
+                )
                 for recorder in self.recorders:
                     recorder(index, result)
                 scans.append(result)
@@ -266,16 +278,21 @@ class RIM_LSTM(RIMLayer):
         hx: tuple[Stacked, Stacked] | None = None,
         *,
         reset: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Any, tuple[Stacked, Stacked]]:
         """Run the sequence; ``hx`` defaults to zeros.
 
         ``reset`` is bool, one flag per step and sequence in the layout of the input (``(T, B)``);
         where true the state is zeroed before that step (set to the learned initial state, if
         there is one), so one call runs over the ends of episodes. It equals splitting there.
+
+        ``mask`` is bool in the same layout; where false the step is padding: states stay as they
+        are and the output repeats the last one. Bidirectional layers can skip only the ends of
+        sequences. It cannot be combined with ``reset``.
         """
         if isinstance(hx, Tensor):
             raise RuntimeError("RIM_LSTM: hx must be a pair (h_0, c_0); got one tensor.")
-        output, (h_n, c_n) = self._run(input, None if hx is None else tuple(hx), reset)
+        output, (h_n, c_n) = self._run(input, None if hx is None else tuple(hx), reset, mask)
         return output, (h_n, c_n)
 
 
@@ -365,32 +382,8 @@ class RIM_GRU(RIMLayer):
         hx: Stacked | None = None,
         *,
         reset: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Any, Stacked]:
-        """Run the sequence; ``hx`` and ``reset`` as in :meth:`RIM_LSTM.forward`."""
-        output, (h_n,) = self._run(input, None if hx is None else (hx,), reset)
+        """Run the sequence; ``hx``, ``reset`` and ``mask`` as in :meth:`RIM_LSTM.forward`."""
+        output, (h_n,) = self._run(input, None if hx is None else (hx,), reset, mask)
         return output, h_n
-
-
-def _scan_backward(
-    cell: RIMCell,
-    sequence: Tensor,
-    state: State,
-    reset: Tensor | None,
-    batch: TimeMajor,
-    record: bool,
-) -> ScanOutput:
-    """Run against time; everything returned is in the order of time."""
-    if reset is not None:
-        # A reset before step t parts the sequence there: from this side, after step t.
-        reset = torch.cat([torch.zeros_like(reset[:1]), reset[1:].flip(0)])
-    lengths = batch.lengths
-    flipped = flip_time(sequence, lengths)
-    result = scan(cell, flipped, state, reset=reset, valid=batch.valid, record=record)
-    reads, comm = result.input_attention, result.communication
-    return ScanOutput(
-        flip_time(result.output, lengths),
-        result.state,
-        flip_time(result.active, lengths),
-        None if reads is None else flip_time(reads, lengths),
-        None if comm is None else flip_time(comm, lengths),
-    )

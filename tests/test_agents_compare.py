@@ -60,7 +60,8 @@ def ignore(_: object) -> None:
 
 
 def compare(root: Path, **changes: Any) -> Comparison:
-    settings: dict[str, Any] = {"episodes": EPISODES, "mode": "sample", "jobs": 2, **changes}
+    # One process at a time: starting one costs more than these evaluations.
+    settings: dict[str, Any] = {"episodes": EPISODES, "mode": "sample", "jobs": 1, **changes}
     return judge(plan(make_config(), CORES, SEEDS, root), SUITE, TASKS, on_run=ignore, **settings)
 
 
@@ -187,7 +188,7 @@ def test_interrupted_run_is_set_aside_and_trained_again(root: Path) -> None:
     steps = load_checkpoint(folder).env_steps
     others = folder_times(root, f"*-seed0/{CHECKPOINT_NAME}")
 
-    assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, ignore) == []
+    assert train_missing(plan(make_config(), CORES, SEEDS, root), 1, ignore) == []
     assert is_complete(run)
     assert load_checkpoint(root / "none-seed1.interrupted-1").env_steps == steps
     assert folder_times(root, f"*-seed0/{CHECKPOINT_NAME}") == others

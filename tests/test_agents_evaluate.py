@@ -140,7 +140,10 @@ def test_episode_starts_without_memory_of_the_one_before(policy: RecurrentActorC
 
 
 class Scripted(VectorEnv):
-    """Every episode is drawn: 2 steps and a success, or 30 steps and a failure, half each."""
+    """Every episode is drawn: short and a success, or long and a failure, half each.
+
+    An environment's first episode has 2 or 30 steps, its next one step more, and so on.
+    """
 
     SHORT, LONG = 2, 30
 
@@ -149,11 +152,13 @@ class Scripted(VectorEnv):
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
         self._left = np.zeros(len(seeds), dtype=np.int64)
         self._good = np.zeros(len(seeds), dtype=np.bool_)
+        self._episodes = np.zeros(len(seeds), dtype=np.int64)
 
     def _begin(self, where: NDArray[np.bool_]) -> None:
         for env in np.flatnonzero(where):
             self._good[env] = self._rngs[env].random() < 0.5
-            self._left[env] = self.SHORT if self._good[env] else self.LONG
+            self._left[env] = self._episodes[env] + (self.SHORT if self._good[env] else self.LONG)
+            self._episodes[env] += 1
 
     def _observe(self) -> Observation:
         shape = self.num_envs

@@ -288,7 +288,7 @@ def test_lstm_learns_an_easy_task(tmp_path: Path) -> None:
     config = PPOConfig(
         env="MiniGrid-Empty-Random-5x5-v0",
         core="lstm",
-        total_steps=24_000,
+        total_steps=20_000,
         num_envs=32,
         rollout_steps_per_env=32,
         hidden_size=32,

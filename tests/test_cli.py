@@ -336,9 +336,9 @@ def test_evaluate_json_is_one_document_and_repeats(rims: Rims, toy_run: Path) ->
 
 
 def test_evaluate_suite_is_every_task_of_it(rims: Rims, toy_run: Path) -> None:
-    arguments = ("--suite", "doorkey", "--env", ENV, "--episodes", "1", "--json")
+    arguments = ("--suite", "multiroom", "--env", ENV, "--episodes", "1", "--json")
     plain = json.loads(rims("evaluate", str(toy_run), *arguments).out)
-    ids = [*(task.id for task in SUITES["doorkey"].tasks), ENV]
+    ids = [*(task.id for task in SUITES["multiroom"].tasks), ENV]
     assert [task["task"] for task in plain["tasks"]] == ids
 
 

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -53,9 +54,12 @@ def test_sb3_contrib_ppo() -> None:
         assert isinstance(policy.lstm_critic, RIM_LSTM)
         trained = {p for group in policy.optimizer.param_groups for p in group["params"]}
         assert trained == set(policy.parameters())
-    actions = example.act(model)
-    assert set(actions) == {0, 1}  # or equality would say nothing
-    assert example.act(loaded) == actions
+    (actions, state), (loaded_actions, loaded_state) = example.act(model), example.act(loaded)
+    assert loaded_actions == actions
+    assert np.array_equal(loaded_state, state)
+    for name in ("lstm_actor", "lstm_critic"):
+        getattr(loaded.policy, name).reset_parameters()
+    assert not np.array_equal(example.act(loaded)[1], state)  # equality was not trivial
 
 
 # TorchRL and Lightning use deprecated parts of themselves and of torch; not ours to mend.
@@ -66,6 +70,19 @@ def test_torchrl_lstm_module() -> None:
     for name in ("stepped", "split_lstm", "split_gru"):
         assert results[name] < 1e-5  # other batch shapes round differently
     assert results["last"] < results["first"]
+
+
+@pytest.mark.filterwarnings("ignore:Creating .* inherits from WeightUpdaterBase:DeprecationWarning")
+def test_torchrl_scan_backend_refuses_mechanisms() -> None:
+    """It computes an LSTM from the layer's weights, so it must not find any."""
+    example = load("torchrl_lstm_module", needs="torchrl")
+    layer = example.RIM_LSTM(4, 24, 4, 3, batch_first=True)
+    memory = example.modules.LSTMModule(
+        lstm=layer, in_key="observation", out_key="features", recurrent_backend="scan"
+    )
+    assert not hasattr(layer, "_all_weights")
+    with pytest.raises(AttributeError, match="_all_weights"):
+        example.split_difference(memory)
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
