@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from agents.config import ActionMode, ConfigError, PPOConfig, read_settings
-from agents.options import GroupedCommand, config_options, flag
+from agents.config import ActionMode, ConfigError, CoreName, PPOConfig, read_settings
+from agents.options import CommaSeparated, GroupedCommand, config_options, flag
 from envs import SUITES, Suite, Task, get_suite, get_task
 
 # torch takes over a second to import, so the modules that need it are imported by the commands.
@@ -74,9 +74,13 @@ def make_config(given: dict[str, Any], file: Path | None = None) -> PPOConfig:
         return PPOConfig(**{**given, **preset, **saved, **typed})
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
 @click.version_option(package_name="rims-toolkit")
-def rims() -> None:
+@click.pass_context
+def rims(context: click.Context) -> None:
     """Modular recurrent networks on MiniGrid: train, evaluate, compare, record.
 
     \b
@@ -84,6 +88,8 @@ def rims() -> None:
     rims evaluate runs/first --suite doorkey
     rims compare --suite doorkey --cores rim_lstm,lstm --seeds 3 --run-root runs/cmp
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @rims.command(cls=GroupedCommand)
@@ -173,20 +179,30 @@ def evaluate(
 
 @rims.command(cls=GroupedCommand)
 @click.option("--suite", required=True, help="The suite; see 'rims suites'.")
-@click.option("--cores", default="rim_lstm,lstm", show_default=True, help="Separated by commas.")
+@click.option(
+    "--cores",
+    type=CommaSeparated(get_args(CoreName)),
+    default="rim_lstm,lstm",
+    show_default=True,
+    help="Cores to compare, separated by commas.",
+)
 @click.option("--seeds", default=2, show_default=True, type=COUNT, help="Runs per core.")
 @click.option("--run-root", required=True, type=FOLDER, help="Folder of all runs and the report.")
-@click.option("--tasks", help="Evaluate only on these tasks of the suite, separated by commas.")
+@click.option(
+    "--tasks",
+    type=CommaSeparated(),
+    help="Evaluate only on these tasks of the suite, separated by commas.",
+)
 @EPISODES
 @MODE
 @click.option("--jobs", type=COUNT, help="Runs at a time.  [default: number of processors]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
 @config_options("suite", "env", "core", "seed")
 def compare(
-    cores: str,
+    cores: tuple[str, ...],
     seeds: int,
     run_root: Path,
-    tasks: str | None,
+    tasks: tuple[str, ...] | None,
     episodes: int,
     mode: ActionMode,
     jobs: int | None,
@@ -204,12 +220,12 @@ def compare(
     from agents.report import to_dict, to_markdown, write_report
     from agents.run_folder import require_writable
 
-    config = make_config(given)
+    config = make_config({**given, "core": cores[0]})
     jobs = jobs or os.cpu_count() or 1
     with checking_input():
         suite = get_suite(config.suite)
         chosen = _choose_tasks(suite, tasks)
-        runs = comparing.plan(config, _split(cores), range(seeds), run_root)
+        runs = comparing.plan(config, cores, range(seeds), run_root)
         require_writable(run_root)
     with RunsDisplay() as display:
         failures = comparing.train_missing(runs, jobs, display.update)
@@ -291,23 +307,16 @@ def suites(as_json: bool) -> None:
             click.echo(f"  preset  {flag(name)} {value}")
 
 
-def _split(text: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-def _choose_tasks(suite: Suite, names: str | None) -> list[Task]:
+def _choose_tasks(suite: Suite, names: tuple[str, ...] | None) -> list[Task]:
     """Tasks of the suite by id or short name; all of them if none are named."""
     if names is None:
         return list(suite.tasks)
     known = {task.id: task for task in suite.tasks} | {task.name: task for task in suite.tasks}
-    chosen = _split(names)
-    for name in chosen:
+    for name in names:
         if name not in known:
             possible = ", ".join(task.name for task in suite.tasks)
             raise ValueError(f"--tasks: {name!r} is not in suite {suite.name}; it has {possible}.")
-    if not chosen:
-        raise ValueError("--tasks names no task; leave it out to evaluate on all.")
-    return [known[name] for name in chosen]
+    return [known[name] for name in names]
 
 
 def main() -> None:

@@ -76,6 +76,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{path}: checkpoint format {version}; this version reads {FORMAT_VERSION}."
         )
     try:
-        return Checkpoint(**{**content, "config": PPOConfig(**content["config"])})
+        checkpoint = Checkpoint(**{**content, "config": PPOConfig(**content["config"])})
+        checkpoint.make_policy()
+    except RuntimeError:  # of torch, many lines long
+        raise ValueError(f"{path}: its weights do not fit the agent it describes.") from None
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a complete checkpoint ({error}).") from None
+    return checkpoint

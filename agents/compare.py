@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -79,7 +80,7 @@ def plan(base: PPOConfig, cores: Sequence[str], seeds: Sequence[int], root: Path
         ValueError: for a core that cannot be built, or a folder that holds another experiment.
     """
     if not cores:
-        raise ValueError("--cores names no core.")
+        raise ValueError("the comparison names no core.")
     runs = []
     for core in cores:
         for seed in seeds:
@@ -112,21 +113,22 @@ def train_missing(
     for run in missing:
         _set_aside(run.folder)
     failures = []
-    # Processes are spawned, not forked: an environment pool made before a fork would hang.
+    waiting = deque(missing)
+    running: dict[Future[None], Run] = {}
+    # Processes are spawned, not forked: an environment pool made before a fork would hang. No more
+    # runs are handed over than can start at once: the pool would still train them after a Ctrl-C.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting: dict[Future[None], Run] = {pool.submit(_train, run): run for run in missing}
-        try:
-            while waiting:
-                done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-                on_progress([_progress(run) for run in missing])
-                for future in done:
-                    run = waiting.pop(future)
-                    error = future.exception()
-                    if error is not None:
-                        failures.append(f"{run.name} ({run.folder}): {error}")
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.popleft()
+                running[pool.submit(_train, run)] = run
+            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            on_progress([_progress(run) for run in missing])
+            for future in done:
+                run = running.pop(future)
+                error = future.exception()
+                if error is not None:
+                    failures.append(f"{run.name} ({run.folder}): {error}")
     return failures
 
 

@@ -182,7 +182,7 @@ class PPOConfig:
         for field in dataclasses.fields(self):
             expected, value = hints[field.name], getattr(self, field.name)
             kind: type = str if get_args(expected) else expected
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and abs(value) < 2**53:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not kind:
                 raise ConfigError(field.name, f"must be of type {kind.__name__}; got {value!r}.")
@@ -200,6 +200,7 @@ _NOT_NEGATIVE = (0.0, 1e6, "in [0, 1e6]")
 _POSITIVE = (math.ulp(0.0), 1e6, "above 0 and at most 1e6")
 _RANGES: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**31 - 1, "in [0, 2**31)"),
+    "threads": (1, 1024, "in [1, 1024]"),
     **dict.fromkeys(
         (
             "total_steps",
@@ -210,7 +211,6 @@ _RANGES: dict[str, tuple[float, float, str]] = {
             "rollout_steps_per_env",
             "minibatches",
             "epochs",
-            "threads",
             "checkpoint_every",
         ),
         _COUNT,

@@ -46,7 +46,9 @@ def approximate_kl(log_ratio: Tensor, mask: Tensor) -> Tensor:
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
     """Share of the targets' variance the values explain: 1 perfect, 0 no better than the mean."""
     residual = (targets - values)[mask]
+    if residual.numel() == 0:
+        return float("nan")
     variance = targets[mask].var(correction=0)
-    if residual.numel() == 0 or variance == 0:
+    if variance == 0:
         return float("nan")
     return float(1 - residual.var(correction=0) / variance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
@@ -18,6 +18,29 @@ _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
 def flag(field: str) -> str:
     """The option of a field: ``total_steps`` is ``--total-steps``."""
     return "--" + field.replace("_", "-")
+
+
+class CommaSeparated(click.ParamType[tuple[str, ...]]):
+    """One or more words with commas between them, each once, from ``choices`` if given."""
+
+    name = "names"
+
+    def __init__(self, choices: Sequence[str] = ()) -> None:
+        self.choices = choices
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split and check; what is a tuple already was checked before."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+        if not words:
+            self.fail("names nothing; give at least one.", param, ctx)
+        for word in words:
+            if self.choices and word not in self.choices:
+                self.fail(f"{word!r} is not one of {', '.join(self.choices)}.", param, ctx)
+        return words
 
 
 class GroupedOption(click.Option):

@@ -134,13 +134,14 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        torch.Generator(device)  # actions are sampled there
     except (RuntimeError, AssertionError):  # torch asserts when built without CUDA
         raise ValueError(f"device {name!r} cannot be used here; 'cpu' always can.") from None
     return device
 
 
 class RecentEpisodes:
-    """The latest episodes of every environment, the same number of each.
+    """The latest episodes of every environment, with the same weight for each environment.
 
     The last 100 episodes to finish would favour short ones, which in MiniGrid are the successful
     ones: at the start of training nothing else has finished. For the same reason there are no
@@ -157,11 +158,17 @@ class RecentEpisodes:
             self._episodes[episode.env].append(episode)
 
     def statistics(self) -> dict[str, float]:
-        """Means; NaN until every environment has finished an episode."""
-        every = [episode for episodes in self._episodes for episode in episodes]
+        """Means over environments; NaN until every one of them has finished an episode."""
         known = all(self._episodes)
+
+        def mean(value: Callable[[Episode], float]) -> float:
+            # Over environments of the mean of each: no environment counts more for being quick.
+            if not known:
+                return float("nan")
+            return float(np.mean([np.mean([value(e) for e in own]) for own in self._episodes]))
+
         return {
-            "episode_return_mean": float(np.mean([e.reward for e in every])) if known else np.nan,
-            "episode_length_mean": float(np.mean([e.length for e in every])) if known else np.nan,
-            "success_rate": float(np.mean([e.success for e in every])) if known else np.nan,
+            "episode_return_mean": mean(lambda e: e.reward),
+            "episode_length_mean": mean(lambda e: e.length),
+            "success_rate": mean(lambda e: e.success),
         }

@@ -200,9 +200,6 @@ def test_incomplete_checkpoint_is_refused(
     assert str(tmp_path / CHECKPOINT_NAME) in refusal(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="weights are only looked at by make_policy, in torch"
-)
 @pytest.mark.parametrize("change", ["missing", "shape"])
 def test_weights_that_do_not_fit_are_refused(
     tmp_path: Path, checkpoint: Checkpoint, change: str

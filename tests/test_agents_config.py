@@ -91,9 +91,6 @@ def test_unknown_choice_is_refused_and_the_choices_named(field: str, value: str)
     assert "auto" in error.rule or "rim_lstm" in error.rule
 
 
-@pytest.mark.xfail(
-    strict=True, raises=OverflowError, reason="an integer too large for a float is not caught"
-)
 @pytest.mark.parametrize("field", FLOATS)
 def test_huge_integer_for_a_float_is_refused_by_name(field: str) -> None:
     assert_names_field(refusal(**{field: 10**400}), field)
@@ -123,7 +120,7 @@ def test_integer_for_a_float_is_stored_as_float() -> None:
 
 @pytest.mark.parametrize("task", [{}, {"suite": "doorkey", "env": ENV}])
 def test_exactly_one_of_suite_and_env(task: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="suite or env") as caught:
+    with pytest.raises(ConfigError, match="suite and env name the task") as caught:
         PPOConfig(**task)  # type: ignore[arg-type]
     assert_names_field(caught.value, "suite")
 

@@ -217,9 +217,6 @@ def test_unusable_device_is_refused_before_anything_is_written(tmp_path: Path, n
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the device meta holds no numbers but is not refused", raises=BaseException
-)
 def test_device_without_numbers_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be used here"):
         usable_device("meta")
@@ -268,9 +265,6 @@ def test_recent_episodes_forget_the_oldest_of_each_environment() -> None:
     assert recent.statistics()["success_rate"] == 0.95
 
 
-@pytest.mark.xfail(
-    strict=True, reason="environments with many short episodes weigh more until all are full"
-)
 def test_recent_episodes_are_the_same_number_of_each_environment() -> None:
     recent = RecentEpisodes(2)
     recent.add([Episode(0, 1.0, 2, True)] * 40)

@@ -199,7 +199,6 @@ def test_mistake_in_a_real_process_is_one_line(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="the help is printed as an error of many lines")
 def test_no_command_prints_the_help(rims: Rims) -> None:
     result = rims()
     text = result.out + result.err
@@ -207,9 +206,6 @@ def test_no_command_prints_the_help(rims: Rims) -> None:
     assert "Error: Usage" not in text
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the default core is checked although it is not among those compared"
-)
 def test_compare_checks_mechanisms_only_for_cores_that_have_them(
     tmp_path: Path, rims: Rims
 ) -> None:
@@ -220,12 +216,10 @@ def test_compare_checks_mechanisms_only_for_cores_that_have_them(
     assert "cannot be written" in line
 
 
-@pytest.mark.xfail(strict=True, reason="names --core, which this command does not have")
 def test_compare_names_its_own_option_for_a_wrong_core(rims: Rims) -> None:
     assert "--cores" in assert_one_line(rims(*COMPARE, "--cores", "transformer"))
 
 
-@pytest.mark.xfail(strict=True, raises=BaseException, reason="ends in a traceback of torch")
 @pytest.mark.parametrize("arguments", [("--device", "meta"), ("--threads", str(2**40))])
 def test_machine_settings_torch_refuses_are_one_line(rims: Rims, arguments: tuple[str]) -> None:
     assert_one_line(rims(*TRAIN, *TOY, *arguments))
@@ -470,11 +464,6 @@ def endless_compare(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    raises=subprocess.TimeoutExpired,
-    reason="the worker goes on with the runs that wait in its queue",
-)
 def test_interrupted_comparison_stops(
     tmp_path: Path, endless_compare: subprocess.Popen[str]
 ) -> None:

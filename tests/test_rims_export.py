@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
+from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 from torch.nn.utils.rnn import pack_sequence
 
@@ -109,7 +110,7 @@ def assert_same_with_gradients(module: Any, compiled: Any, input: Tensor, hx: An
 @all_kinds
 def test_compiled_as_one_graph_equals_eager(kind: AnyKind) -> None:
     module = make(kind)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
     for zero_state in (False, True):
         given = arguments(kind, zero_state=zero_state)
         assert_same_with_gradients(module, compiled, *given)
@@ -120,7 +121,7 @@ def test_compiled_as_one_graph_equals_eager(kind: AnyKind) -> None:
 def test_compiled_with_options_equals_eager(kind: Kind) -> None:
     options: dict[str, Any] = {"batch_first": True, "use_inactive": False, "blocked_grad": True}
     module = make(kind, num_layers=2, bidirectional=True, **options)
-    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    compiled: Any = torch.compile(module, fullgraph=True, backend="eager")
     input = torch.randn(B, T, I, dtype=torch.float64)
     reset = torch.tensor([[False, True], [True, False], [False, False]])
     for got, expected in zip(
@@ -133,11 +134,13 @@ def test_compiled_with_options_equals_eager(kind: Kind) -> None:
 @both
 def test_compiled_takes_any_length_and_batch(kind: Kind) -> None:
     module = make(kind)
-    compiled = torch.compile(module, backend="eager")
+    counter = CompileCounter()
+    compiled: Any = torch.compile(module, backend=counter)
     # A graph for every length; beyond the limit of graphs dynamo runs the module as it is.
     with DYNAMO.config.patch(recompile_limit=2):
         for steps, batch in ((2, 3), (3, 3), (1, 1), (4, 2)):
             assert_same(module, compiled, *arguments(kind, steps=steps, batch=batch))
+    assert counter.frame_count >= 2
 
 
 #: Dynamo looks at what it hands from one graph to the next.
@@ -145,9 +148,11 @@ def test_compiled_takes_any_length_and_batch(kind: Kind) -> None:
 @both
 def test_compiled_takes_packed_sequences(kind: Kind) -> None:
     module = make(kind)
-    compiled = torch.compile(module, backend="eager")
+    counter = CompileCounter()
+    compiled: Any = torch.compile(module, backend=counter)
     packed = pack_sequence([torch.randn(n, I, dtype=torch.float64) for n in (2, 1)])
     got, expected = compiled(packed)[0], module(packed)[0]
+    assert counter.frame_count >= 1
     assert_near(got.data, expected.data)
     assert torch.equal(got.batch_sizes, expected.batch_sizes)
 
@@ -160,7 +165,7 @@ def test_compiled_takes_packed_sequences(kind: Kind) -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # inside inductor
 def test_compiled_by_inductor_equals_eager() -> None:
     cell = make(rims.RIM_GRUCell)
-    compiled = torch.compile(cell, fullgraph=True, dynamic=False)
+    compiled: Any = torch.compile(cell, fullgraph=True, dynamic=False)
     assert_same_with_gradients(cell, compiled, *arguments(rims.RIM_GRUCell))
 
 
