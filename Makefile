@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 # What `make demo` trains and where it leaves the results; override to make it shorter or longer.
 DEMO_OUT ?= demo-output
-DEMO_STEPS ?= 200000
+DEMO_STEPS ?= 150000
 DEMO_SEEDS ?= 1
 DEMO_EPISODES ?= 200
 DEMO_TASKS := DoorKey-5x5,DoorKey-6x6,DoorKey-8x8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -43,6 +44,24 @@ def split_hx(
 def join_states(states: Sequence[State], batch: TimeMajor, directions: int) -> tuple[Stacked, ...]:
     """Final states of all cells in the form of hx, rows in the caller's order."""
     return tuple(_join(list(rows), batch, directions) for rows in zip(*states, strict=True))
+
+
+def is_autocasting(device: str) -> bool:
+    """Whether autocast is on for a kind of device; never on those without it, such as "meta"."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+@overload
+def to_autocast_dtype(part: Tensor) -> Tensor: ...
+@overload
+def to_autocast_dtype(part: Stacked) -> Stacked: ...
+def to_autocast_dtype(part: Stacked) -> Stacked:
+    """Under autocast ``part`` in the type it computes in; float64 stays, as torch leaves it."""
+    if not isinstance(part, Tensor):
+        return tuple(to_autocast_dtype(tensor) for tensor in part)
+    if part.dtype == torch.float64 or not is_autocasting(part.device.type):
+        return part
+    return part.to(torch.get_autocast_dtype(part.device.type))
 
 
 def _split(

@@ -15,7 +15,7 @@ from rims.batching import require_ends_only, time_major_flags, to_time_major
 from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
-from rims.hidden_state import Stacked, join_states, split_hx
+from rims.hidden_state import Stacked, is_autocasting, join_states, split_hx, to_autocast_dtype
 from rims.scan import ScanOutput, scan, scan_backward
 from rims.step import CellOptions, RIMCell, State
 
@@ -109,6 +109,11 @@ class RIMLayer(nn.Module):
                 "LSTM or GRU. Use a backend that calls forward, in TorchRL recurrent_backend='pad'."
             )
         return super().__getattr__(name)
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of every cell, in the order nn.LSTM lists its layers and directions."""
+        return [list(cell.parameters()) for cell in self.cells]
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew; see :meth:`rims.cells.RIMCell.reset_parameters`."""
@@ -208,7 +213,7 @@ class RIMLayer(nn.Module):
                 f"Expected {self.input_size}, got {data.shape[-1]}"
             )
         dtype = next(self.parameters()).dtype
-        if data.dtype != dtype and not torch.is_autocast_enabled(data.device.type):
+        if data.dtype != dtype and not is_autocasting(data.device.type):
             # A packed nn.LSTM finds this out later than the others, as another class.
             packed_lstm = packed and self.cell_type.num_states == 2
             raise (RuntimeError if packed_lstm else ValueError)(
@@ -292,7 +297,13 @@ class RIM_LSTM(RIMLayer):
         """
         if isinstance(hx, Tensor):
             raise RuntimeError("RIM_LSTM: hx must be a pair (h_0, c_0); got one tensor.")
-        output, (h_n, c_n) = self._run(input, None if hx is None else tuple(hx), reset, mask)
+        parts = None if hx is None else tuple(hx)
+        if isinstance(input, Tensor) and not self.proj_size:
+            # Under autocast torch converts the input and the state of an LSTM, but of no GRU,
+            # packed sequence or projection.
+            input = to_autocast_dtype(input)
+            parts = parts and tuple(to_autocast_dtype(part) for part in parts)
+        output, (h_n, c_n) = self._run(input, parts, reset, mask)
         return output, (h_n, c_n)
 
 

@@ -215,7 +215,8 @@ class RIMCell(nn.Module):
 
         # torch.where keeps an idle state bit for bit; mask arithmetic would let a NaN through.
         new = tuple(
-            torch.where(is_active, candidate, old).flatten(1)  # (B, N, d) -> (B, N d)
+            # in the type of the old state: under autocast a candidate may be of a narrower one
+            torch.where(is_active, candidate.to(old.dtype), old).flatten(1)  # -> (B, N d)
             for candidate, old in zip((h_cand + update, *rest), prev, strict=True)
         )
         return CellStep(new, active, input_weights, comm_weights)

@@ -152,22 +152,6 @@ ARGUMENTS = [
     (torch.bfloat16, torch.bfloat16),
 ]
 arguments = pytest.mark.parametrize(("of_input", "of_state"), ARGUMENTS)
-#: Of a float32 input and state they are right by the way torch.where promotes types.
-STATE_LOSES_ITS_TYPE = pytest.mark.xfail(
-    reason="the state does not keep its type under autocast yet", strict=True
-)
-
-
-def promoted(of_input: torch.dtype, of_state: torch.dtype | None) -> bool:
-    return (of_state or of_input) == torch.float32
-
-
-def autocast_arguments() -> pytest.MarkDecorator:
-    cases = [
-        pytest.param(*case, marks=() if promoted(*case) else STATE_LOSES_ITS_TYPE)
-        for case in ARGUMENTS
-    ]
-    return pytest.mark.parametrize(("of_input", "of_state"), cases)
 
 
 def under_autocast(module: Any, *given: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -183,7 +167,7 @@ def under_autocast(module: Any, *given: Any, dtype: torch.dtype = torch.bfloat16
 
 
 @both_cells
-@autocast_arguments()
+@arguments
 def test_autocast_cell_returns_the_types_of_torch(
     kind: CellKind, of_input: torch.dtype, of_state: torch.dtype | None
 ) -> None:
@@ -194,7 +178,7 @@ def test_autocast_cell_returns_the_types_of_torch(
     assert dtypes(under_autocast(kind(I, D, N, K), *given)) == dtypes(expected)
 
 
-@autocast_arguments()
+@arguments
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_autocast_gru_returns_the_types_of_torch(
     num_layers: int, of_input: torch.dtype, of_state: torch.dtype | None
@@ -207,7 +191,7 @@ def test_autocast_gru_returns_the_types_of_torch(
 
 
 @both
-@autocast_arguments()
+@arguments
 def test_autocast_packed_returns_the_types_of_torch(
     kind: Kind, of_input: torch.dtype, of_state: torch.dtype | None
 ) -> None:
@@ -223,9 +207,6 @@ def test_autocast_packed_returns_the_types_of_torch(
 @pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     reason="without bfloat16 in the CPU torch's own LSTM takes another way",
-)
-@pytest.mark.xfail(
-    reason="RIM_LSTM does not convert input and state under autocast yet", strict=True
 )
 @arguments
 @pytest.mark.parametrize("num_layers", [1, 2])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,16 +191,3 @@ def test_no_parameter_is_dead(case: Case) -> None:
             continue  # one mechanism attends to itself with weight 1, whatever the query
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
-
-
-@pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])
-def test_3000_steps_forward_and_backward(kind: Any) -> None:
-    torch.manual_seed(0)
-    layer = kind(5, 12, 4, 2)
-    input = torch.randn(3000, 2, 5, requires_grad=True)
-    output, _ = layer(input)
-    output.square().sum().backward()
-    assert output.isfinite().all()
-    assert input.grad is not None
-    assert input.grad.isfinite().all()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())

@@ -245,7 +245,6 @@ def test_share_memory_moves_every_parameter_and_no_number(kind: AnyKind) -> None
 # --- what code asks of an nn.LSTM about its weights
 
 
-@pytest.mark.xfail(reason="all_weights is not there yet", strict=True)
 @both
 def test_all_weights_lists_the_parameters_of_every_direction(kind: Kind) -> None:
     theirs: Any = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
