@@ -214,10 +214,22 @@ def _single_cell(where: str, module: RIMCell | RIMLayer) -> RIMCell:
             "Convert module.cells[i] one by one."
         )
     cell = cells[0]
-    if not cell.bias or cell.proj_size or cell.input_attention.num_heads != 1 or cell.initial:
+    read, comm = cell.input_attention, cell.communication
+    unit_size = cell.hidden_size // cell.num_rims
+    published = (
+        cell.bias
+        and not (cell.proj_size or cell.input_slots or cell.initial)
+        and cell.comm_reads == "candidate"
+        and (read.num_heads, comm.num_heads) == (1, 4)
+        and read.key_weight.shape[-1] == comm.key_weight.shape[-1] == 64
+        and comm.value_weight.shape[-1] == 64
+        and read.value_weight.shape[-1] == 4 * unit_size
+    )
+    if not published:
         raise ValueError(
-            f"{where}: a BlocksCore has biases, no projection, one input head and no learned "
-            f"initial state; got {cell}."
+            f"{where}: a BlocksCore has the default sizes and heads of both attentions, biases, no "
+            f"projection, no input slots, no learned initial state and comm_reads='candidate'; "
+            f"got {cell}."
         )
     return cell
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from rims.checks import is_autocasting
+
 
 class TimeMajor(NamedTuple):
     """A batch of sequences as (T, B, I), and the way back to what the caller gave."""
@@ -20,6 +22,51 @@ class TimeMajor(NamedTuple):
     valid: Tensor | None = None  # (T, B) bool, false in padding
     order: Tensor | None = None  # caller's row for each row here (packed sequences are sorted)
     order_back: Tensor | None = None  # row here for each of the caller's
+
+
+def check_input(
+    where: str,
+    input: Tensor | PackedSequence,
+    input_size: int,
+    batch_first: bool,
+    *,
+    unbatched_dim: int = 2,
+) -> None:
+    """Raise what nn.LSTM raises for an input of the wrong rank, feature size or length.
+
+    Raises:
+        ValueError: for a wrong rank.
+        RuntimeError: for a wrong feature size or a sequence of no steps.
+    """
+    packed = isinstance(input, PackedSequence)
+    data = input.data if isinstance(input, PackedSequence) else input
+    if data.dim() != unbatched_dim and (packed or data.dim() != unbatched_dim + 1):
+        raise ValueError(
+            f"{where}: Expected input to be {unbatched_dim}D or {unbatched_dim + 1}D, "
+            f"got {data.dim()}D instead"
+        )
+    if data.shape[-1] != input_size:
+        raise RuntimeError(
+            f"{where}: input.size(-1) must be equal to input_size. "
+            f"Expected {input_size}, got {data.shape[-1]}"
+        )
+    time_dim = 1 if batch_first and data.dim() > unbatched_dim else 0
+    if data.shape[time_dim] == 0:
+        raise RuntimeError(f"{where}: Expected sequence length to be larger than 0")
+
+
+def check_input_dtype(
+    where: str, input: Tensor | PackedSequence, dtype: torch.dtype, *, lstm: bool
+) -> None:
+    """Raise ValueError (for a packed LSTM RuntimeError) if input and parameters differ in type."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    if data.dtype != dtype and not is_autocasting(data.device.type):
+        # A packed nn.LSTM finds this out later than the others, as another class.
+        late = lstm and isinstance(input, PackedSequence)
+        raise (RuntimeError if late else ValueError)(
+            f"{where}: input has dtype {data.dtype} but the parameters have {dtype}. "
+            f"Convert one: input.to({dtype}) or module.to({data.dtype})."
+        )
 
 
 def to_time_major(

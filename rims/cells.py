@@ -142,6 +142,8 @@ class RIM_GRUCell(RIMCell):
         input_slots: bool = False,
         **options: Unpack[CellOptions],
     ) -> None:
+        if "proj_size" in options:
+            raise TypeError("RIM_GRUCell: proj_size is for LSTM mechanisms only, as in torch.")
         super().__init__(
             input_size,
             hidden_size,

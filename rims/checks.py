@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 
-def check_int(where: str, name: str, value: int) -> None:
-    """Raise TypeError unless ``value`` is an int."""
-    if not isinstance(value, int) or isinstance(value, bool):
+import torch
+from torch import Tensor
+
+
+def check_int(where: str, name: str, value: object) -> int:
+    """Return ``value`` as an int; TypeError unless it is one (numpy's integers are)."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{where}: {name} must be an int; got {type(value).__name__} {value!r}.")
+    return int(value)
 
 
-def check_count(where: str, name: str, value: int, minimum: int = 1) -> None:
-    """Raise unless ``value`` is an int of at least ``minimum`` (TypeError or ValueError)."""
-    check_int(where, name, value)
-    if value < minimum:
-        raise ValueError(f"{where}: {name} must be at least {minimum}; got {value}.")
+def check_count(where: str, name: str, value: object, minimum: int = 1) -> int:
+    """Return ``value`` as an int; TypeError or ValueError unless it is at least ``minimum``."""
+    number = check_int(where, name, value)
+    if number < minimum:
+        raise ValueError(f"{where}: {name} must be at least {minimum}; got {number}.")
+    return number
 
 
-def check_flag(where: str, name: str, value: bool) -> None:
+def check_flag(where: str, name: str, value: object) -> None:
     """Raise TypeError unless ``value`` is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{where}: {name} must be a bool; got {type(value).__name__} {value!r}.")
 
 
-def check_probability(where: str, name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+def check_probability(where: str, name: str, value: object) -> float:
+    """Return ``value`` as a float; ValueError unless it is a number in [0, 1]."""
+    if isinstance(value, bool):
+        number = -1.0
+    else:
+        number = float(value) if isinstance(value, Real) else -1.0
+    if not 0 <= number <= 1:
         raise ValueError(f"{where}: {name} must be a number in [0, 1]; got {value!r}.")
+    return number
+
+
+def is_autocasting(device: str) -> bool:
+    """Whether autocast is on for a kind of device; never on those without it, such as "meta"."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def check_state_dtype(where: str, state: Tensor, dtype: torch.dtype) -> None:
+    """Raise RuntimeError, as torch, if a state is of another dtype than the parameters."""
+    if state.dtype != dtype and not is_autocasting(state.device.type):
+        raise RuntimeError(
+            f"{where}: input and hidden tensors are not the same dtype; hx is {state.dtype}, "
+            f"the parameters are {dtype}. Convert one: hx.to({dtype})."
+        )
 
 
 def check_mechanisms(where: str, hidden_size: int, num_rims: int, k: int, proj_size: int) -> None:
@@ -50,6 +76,29 @@ def check_mechanisms(where: str, hidden_size: int, num_rims: int, k: int, proj_s
         )
 
 
+def check_cell_options(
+    where: str,
+    sizes: dict[str, int],
+    flags: dict[str, bool],
+    dropouts: tuple[float, float],
+    comm_reads: str,
+) -> None:
+    """Raise unless the options of a cell can work."""
+    for name, size in sizes.items():
+        check_count(where, name, size)
+    for name, flag in flags.items():
+        check_flag(where, name, flag)
+    for name, dropout in zip(("input_dropout", "comm_dropout"), dropouts, strict=True):
+        check_probability(where, name, dropout)
+    if sizes["input_value_size"] % sizes["num_input_heads"]:
+        raise ValueError(
+            f"{where}: num_input_heads must divide input_value_size={sizes['input_value_size']}; "
+            f"got {sizes['num_input_heads']}."
+        )
+    if comm_reads not in ("candidate", "state"):
+        raise ValueError(f"{where}: comm_reads must be 'candidate' or 'state'; got {comm_reads!r}.")
+
+
 def per_layer(
     where: str, name: str, value: int | list[int] | tuple[int, ...], num_layers: int
 ) -> tuple[int, ...]:
@@ -60,10 +109,9 @@ def per_layer(
         ValueError: for a list of the wrong length.
     """
     if not isinstance(value, list | tuple):
-        check_count(where, name, value)
-        return (value,) * num_layers
+        return (check_int(where, name, value),) * num_layers
     if len(value) != num_layers:
         raise ValueError(
             f"{where}: {name} must be one number or one per layer ({num_layers}); got {value!r}."
         )
-    return tuple(value)
+    return tuple(check_int(where, name, number) for number in value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rims.batching import TimeMajor
+from rims.checks import check_state_dtype, is_autocasting
 from rims.step import RIMCell, State
 
 #: One tensor (layers * directions, B, D), or one per layer (directions, B, D_l) where sizes differ.
@@ -25,7 +26,7 @@ def split_hx(
     """The initial state of every cell, rows in the order of ``batch``; zeros without ``hx``.
 
     Raises:
-        RuntimeError: for a state that does not fit, as nn.LSTM does.
+        RuntimeError, AttributeError: for a state that does not fit, as nn.LSTM does.
     """
     if hx is None:
         return [cell.initial_state(batch.input[0]) for cell in cells]
@@ -33,10 +34,7 @@ def split_hx(
     if len(hx) != num_states:
         raise RuntimeError(f"{where}: hx must hold {num_states} tensors; got {len(hx)}.")
     columns = [
-        _split(
-            f"{where}: Expected {name}", part, [c.state_sizes[i] for c in cells], batch, directions
-        )
-        for i, (name, part) in enumerate(zip(("h_0", "c_0"), hx, strict=False))
+        _split(where, cells, which, part, batch, directions) for which, part in enumerate(hx)
     ]
     return list(zip(*columns, strict=True))
 
@@ -46,36 +44,51 @@ def join_states(states: Sequence[State], batch: TimeMajor, directions: int) -> t
     return tuple(_join(list(rows), batch, directions) for rows in zip(*states, strict=True))
 
 
-def is_autocasting(device: str) -> bool:
-    """Whether autocast is on for a kind of device; never on those without it, such as "meta"."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
 @overload
 def to_autocast_dtype(part: Tensor) -> Tensor: ...
 @overload
 def to_autocast_dtype(part: Stacked) -> Stacked: ...
-def to_autocast_dtype(part: Stacked) -> Stacked:
+def to_autocast_dtype(part: object) -> object:
     """Under autocast ``part`` in the type it computes in; float64 stays, as torch leaves it."""
-    if not isinstance(part, Tensor):
+    if isinstance(part, tuple):
         return tuple(to_autocast_dtype(tensor) for tensor in part)
+    if not isinstance(part, Tensor):  # refused later, with the other forms that do not fit
+        return part
     if part.dtype == torch.float64 or not is_autocasting(part.device.type):
         return part
     return part.to(torch.get_autocast_dtype(part.device.type))
 
 
 def _split(
-    expected: str, part: Stacked, sizes: list[int], batch: TimeMajor, directions: int
+    where: str,
+    cells: Sequence[RIMCell],
+    which: int,
+    part: Stacked,
+    batch: TimeMajor,
+    directions: int,
 ) -> list[Tensor]:
-    tensors = [part] if isinstance(part, Tensor) else list(part)
-    rows = [row for tensor in tensors if tensor.dim() for row in tensor]
+    """One of h and c (``which`` 0 and 1), split by cell."""
+    expected = f"{where}: Expected {('h_0', 'c_0')[which]}"
+    sizes = [cell.state_sizes[which] for cell in cells]
+    alike = _all_equal(sizes)
+    if alike != isinstance(part, Tensor):
+        # nn.GRU asks a tuple, and nn.LSTM a None, for an attribute of tensors
+        kind = "a tensor" if alike else "a tuple of one tensor per layer"
+        raise AttributeError(f"{expected} to be {kind}; got {type(part).__name__}.")
     lead = () if batch.unbatched else (batch.input.shape[1],)
-    if [tuple(row.shape) for row in rows] != [(*lead, size) for size in sizes]:
+    if isinstance(part, Tensor):
         whole: object = (len(sizes), *lead, sizes[0])
-        if not _all_equal(sizes):
-            whole = [(directions, *lead, size) for size in sizes[::directions]]
-        got = tuple(part.shape) if isinstance(part, Tensor) else [tuple(t.shape) for t in tensors]
+        got: object = tuple(part.shape)
+        parts = [part]
+    else:
+        whole = [(directions, *lead, size) for size in sizes[::directions]]
+        got = [tuple(tensor.shape) for tensor in part]
+        parts = list(part)
+    if got != whole:
         raise RuntimeError(f"{expected} size {whole}, got {got}")
+    for tensor in parts:
+        check_state_dtype(where, tensor, cells[0].weight_ih.dtype)
+    rows = [row for tensor in parts for row in tensor]
     if batch.unbatched:
         return [row.unsqueeze(0) for row in rows]
     if batch.order is not None:

@@ -11,13 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rims.batching import require_ends_only, time_major_flags, to_time_major
+from rims.batching import (
+    check_input,
+    check_input_dtype,
+    require_ends_only,
+    time_major_flags,
+    to_time_major,
+)
 from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
-from rims.hidden_state import Stacked, is_autocasting, join_states, split_hx, to_autocast_dtype
+from rims.hidden_state import Stacked, join_states, split_hx, to_autocast_dtype
 from rims.scan import ScanOutput, scan, scan_backward
 from rims.step import CellOptions, RIMCell, State
+
+#: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.
+Recorder = Callable[[int, ScanOutput, Tensor | None, Tensor | None], None]
 
 #: One number for all layers, or one per layer.
 PerLayer = int | list[int] | tuple[int, ...]
@@ -50,7 +59,8 @@ class RIMLayer(nn.Module):
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        check_count(where, "num_layers", num_layers)
+        num_layers = check_count(where, "num_layers", num_layers)
+        proj_size = check_count(where, "proj_size", proj_size, minimum=0)
         for name, flag in (
             ("bias", bias),
             ("batch_first", batch_first),
@@ -60,7 +70,7 @@ class RIMLayer(nn.Module):
             ("blocked_grad", blocked_grad),
         ):
             check_flag(where, name, flag)
-        check_probability(where, "dropout", dropout)
+        dropout = check_probability(where, "dropout", dropout)
         if dropout and num_layers == 1:
             warnings.warn(
                 f"{where}: dropout={dropout} acts between layers and there is only one layer.",
@@ -70,19 +80,19 @@ class RIMLayer(nn.Module):
         counts = per_layer(where, "num_rims", num_rims, num_layers)
         actives = per_layer(where, "k", k, num_layers)
         self.input_size = input_size
-        self.hidden_size = hidden_size if isinstance(hidden_size, int) else sizes
-        self.num_rims = num_rims if isinstance(num_rims, int) else counts
-        self.k = k if isinstance(k, int) else actives
+        self.hidden_size = sizes if isinstance(hidden_size, list | tuple) else sizes[0]
+        self.num_rims = counts if isinstance(num_rims, list | tuple) else counts[0]
+        self.k = actives if isinstance(k, list | tuple) else actives[0]
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
-        self.dropout = float(dropout)
+        self.dropout = dropout
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.input_slots = input_slots
         self.use_inactive = use_inactive
         self.blocked_grad = blocked_grad
-        self.recorders: list[Callable[[int, ScanOutput], None]] = []
+        self.recorders: list[Recorder] = []
 
         make: dict[str, Any] = dict(options, device=device, dtype=dtype)
         if issubclass(self.cell_type, RIM_LSTMCell):
@@ -100,6 +110,10 @@ class RIMLayer(nn.Module):
     def num_directions(self) -> int:
         """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or pickle takes along: everything but who is recording this layer."""
+        return self.__dict__ | {"recorders": []}
 
     def __getattr__(self, name: str) -> Any:
         """Say why there is no ``_all_weights``; everything else as nn.Module."""
@@ -124,7 +138,7 @@ class RIMLayer(nn.Module):
         """Do nothing; nn.LSTM compacts its weights here for cuDNN, these need no compaction."""
 
     def extra_repr(self) -> str:
-        """Sizes in constructor order, then what differs from the default."""
+        """Sizes in constructor order, then what differs from the default; cells show the rest."""
         parts = [f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"]
         defaults = {
             "num_layers": 1,
@@ -149,13 +163,20 @@ class RIMLayer(nn.Module):
     ) -> tuple[Any, tuple[Stacked, ...]]:
         """Everything but the form of hx, which LSTM and GRU have differently."""
         where = type(self).__name__
-        self._check_input(input)
-        batch = to_time_major(input, self.batch_first, unbatched_dim=3 if self.input_slots else 2)
+        unbatched_dim = 3 if self.input_slots else 2
+        check_input(where, input, self.input_size, self.batch_first, unbatched_dim=unbatched_dim)
+        # Not next(self.parameters()): torch's replicas of a module have none.
+        dtype = cast(RIMCell, self.cells[0]).weight_ih.dtype
+        check_input_dtype(where, input, dtype, lstm=self.cell_type.num_states == 2)
+        batch = to_time_major(input, self.batch_first, unbatched_dim=unbatched_dim)
         if mask is not None:
             valid = time_major_flags(where, "mask", mask, batch)
             if self.bidirectional:
                 require_ends_only(where, valid)
-            batch = batch._replace(valid=valid)
+            # What a layer computes from padding is thrown away, but its gradient would not be:
+            # zero times NaN is NaN.
+            skipped = ~valid.reshape(valid.shape + (1,) * (batch.input.dim() - 2))
+            batch = batch._replace(valid=valid, input=batch.input.masked_fill(skipped, 0.0))
         reset_steps = None if reset is None else time_major_flags(where, "reset", reset, batch)
         cells = [cast(RIMCell, cell) for cell in self.cells]
         states = split_hx(where, cells, hx, batch, self.num_directions)
@@ -176,7 +197,7 @@ class RIMLayer(nn.Module):
                     record=bool(self.recorders),
                 )
                 for recorder in self.recorders:
-                    recorder(index, result)
+                    recorder(index, result, batch.valid, batch.order_back)
                 scans.append(result)
                 finals.append(result.state)
             if layer < self.num_layers - 1:
@@ -196,33 +217,6 @@ class RIMLayer(nn.Module):
         if self.blocked_grad:
             output = stop_gradient_where(output, ~active)
         return output if self.use_inactive else output.masked_fill(~active, 0.0)
-
-    def _check_input(self, input: Tensor | PackedSequence) -> None:
-        where = type(self).__name__
-        packed = isinstance(input, PackedSequence)
-        data = input.data if isinstance(input, PackedSequence) else input
-        unbatched_dim = 3 if self.input_slots else 2
-        if data.dim() != unbatched_dim and (packed or data.dim() != unbatched_dim + 1):
-            raise ValueError(
-                f"{where}: Expected input to be {unbatched_dim}D or {unbatched_dim + 1}D, "
-                f"got {data.dim()}D instead"
-            )
-        if data.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"{where}: input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {data.shape[-1]}"
-            )
-        dtype = next(self.parameters()).dtype
-        if data.dtype != dtype and not is_autocasting(data.device.type):
-            # A packed nn.LSTM finds this out later than the others, as another class.
-            packed_lstm = packed and self.cell_type.num_states == 2
-            raise (RuntimeError if packed_lstm else ValueError)(
-                f"{where}: input has dtype {data.dtype} but the parameters have {dtype}. "
-                f"Convert one: input.to({dtype}) or module.to({data.dtype})."
-            )
-        time_dim = 1 if self.batch_first and data.dim() > unbatched_dim else 0
-        if data.shape[time_dim] == 0:
-            raise RuntimeError(f"{where}: Expected sequence length to be larger than 0")
 
 
 class RIM_LSTM(RIMLayer):

@@ -5,15 +5,16 @@ Every faster way of computing a sequence is tested against :meth:`RIMCell.step`.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple, TypedDict, get_args
+from typing import ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from rims.attention import CommunicationAttention, InputAttention, uniform_
-from rims.checks import check_count, check_flag, check_mechanisms, check_probability
+from rims.checks import check_cell_options, check_mechanisms, check_state_dtype, is_autocasting
 from rims.functional import (
     grouped_linear,
     stop_gradient_where,
@@ -89,42 +90,35 @@ class RIMCell(nn.Module):
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        check_count(where, "input_size", input_size)
         check_mechanisms(where, hidden_size, num_rims, k, proj_size)
-        check_flag(where, "bias", bias)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_rims = num_rims
-        self.k = k
-        self.bias = bias
-        self.proj_size = proj_size
-        self.init_from_unit_size = init_from_unit_size
-        unit_size = hidden_size // num_rims
-        output_size = (proj_size or hidden_size) // num_rims  # of one mechanism's h
+        unit_size = int(hidden_size) // int(num_rims)
         value_size = 4 * unit_size if input_value_size is None else input_value_size
-
-        for name, size in (
-            ("num_input_heads", num_input_heads),
-            ("input_key_size", input_key_size),
-            ("input_value_size", value_size),
-            ("num_comm_heads", num_comm_heads),
-            ("comm_key_size", comm_key_size),
-            ("comm_value_size", comm_value_size),
-        ):
-            check_count(where, name, size)
-        check_probability(where, "input_dropout", input_dropout)
-        check_probability(where, "comm_dropout", comm_dropout)
-        if value_size % num_input_heads:
-            raise ValueError(
-                f"{where}: num_input_heads must divide input_value_size={value_size}; "
-                f"got {num_input_heads}."
-            )
-        if comm_reads not in get_args(CommReads):
-            raise ValueError(
-                f"{where}: comm_reads must be 'candidate' or 'state'; got {comm_reads!r}."
-            )
+        sizes = {
+            "input_size": input_size,
+            "num_input_heads": num_input_heads,
+            "input_key_size": input_key_size,
+            "input_value_size": value_size,
+            "num_comm_heads": num_comm_heads,
+            "comm_key_size": comm_key_size,
+            "comm_value_size": comm_value_size,
+        }
+        flags = {
+            "bias": bias,
+            "input_slots": input_slots,
+            "learned_initial_state": learned_initial_state,
+            "init_from_unit_size": init_from_unit_size,
+        }
+        check_cell_options(where, sizes, flags, (input_dropout, comm_dropout), comm_reads)
+        self.input_size = int(input_size)
+        self.hidden_size = int(hidden_size)
+        self.num_rims = int(num_rims)
+        self.k = int(k)
+        self.bias = bias
+        self.proj_size = int(proj_size)
         self.input_slots = input_slots
         self.comm_reads = comm_reads
+        self.init_from_unit_size = init_from_unit_size
+        output_size = (self.proj_size or self.hidden_size) // self.num_rims  # of one mechanism's h
 
         self.input_attention = InputAttention(
             input_size,
@@ -157,12 +151,16 @@ class RIMCell(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.initial = nn.ParameterList(
-            [nn.Parameter(empty(size)) for size in self.state_sizes]
-            if learned_initial_state
-            else []
-        )
-        self.reset_parameters()
+        starts = self.state_sizes if learned_initial_state else ()
+        # Not a ParameterList: torch's replicas of a module would hold an empty one.
+        self.initial_h = nn.Parameter(empty(starts[0])) if starts else None
+        self.initial_c = nn.Parameter(empty(starts[1])) if len(starts) > 1 else None
+        self._reset_own_parameters()  # the attentions have drawn theirs
+
+    @property
+    def initial(self) -> list[nn.Parameter]:
+        """The learned initial state, one parameter per tensor of the state; empty if none is."""
+        return [start for start in (self.initial_h, self.initial_c) if start is not None]
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -177,11 +175,15 @@ class RIMCell(nn.Module):
         """
         self.input_attention.reset_parameters()
         self.communication.reset_parameters()
+        self._reset_own_parameters()
+
+    def _reset_own_parameters(self) -> None:
         fan_in = self.hidden_size // (self.num_rims if self.init_from_unit_size else 1)
-        for parameter in self.parameters(recurse=False):
-            uniform_(parameter, fan_in=fan_in)
-        for start in self.initial:
-            nn.init.zeros_(start)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("initial_"):
+                nn.init.zeros_(parameter)
+            else:
+                uniform_(parameter, fan_in=fan_in)
 
     def initial_state(self, input: Tensor) -> State:
         """The state before the first step for a batch like ``input``: zeros, unless learned."""
@@ -215,8 +217,7 @@ class RIMCell(nn.Module):
 
         # torch.where keeps an idle state bit for bit; mask arithmetic would let a NaN through.
         new = tuple(
-            # in the type of the old state: under autocast a candidate may be of a narrower one
-            torch.where(is_active, candidate.to(old.dtype), old).flatten(1)  # -> (B, N d)
+            torch.where(is_active, as_stored(candidate, old), old).flatten(1)  # -> (B, N d)
             for candidate, old in zip((h_cand + update, *rest), prev, strict=True)
         )
         return CellStep(new, active, input_weights, comm_weights)
@@ -227,12 +228,30 @@ class RIMCell(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes in constructor order, then what differs from the default."""
-        text = f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"
-        if not self.bias:
-            text += ", bias=False"
-        if self.proj_size:
-            text += f", proj_size={self.proj_size}"
-        return text
+        parts = [f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"]
+        parts += [f"{n}={v!r}" for n, v in self._options().items() if v != _DEFAULTS[n]]
+        return ", ".join(parts)
+
+    def _options(self) -> dict[str, object]:
+        read, comm = self.input_attention, self.communication
+        unit_size = self.hidden_size // self.num_rims
+        value_size = read.value_weight.shape[-1]
+        return {
+            "bias": self.bias,
+            "proj_size": self.proj_size,
+            "input_slots": self.input_slots,
+            "num_input_heads": read.num_heads,
+            "input_key_size": read.key_weight.shape[-1] // read.num_heads,
+            "input_value_size": None if value_size == 4 * unit_size else value_size,
+            "num_comm_heads": comm.num_heads,
+            "comm_key_size": comm.key_weight.shape[-1] // comm.num_heads,
+            "comm_value_size": comm.value_weight.shape[-1] // comm.num_heads,
+            "input_dropout": read.dropout,
+            "comm_dropout": comm.dropout,
+            "comm_reads": self.comm_reads,
+            "learned_initial_state": bool(self.initial),
+            "init_from_unit_size": self.init_from_unit_size,
+        }
 
     def _split(self, state: State) -> State:
         batch, num_rims = state[0].shape[0], self.num_rims  # -1 would fail for an empty batch
@@ -277,4 +296,16 @@ class RIMCell(nn.Module):
             if s.shape != (batched.shape[0], size):
                 expected = (batched.shape[0], size)
                 raise RuntimeError(f"{where}: hx has shape {tuple(s.shape)}; expected {expected}")
+            check_state_dtype(where, s, self.weight_ih.dtype)
         return state
+
+
+def as_stored(candidate: Tensor, old: Tensor) -> Tensor:
+    """``candidate`` in the type of the state it replaces: autocast may compute a narrower one."""
+    return candidate.to(old.dtype) if is_autocasting(old.device.type) else candidate
+
+
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(RIMCell.__init__).parameters.items()
+}

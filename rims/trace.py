@@ -15,11 +15,20 @@ from rims.scan import ScanOutput
 
 
 class Usage(NamedTuple):
-    """How the mechanisms of one cell were used."""
+    """How the mechanisms of one cell were used, over the steps that are not padding."""
 
     share: Tensor  # (N,) share of steps and samples in which a mechanism was active
     entropy: Tensor  # () in nats, of the shares scaled to sum to one; log N where all are equal
     switching_rate: Tensor  # (N,) share of steps at which a mechanism became active or inactive
+
+
+class Call(NamedTuple):
+    """What one cell did in one call, detached, samples in the order the caller gave them."""
+
+    active: Tensor  # (T, B, N) bool
+    input_attention: Tensor  # (T, B, N, 1 + S)
+    communication: Tensor  # (T, B, M, N, N)
+    valid: Tensor  # (T, B) bool, false in padding
 
 
 class Trace:
@@ -27,36 +36,42 @@ class Trace:
 
     Every mapping goes from the name of a cell inside the model (``"core.cells.0"``) to tensors.
     Calls made one after the other are joined along time, so stepping an agent gives one record;
-    calls of different batch sizes cannot be joined and raise ``ValueError``. Padding of packed
-    sequences counts as inactive. ``print(trace)`` shows the usage as a table.
+    calls of different batch sizes cannot be joined and raise ``ValueError``. In the padding of
+    packed or masked sequences nothing is active and the attentions mean nothing: :attr:`valid`
+    is false there. ``print(trace)`` shows the usage as a table.
     """
 
     def __init__(self) -> None:
-        self._scans: dict[str, list[ScanOutput]] = {}
+        self._calls: dict[str, list[Call]] = {}
 
-    def add(self, name: str, scan: ScanOutput) -> None:
-        """Append what one cell did over one call."""
-        self._scans.setdefault(name, []).append(scan)
+    def add(self, name: str, call: Call) -> None:
+        """Append what one cell did in one call."""
+        self._calls.setdefault(name, []).append(call)
 
     @property
     def active(self) -> dict[str, Tensor]:
         """Which mechanisms were active: bool ``(T, B, N)``."""
-        return {n: _join(n, [s.active for s in scans]) for n, scans in self._scans.items()}
+        return {n: _join(n, [c.active for c in calls]) for n, calls in self._calls.items()}
+
+    @property
+    def valid(self) -> dict[str, Tensor]:
+        """Which steps are not padding: bool ``(T, B)``."""
+        return {n: _join(n, [c.valid for c in calls]) for n, calls in self._calls.items()}
 
     @property
     def input_attention(self) -> dict[str, Tensor]:
         """Weight on the null slot and on the input's elements: ``(T, B, N, 1 + S)``."""
-        return {n: _join(n, [s.input_attention for s in scans]) for n, scans in self._scans.items()}
+        return {n: _join(n, [c.input_attention for c in calls]) for n, calls in self._calls.items()}
 
     @property
     def communication(self) -> dict[str, Tensor]:
         """Weight from reader to read, per head: ``(T, B, M, N, N)``."""
-        return {n: _join(n, [s.communication for s in scans]) for n, scans in self._scans.items()}
+        return {n: _join(n, [c.communication for c in calls]) for n, calls in self._calls.items()}
 
     @property
     def usage(self) -> dict[str, Usage]:
-        """Statistics of :attr:`active`."""
-        return {name: _usage(active) for name, active in self.active.items()}
+        """Statistics of :attr:`active`; from one call to the next nothing counts as a switch."""
+        return {name: _usage(calls) for name, calls in self._calls.items()}
 
     def __str__(self) -> str:
         lines = ["cell, mechanism         share active   switching rate"]
@@ -106,31 +121,42 @@ class _Recorder:
     def __init__(self, record: Trace, prefix: str) -> None:
         self.record, self.prefix = record, prefix
 
-    def __call__(self, index: int, scan: ScanOutput) -> None:
-        detached = scan._replace(
-            input_attention=None if scan.input_attention is None else scan.input_attention.detach(),
-            communication=None if scan.communication is None else scan.communication.detach(),
-        )
-        self.record.add(f"{self.prefix}cells.{index}", detached)
+    def __call__(
+        self, index: int, scan: ScanOutput, valid: Tensor | None, order: Tensor | None
+    ) -> None:
+        assert scan.input_attention is not None
+        assert scan.communication is not None
+        if valid is None:
+            valid = torch.ones_like(scan.active[..., 0])
+        parts = (scan.active, scan.input_attention, scan.communication, valid)
+        # Packed sequences are sorted by length; the caller knows them by another order.
+        ordered = parts if order is None else tuple(part.index_select(1, order) for part in parts)
+        self.record.add(f"{self.prefix}cells.{index}", Call(*(part.detach() for part in ordered)))
 
 
-def _join(name: str, parts: list[Tensor] | list[Tensor | None]) -> Tensor:
-    tensors = [part for part in parts if part is not None]
-    batches = {part.shape[1] for part in tensors}
+def _join(name: str, parts: list[Tensor]) -> Tensor:
+    batches = {part.shape[1] for part in parts}
     if len(batches) > 1:
         raise ValueError(
             f"rims.trace: calls of {name} had batch sizes {sorted(batches)} and cannot be joined "
             "along time. Use one trace per batch size."
         )
-    return torch.cat(tensors)
+    return torch.cat(parts)
 
 
-def _usage(active: Tensor) -> Usage:
-    share = active.double().mean((0, 1))  # (T, B, N) -> (N,)
-    part = share / share.sum()
-    changed = active[1:] != active[:-1]
+def _usage(calls: list[Call]) -> Usage:
+    active = torch.stack([c.active.sum((0, 1)) for c in calls]).sum(0).double()  # (N,)
+    steps = sum(int(c.valid.sum()) for c in calls)
+    # A switch lies between two steps of one sequence, both of them real.
+    pairs = [c.valid[1:] & c.valid[:-1] for c in calls]
+    switches = [
+        ((c.active[1:] != c.active[:-1]) & pair.unsqueeze(-1)).sum((0, 1))
+        for c, pair in zip(calls, pairs, strict=True)
+    ]
+    num_pairs = sum(int(pair.sum()) for pair in pairs)
+    part = active / active.sum()
     return Usage(
-        share=share,
+        share=active / steps,
         entropy=-torch.special.xlogy(part, part).sum(),
-        switching_rate=changed.double().mean((0, 1)) if len(changed) else torch.zeros_like(share),
+        switching_rate=torch.stack(switches).sum(0).double() / max(num_pairs, 1),
     )

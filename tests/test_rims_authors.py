@@ -160,12 +160,25 @@ def test_dead_entries_may_be_absent() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"bias": False}, {"num_layers": 2}, {"proj_size": 5}, {"learned_initial_state": True}],
+    [
+        {"bias": False},
+        {"num_layers": 2},
+        {"proj_size": 5},
+        {"learned_initial_state": True},
+        {"input_slots": True},
+        {"comm_reads": "state"},
+        {"num_comm_heads": 2, "comm_key_size": 32, "comm_value_size": 32},
+        {"num_input_heads": 2, "input_key_size": 32},
+        {"input_key_size": 7},
+        {"input_value_size": 11},
+    ],
 )
-def test_modules_without_a_published_form_are_refused(options: dict[str, int]) -> None:
-    layer = rims.RIM_LSTM(7, 15, 5, 2, **options)  # type: ignore[arg-type]
+def test_modules_without_a_published_form_are_refused(options: Any) -> None:
+    layer = rims.RIM_LSTM(7, 15, 5, 2, **options)
     with pytest.raises(ValueError, match="a BlocksCore"):
         authors.to_state_dict(layer)
+    with pytest.raises(ValueError, match="a BlocksCore"):
+        authors.from_state_dict(layer, authors.to_state_dict(rims.RIM_LSTM(7, 15, 5, 2)))
 
 
 def test_plain_arrays_that_do_not_fit_are_refused() -> None:

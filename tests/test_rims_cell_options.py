@@ -245,3 +245,42 @@ def test_extra_repr_shows_sizes_and_missing_bias(kind: Kind) -> None:
 
 def test_extra_repr_shows_a_projection() -> None:
     assert make(RIM_LSTMCell, proj_size=10).extra_repr() == "7, 15, 5, 2, proj_size=10"
+
+
+@both
+@pytest.mark.parametrize("name", ["input_slots", "learned_initial_state", "init_from_unit_size"])
+def test_flags_must_be_bool(kind: Kind, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a bool"):
+        make(kind, **{name: "no"})
+
+
+def test_gru_cell_has_no_projection() -> None:
+    with pytest.raises(TypeError, match="proj_size is for LSTM"):
+        make(RIM_GRUCell, proj_size=5)
+
+
+@both
+def test_extra_repr_shows_every_option_that_differs(kind: Kind) -> None:
+    options: dict[str, Any] = {
+        "input_slots": True,
+        "num_input_heads": 2,
+        "input_key_size": 3,
+        "input_value_size": 8,
+        "num_comm_heads": 2,
+        "comm_key_size": 5,
+        "comm_value_size": 7,
+        "input_dropout": 0.25,
+        "comm_dropout": 0.5,
+        "comm_reads": "state",
+        "learned_initial_state": True,
+        "init_from_unit_size": True,
+    }
+    assert set(options) | {"bias", "proj_size"} == set(_keyword_options())
+    text = make(kind, **options).extra_repr()
+    assert text == "7, 15, 5, 2, " + ", ".join(f"{n}={v!r}" for n, v in options.items())
+    assert make(kind).extra_repr() == "7, 15, 5, 2"
+
+
+def _keyword_options() -> list[str]:
+    parameters = inspect.signature(RIMCell.__init__).parameters.values()
+    return ["bias", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -400,3 +401,71 @@ def test_k_must_be_an_integer() -> None:
     k: Any = 2.0
     with pytest.raises((TypeError, ValueError), match="k"):
         rims.RIM_LSTMCell(I, D, N, k)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64, torch.bool])
+def test_one_state_of_another_dtype_raises_the_class_of_torch(
+    kind: Kind, dtype: torch.dtype
+) -> None:
+    good, wrong = torch.zeros(1, B, D), torch.zeros(1, B, D, dtype=dtype)
+    forms: list[Any] = [wrong]
+    if kind is rims.RIM_LSTM:
+        forms = [(wrong, good), (good, wrong)]
+    for hx in forms:
+        same_error(*pair(kind), partial(run_with, hx))
+
+
+def run_with(hx: Any, layer: Any) -> Any:
+    return layer(torch.zeros(T, B, I), hx)
+
+
+def test_hx_of_the_wrong_form_raises_the_class_of_torch() -> None:
+    h = torch.zeros(2, B, D)
+    for hx in ((h, h), (h,)):
+        same_error(*pair(rims.RIM_GRU, num_layers=2), partial(run_with, hx))
+    same_error(*pair(rims.RIM_LSTM), lambda layer: layer(torch.zeros(T, B, I), (None, None)))
+
+
+@both
+def test_construction_under_a_seed_equals_reset_parameters(kind: Kind) -> None:
+    for make_one in pair_makers(kind):
+        torch.manual_seed(1)
+        one = make_one()
+        other = make_one()
+        torch.manual_seed(1)
+        other.reset_parameters()
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+
+
+def pair_makers(kind: Kind) -> list[Callable[[], Any]]:
+    theirs: Any = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
+    options = {"num_layers": 2, "bidirectional": True}
+    return [partial(theirs, I, D, **options), partial(make, kind, **options)]
+
+
+@both
+def test_replica_of_data_parallel_runs(kind: Kind) -> None:
+    layer = make(kind, num_layers=2)
+    replica = layer._replicate_for_data_parallel()
+    replica.cells = nn.ModuleList()
+    for cell in layer.cells:
+        copy = cell._replicate_for_data_parallel()
+        for name in ("input_attention", "communication"):
+            part = getattr(cell, name)._replicate_for_data_parallel()
+            for own, value in getattr(cell, name).named_parameters(recurse=False):
+                setattr(part, own, value)
+            setattr(copy, name, part)
+        for own, value in cell.named_parameters(recurse=False):
+            setattr(copy, own, value)
+        replica.cells.append(copy)
+    input = torch.randn(T, B, I)
+    assert torch.equal(replica(input)[0], layer(input)[0])
+
+
+@both
+def test_numbers_of_numpy_are_taken(kind: Kind) -> None:
+    layer = make(kind, num_layers=np.int64(2), dropout=np.float32(0.5))
+    assert (layer.num_layers, layer.dropout) == (2, 0.5)
+    assert layer(torch.zeros(T, B, I))[0].shape == (T, B, D)

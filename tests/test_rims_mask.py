@@ -53,6 +53,13 @@ def test_mask_equals_packing(kind: Any, bidirectional: bool, batch_first: bool) 
     assert_near(output[mask], expected[mask])
     for got, want in zip(as_tuple(hx), as_tuple(expected_hx), strict=True):
         assert_near(got, want)
+    # nor must its gradient reach a weight, and zero times NaN is NaN
+    parameters = list(layer.parameters())
+    cotangent = torch.randn_like(output[mask])
+    ours = torch.autograd.grad(output[mask], parameters, cotangent, materialize_grads=True)
+    theirs = torch.autograd.grad(expected[mask], parameters, cotangent, materialize_grads=True)
+    for got, want in zip(ours, theirs, strict=True):
+        assert_near(got, want)
 
 
 @both

@@ -162,7 +162,7 @@ def test_learned_initial_state_is_used_at_the_start_and_after_resets(kind: Any) 
     layer = kind(I, D, N, K, num_layers=2, dtype=torch.float64, learned_initial_state=True)
     zeros = kind(I, D, N, K, num_layers=2, dtype=torch.float64)
     zeros.load_state_dict(
-        {n: p for n, p in layer.state_dict().items() if ".initial." not in n}, strict=True
+        {n: p for n, p in layer.state_dict().items() if ".initial_" not in n}, strict=True
     )
     input = double(T, B, I)
     assert torch.equal(layer(input)[0], zeros(input)[0])  # it starts at zero

@@ -41,8 +41,14 @@ def cases(draw: st.DrawFn, *, dense: bool = False, layers: int = 1, long: int = 
     torch.manual_seed(size(0, 10**6))
     num_rims, unit = size(1, 5), size(1, 3)
     kind: Any = draw(st.sampled_from([rims.RIM_LSTM, rims.RIM_GRU]))
+    slots = draw(st.sampled_from([None, None, 1, 3]))
+    heads = size(1, 2)
     options: dict[str, Any] = {
         "num_layers": size(1, layers),
+        "input_slots": slots is not None,
+        "num_input_heads": heads,
+        "input_value_size": heads * size(1, 4),
+        "learned_initial_state": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "input_key_size": size(1, 5),
         "num_comm_heads": size(1, 2),
@@ -50,14 +56,20 @@ def cases(draw: st.DrawFn, *, dense: bool = False, layers: int = 1, long: int = 
         "comm_value_size": size(1, 4),
         "comm_reads": draw(st.sampled_from(["candidate", "state"])),
     }
+    if kind is rims.RIM_LSTM:
+        options["proj_size"] = num_rims * size(0, unit - 1)
     k = num_rims if dense else size(1, num_rims)
     layer = kind(size(1, 4), num_rims * unit, num_rims, k, dtype=torch.float64, **options)
     steps, batch = size(1, long), size(1, 4)
-    input = torch.randn(steps, batch, layer.input_size, dtype=torch.float64)
+    shape = (steps, batch) if slots is None else (steps, batch, slots)
+    input = torch.randn(*shape, layer.input_size, dtype=torch.float64)
     states = [
-        torch.randn(options["num_layers"], batch, num_rims * unit, dtype=torch.float64)
-        for _ in range(2 if kind is rims.RIM_LSTM else 1)
+        torch.randn(options["num_layers"], batch, width, dtype=torch.float64)
+        for width in layer.cells[0].state_sizes
     ]
+    for cell in layer.cells:
+        for start in cell.initial:
+            torch.nn.init.normal_(start)
     # a zero state ties all mechanisms
     states = [s * draw(st.sampled_from([0.0, 1.0])) for s in states]
     return Case(layer, input, tuple(states) if len(states) > 1 else states[0])
@@ -119,7 +131,7 @@ def test_samples_do_not_meet_even_through_nan(case: Case, data: st.DataObject) -
 @EVERY
 @given(case=cases(layers=2), data=st.data())
 def test_reset_equals_splitting_the_sequence(case: Case, data: st.DataObject) -> None:
-    steps, batch, _ = case.input.shape
+    steps, batch = case.input.shape[:2]
     flags = data.draw(st.lists(st.booleans(), min_size=steps * batch, max_size=steps * batch))
     reset = torch.tensor(flags).reshape(steps, batch)
     output, hx = case.layer(case.input, case.hx, reset=reset)
@@ -174,14 +186,17 @@ def test_numerical_gradient_where_all_are_active(case: Case) -> None:
 @given(case=cases(layers=2))
 def test_no_parameter_is_dead(case: Case) -> None:
     """Over random states every mechanism is active somewhere, and then every weight matters."""
-    layer, (_, _, features) = case.layer, case.input.shape
+    layer = case.layer
     batch = 64  # so many that each mechanism is active in some sample and inactive in another
     states = [
         torch.randn(layer.num_layers, batch, part.shape[-1], dtype=torch.float64)
         for part in flat(case.hx)
     ]
-    input = torch.randn(3, batch, features, dtype=torch.float64)
-    output, hx = layer(input, tuple(states) if len(states) > 1 else states[0])
+    input = torch.randn(3, batch, *case.input.shape[2:], dtype=torch.float64)
+    reset = torch.zeros(3, batch, dtype=torch.bool)
+    reset[1, ::2] = True  # so that a learned initial state is used
+    given = tuple(states) if len(states) > 1 else states[0]
+    output, hx = layer(input, given, reset=reset)
     torch.autograd.backward([output.square().sum(), *(part.square().sum() for part in flat(hx))])
     cells = [cell for cell in layer.cells if isinstance(cell, RIMCell)]
     for name, parameter in layer.named_parameters():

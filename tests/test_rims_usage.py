@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 
 import rims
-from rims.scan import ScanOutput
+from rims.trace import Call
 
 
-def trace_of(active: list[list[list[int]]]) -> rims.Trace:
+def trace_of(active: list[list[list[int]]], valid: list[list[int]] | None = None) -> rims.Trace:
     """A trace of one cell with the given activity [time][sample][mechanism]."""
     trace = rims.Trace()
-    none = torch.zeros(0)
-    trace.add("cell", ScanOutput(none, (), torch.tensor(active).bool(), None, None))
+    flags = torch.tensor(active).bool()
+    counts = torch.ones_like(flags[..., 0]) if valid is None else torch.tensor(valid).bool()
+    trace.add("cell", Call(flags, torch.zeros(0), torch.zeros(0), counts))
     return trace
 
 
@@ -34,6 +39,58 @@ def test_usage_of_one_step_has_no_switching() -> None:
     assert usage.share.tolist() == [0.5, 0.5]
     assert usage.entropy.item() == pytest.approx(math.log(2), abs=1e-12)
     assert usage.switching_rate.tolist() == [0, 0]
+
+
+def test_padding_counts_nowhere() -> None:
+    # sample 1 has two steps and then padding
+    active = [[[1, 0], [1, 0]], [[0, 1], [1, 0]], [[1, 0], [0, 0]], [[1, 0], [0, 0]]]
+    usage = trace_of(active, [[1, 1], [1, 1], [1, 0], [1, 0]]).usage["cell"]
+    assert usage.share.tolist() == pytest.approx([5 / 6, 1 / 6], abs=1e-12)
+    assert usage.switching_rate.tolist() == [0.5, 0.5]  # two of four pairs of real steps
+
+
+def test_between_calls_nothing_switches() -> None:
+    trace = trace_of([[[1, 0]], [[1, 0]]])
+    none = torch.zeros(0)
+    trace.add("cell", Call(torch.tensor([[[False, True]]]), none, none, torch.tensor([[True]])))
+    assert trace.usage["cell"].switching_rate.tolist() == [0, 0]
+    assert trace.usage["cell"].share.tolist() == pytest.approx([2 / 3, 1 / 3], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])
+def test_usage_of_packed_sequences_and_their_order(kind: Any) -> None:
+    torch.manual_seed(0)
+    layer = kind(4, 12, 3, 2, num_layers=2, bidirectional=True)
+    sequences = [torch.randn(length, 4) for length in (2, 5, 3)]
+    with rims.trace(layer) as trace:
+        layer(pack_sequence(sequences, enforce_sorted=False))
+    for name, active in trace.active.items():
+        assert trace.valid[name].sum(0).tolist() == [2, 5, 3]
+        assert active.any(-1).sum(0).tolist() == [2, 5, 3]
+        assert trace.usage[name].share.sum().item() == pytest.approx(2, abs=1e-12)
+    for b, sequence in enumerate(sequences):
+        with rims.trace(layer) as alone:
+            layer(sequence)
+        for name, active in alone.active.items():
+            assert torch.equal(trace.active[name][: len(sequence), b], active[:, 0])
+            torch.testing.assert_close(
+                trace.input_attention[name][: len(sequence), b],
+                alone.input_attention[name][:, 0],
+            )
+
+
+def test_trace_keeps_no_graph_and_copies_are_not_recorded() -> None:
+    layer = rims.RIM_LSTM(5, 6, 3, 2)
+    with rims.trace(layer) as trace:
+        output, _ = layer(torch.zeros(2, 3, 5))
+        copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+        recorded = [part for calls in trace._calls.values() for call in calls for part in call]
+        assert output.requires_grad
+        assert not any(part.requires_grad for part in recorded)
+        for other in copies:
+            assert other.recorders == []
+            other(torch.zeros(2, 3, 5))
+    assert trace.active["cells.0"].shape[0] == 2
 
 
 def test_printed_table_has_a_row_per_mechanism() -> None:
