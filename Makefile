@@ -2,9 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# One stamp for what running needs, one for what testing needs on top.
 INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
 
-# What `make demo` trains and where it leaves the results; override to make it shorter or longer.
+# What `make demo` trains and where it leaves the results. Runs that are there are not trained again,
+# so a demo of another length needs another folder: make demo DEMO_STEPS=50000 DEMO_OUT=short
 DEMO_OUT ?= demo-output
 DEMO_STEPS ?= 150000
 DEMO_SEEDS ?= 1
@@ -20,8 +24,12 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	  { echo "Python 3.11 or newer is needed, '$(PYTHON)' is older; try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[envpool,dev,examples]'
+	$(PIP) --editable '.[envpool]'
 	@touch $(INSTALLED)
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) --editable '.[envpool,dev,examples]'
+	@touch $(INSTALLED_DEV)
 
 demo: $(INSTALLED)
 	$(BIN)/rims compare --suite doorkey --tasks $(DEMO_TASKS) --cores rim_lstm,lstm \
@@ -34,10 +42,10 @@ demo: $(INSTALLED)
 	@echo "Curves:  $(DEMO_OUT)/learning_curves.png, $(DEMO_OUT)/tasks.png"
 	@echo "Episode: $(DEMO_OUT)/rim_lstm-on-DoorKey-6x6.gif"
 
-test: $(INSTALLED)
+test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)
+lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
