@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.config import ActionMode, ConfigError, CoreName, PPOConfig, read_settings
-from agents.options import CommaSeparated, GroupedCommand, config_options, flag
-from envs import SUITES, Suite, Task, get_suite, get_task
+from agents import options
+from agents.config import ActionMode
+from agents.options import GroupedCommand, checking_input, flag, make_config
+from envs import SUITES, BackendChoice, Suite, Task, get_suite, get_task
+
+if TYPE_CHECKING:
+    from agents.compare import Comparison, Run
 
 # torch takes over a second to import, so the modules that need it are imported by the commands.
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-COUNT = click.IntRange(1, 10**6)
-RUN = click.argument("run", type=FOLDER)
-EPISODES = click.option(
-    "--episodes", default=200, show_default=True, type=COUNT, help="Episodes per task."
-)
-SEED = click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0, 2**31 - 1),
-    help="Decides levels and sampled actions.",
-)
-MODE = click.option(
-    "--mode",
-    type=click.Choice(["sample", "greedy"]),
-    default="sample",
-    show_default=True,
-    help="Draw actions from the policy, or take the most probable.",
-)
-
-
-class UserError(click.ClickException):
-    """A mistake in what was asked for: one line, exit code 2."""
-
-    exit_code = EXIT_USER_ERROR
-
-
-@contextmanager
-def checking_input() -> Iterator[None]:
-    """Turn a complaint about what the user gave into one line that names the option."""
-    try:
-        yield
-    except ConfigError as error:
-        raise UserError(f"{flag(error.field)} {error.rule}") from None
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def make_config(given: dict[str, Any], file: Path | None = None) -> PPOConfig:
-    """The configuration: what was typed, else the file, else the suite's preset, else default."""
-    source = click.get_current_context().get_parameter_source
-    typed = {n: v for n, v in given.items() if source(n) != click.core.ParameterSource.DEFAULT}
-    with checking_input():
-        saved = read_settings(file) if file else {}
-        named = typed if typed.get("suite") or typed.get("env") else saved
-        preset = get_suite(named["suite"]).preset if named.get("suite") else {}
-        if named is typed:  # a task that was typed replaces the file's, whichever way it was named
-            saved = {n: v for n, v in saved.items() if n not in ("suite", "env")}
-        return PPOConfig(**{**given, **preset, **saved, **typed})
 
 
 @click.group(
@@ -93,19 +41,19 @@ def rims(context: click.Context) -> None:
 
 
 @rims.command(cls=GroupedCommand)
-@config_options()
-@click.option("--run-dir", type=FOLDER, help="Folder of the run.  [default: runs/TASK-CORE-SEED]")
-@click.option("--config", type=FILE, help="Start from the config.toml of another run.")
+@options.config_options()
+@options.RUN_DIR
+@options.CONFIG
 def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     """Train an agent with PPO.
 
     The run folder receives config.toml, progress.csv, TensorBoard events and checkpoint.pt.
-    Ctrl-C stops and saves.
+    Ctrl-C stops and saves the agent; an interrupted run cannot be continued yet.
     """
     settings = make_config(given, config)
     folder = run_dir or Path("runs") / f"{settings.task.name}-{settings.core}-{settings.seed}"
     from agents.display import TrainingDisplay
-    from agents.train import Trainer
+    from agents.train import Trainer, TrainingError
 
     with checking_input():
         trainer = Trainer(settings, folder)
@@ -114,23 +62,29 @@ def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
         with TrainingDisplay(f"{name}: {folder}", settings.total_steps) as display:
             trainer.run(display.update)
     except KeyboardInterrupt:
-        click.echo(f"Interrupted; the agent is saved in {folder}.", err=True)
+        end = f"the agent is saved in {folder}" if trainer.saved else "there was nothing to save"
+        click.echo(f"Interrupted; {end}.", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except TrainingError as error:
+        end = f"The last checkpoint is in {folder}" if trainer.saved else "No checkpoint was saved"
+        raise click.ClickException(f"{error} {end}.") from None
     click.echo(f"Trained for {trainer.env_steps} steps. Run folder: {folder}")
 
 
 @rims.command()
-@RUN
-@click.option("--suite", help="Evaluate on every task of this suite.")
-@click.option("--env", "envs", multiple=True, help="Evaluate on this environment; repeatable.")
-@EPISODES
-@SEED
-@MODE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+@options.RUN
+@options.SUITE
+@options.ENVS
+@options.BACKEND
+@options.EPISODES
+@options.SEED
+@options.MODE
+@options.JSON
 def evaluate(
     run: Path,
     suite: str | None,
     envs: tuple[str, ...],
+    backend: BackendChoice | None,
     episodes: int,
     seed: int,
     mode: ActionMode,
@@ -142,6 +96,8 @@ def evaluate(
     episode is a level of its own, never a training level's seed. Success means the episode ended
     with a reward above 0. Intervals hold for this agent; another seed may differ by more.
     """
+    import torch
+
     from agents.checkpoint import load_checkpoint
     from agents.display import print_evaluations, show_progress
     from agents.evaluate import check_task
@@ -150,8 +106,10 @@ def evaluate(
     with checking_input():
         tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
         checkpoint = load_checkpoint(run)
-        tasks = tasks or [checkpoint.config.task]
-        backend = checkpoint.config.backend
+        config = checkpoint.config
+        torch.set_num_threads(config.threads)
+        tasks = tasks or [config.task]
+        backend = backend or config.backend
         policy = checkpoint.make_policy()
         for task in tasks:
             check_task(policy, task, backend)
@@ -169,35 +127,27 @@ def evaluate(
                     on_progress=advance,
                 )
             )
-    config = checkpoint.config
     if as_json:
         about = {"run": str(run), "core": config.core, "env_steps": checkpoint.env_steps}
+        about["trained_on"] = config.task.id
         click.echo(json.dumps({**about, "tasks": [r.to_dict() for r in results]}, indent=2))
     else:
-        print_evaluations(f"{run}: {config.core}, actions by '{mode}', seed {seed}", results)
+        by = " and ".join(sorted({result.backend for result in results}))
+        title = f"{run}: {config.core}, actions by '{mode}', seed {seed}, environments by {by}"
+        print_evaluations(title, results, config.task)
 
 
 @rims.command(cls=GroupedCommand)
-@click.option("--suite", required=True, help="The suite; see 'rims suites'.")
-@click.option(
-    "--cores",
-    type=CommaSeparated(get_args(CoreName)),
-    default="rim_lstm,lstm",
-    show_default=True,
-    help="Cores to compare, separated by commas.",
-)
-@click.option("--seeds", default=2, show_default=True, type=COUNT, help="Runs per core.")
-@click.option("--run-root", required=True, type=FOLDER, help="Folder of all runs and the report.")
-@click.option(
-    "--tasks",
-    type=CommaSeparated(),
-    help="Evaluate only on these tasks of the suite, separated by commas.",
-)
-@EPISODES
-@MODE
-@click.option("--jobs", type=COUNT, help="Runs at a time.  [default: number of processors]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
-@config_options("suite", "env", "core", "seed")
+@options.SUITE_TO_COMPARE_ON
+@options.CORES
+@options.SEEDS
+@options.RUN_ROOT
+@options.TASKS
+@options.EPISODES
+@options.MODE
+@options.JOBS
+@options.JSON
+@options.config_options("suite", "env", "core", "seed")
 def compare(
     cores: tuple[str, ...],
     seeds: int,
@@ -216,31 +166,22 @@ def compare(
     there: comparison.md, comparison.json, learning_curves.png, tasks.png.
     """
     from agents import compare as comparing
-    from agents.display import RunsDisplay, show_progress
+    from agents.processes import usable_processors
     from agents.report import to_dict, to_markdown, write_report
-    from agents.run_folder import require_writable
+    from agents.run_folder import lock_folder, require_writable
 
     config = make_config({**given, "core": cores[0]})
-    jobs = jobs or os.cpu_count() or 1
     with checking_input():
         suite = get_suite(config.suite)
-        chosen = _choose_tasks(suite, tasks)
+        chosen = options.choose_tasks(suite, tasks)
         runs = comparing.plan(config, cores, range(seeds), run_root)
         require_writable(run_root)
-    with RunsDisplay() as display:
-        failures = comparing.train_missing(runs, jobs, display.update)
-    if failures:
-        raise click.ClickException("some runs failed. " + " ".join(failures))
-    with show_progress("evaluating", len(runs)) as advance:
-        comparison = comparing.judge(
-            runs,
-            suite,
-            chosen,
-            episodes=episodes,
-            mode=mode,
-            jobs=jobs,
-            on_run=lambda _: advance(1),
-        )
+        lock = lock_folder(run_root)
+    jobs = min(jobs or usable_processors(), len(runs))
+    try:
+        comparison = _train_and_judge(runs, suite, chosen, episodes, mode, jobs)
+    finally:
+        lock.release()
     written = write_report(comparison, run_root)
     if as_json:
         click.echo(json.dumps(to_dict(comparison), indent=2))
@@ -249,14 +190,33 @@ def compare(
     click.echo("Written: " + ", ".join(str(path) for path in written), err=True)
 
 
+def _train_and_judge(
+    runs: list[Run], suite: Suite, tasks: list[Task], episodes: int, mode: ActionMode, jobs: int
+) -> Comparison:
+    from agents import compare as comparing
+    from agents.display import RunsDisplay, show_progress
+
+    with RunsDisplay() as display:
+        failures = comparing.train_missing(runs, jobs, display.update)
+    if failures:
+        raise click.ClickException("some runs failed. " + " ".join(failures))
+    with show_progress("evaluating", len(runs)) as advance:
+        try:
+            return comparing.judge(
+                runs, suite, tasks, episodes=episodes, mode=mode, jobs=jobs, on_progress=advance
+            )
+        except comparing.JudgingError as error:
+            raise click.ClickException(str(error)) from None
+
+
 @rims.command()
-@RUN
-@click.option("--env", help="Environment to show.  [default: the one trained on]")
-@click.option("--out", required=True, type=FILE, help="The GIF to write.")
-@SEED
-@MODE
-@click.option("--fps", default=4.0, show_default=True, type=click.FloatRange(0.5, 50))
-@click.option("--max-steps", default=300, show_default=True, type=COUNT, help="Stop after these.")
+@options.RUN
+@options.ENV
+@options.OUT
+@options.SEED
+@options.MODE
+@options.FPS
+@options.MAX_STEPS
 def record(
     run: Path,
     env: str | None,
@@ -271,6 +231,8 @@ def record(
     RUN is the folder of the agent. Beside the grid: which mechanisms are active at each step, and
     the action probabilities.
     """
+    import torch
+
     from agents.checkpoint import load_checkpoint
     from agents.evaluate import check_task
     from agents.record import check_output, record_episode, save_gif
@@ -278,6 +240,7 @@ def record(
     with checking_input():
         check_output(out)
         checkpoint = load_checkpoint(run)
+        torch.set_num_threads(checkpoint.config.threads)
         task = get_task(env) if env else checkpoint.config.task
         policy = checkpoint.make_policy()
         check_task(policy, task, "gymnasium")
@@ -288,7 +251,7 @@ def record(
 
 
 @rims.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@options.JSON
 def suites(as_json: bool) -> None:
     """List the suites and their tasks."""
     if as_json:
@@ -305,18 +268,6 @@ def suites(as_json: bool) -> None:
             click.echo(f"  unseen  {task.id}")
         for name, value in suite.preset.items():
             click.echo(f"  preset  {flag(name)} {value}")
-
-
-def _choose_tasks(suite: Suite, names: tuple[str, ...] | None) -> list[Task]:
-    """Tasks of the suite by id or short name; all of them if none are named."""
-    if names is None:
-        return list(suite.tasks)
-    known = {task.id: task for task in suite.tasks} | {task.name: task for task in suite.tasks}
-    for name in names:
-        if name not in known:
-            possible = ", ".join(task.name for task in suite.tasks)
-            raise ValueError(f"--tasks: {name!r} is not in suite {suite.name}; it has {possible}.")
-    return [known[name] for name in names]
 
 
 def main() -> None:

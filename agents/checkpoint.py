@@ -23,6 +23,7 @@ class Checkpoint:
     config: PPOConfig
     num_actions: int
     read_mission: bool
+    backend: str  # that ran the environments
     env_steps: int
     updates: int
     policy: dict[str, Any]

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import tomli_w
 
-from envs import BackendChoice, Suite, Task, get_suite, get_task
+from envs import BackendChoice, Task, get_suite, get_task
 
 CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
 MissionChoice = Literal["auto", "on", "off"]
@@ -26,6 +26,13 @@ class ConfigError(ValueError):
         super().__init__(f"{field} {rule}")
         self.field = field
         self.rule = rule
+
+
+class TaskChoiceError(ConfigError):
+    """Neither or both of suite and env."""
+
+    def __init__(self) -> None:
+        super().__init__("suite", "and env: give exactly one of them to name the task to train on.")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -103,6 +110,7 @@ class PPOConfig:
     )
     epochs: int = _option(4, "Learning", "Passes over each rollout.")
     learning_rate: float = _option(1e-3, "Learning", "Adam step size at the start.")
+    adam_epsilon: float = _option(1e-5, "Learning", "Keeps Adam's division from that by zero.")
     anneal_learning_rate: bool = _option(
         True, "Learning", "Let the step size fall linearly to zero."
     )
@@ -128,8 +136,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         self._check_types()
         if bool(self.suite) == bool(self.env):
-            rule = "and env name the task to train on: give exactly one of them."
-            raise ConfigError("suite", rule)
+            raise TaskChoiceError
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -164,11 +171,6 @@ class PPOConfig:
         return get_suite(self.suite).train if self.suite else get_task(self.env)
 
     @property
-    def evaluation_suite(self) -> Suite | None:
-        """The suite, if the run was started with one."""
-        return get_suite(self.suite) if self.suite else None
-
-    @property
     def minibatch_envs(self) -> int:
         """Environments in one minibatch."""
         return self.num_envs // self.minibatches
@@ -201,6 +203,7 @@ _POSITIVE = (math.ulp(0.0), 1e6, "above 0 and at most 1e6")
 _RANGES: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**31 - 1, "in [0, 2**31)"),
     "threads": (1, 1024, "in [1, 1024]"),
+    "adam_epsilon": (math.ulp(0.0), 1.0, "above 0 and at most 1"),
     **dict.fromkeys(
         (
             "total_steps",

@@ -19,6 +19,7 @@ from rich.table import Table
 from agents.compare import RunProgress
 from agents.evaluate import Evaluation
 from agents.statistics import Estimate
+from envs import Task
 
 #: Columns of a table that goes into a file or pipe, which has no width of its own.
 PIPE_WIDTH = 120
@@ -139,15 +140,21 @@ def show_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.advance(task, done)
 
 
-def print_evaluations(title: str, evaluations: Sequence[Evaluation]) -> None:
-    """Print one row per task, with 95 % intervals, to standard output."""
+def print_evaluations(title: str, evaluations: Sequence[Evaluation], trained: Task) -> None:
+    """Print one row per task, with 95 % intervals, to standard output.
+
+    Args:
+        title: stands above the table.
+        evaluations: the rows.
+        trained: the task trained on, which is marked.
+    """
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = "95 % intervals over episodes of this one agent"
+    table.caption = "95 % intervals over episodes of this one agent; none where all are equal"
     for name in ("task", "episodes", "success rate", "return", "steps"):
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for e in evaluations:
         table.add_row(
-            e.task.name,
+            e.task.name + (" (trained)" if e.task == trained else ""),
             str(len(e.episodes)),
             _interval(e.success_rate, ".3f"),
             _interval(e.mean_return, ".3f"),
@@ -158,4 +165,6 @@ def print_evaluations(title: str, evaluations: Sequence[Evaluation]) -> None:
 
 
 def _interval(estimate: Estimate, form: str) -> str:
+    if math.isnan(estimate.low):
+        return f"{estimate.mean:{form}}"
     return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"

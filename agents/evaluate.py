@@ -51,9 +51,9 @@ class Evaluation:
             "mode": self.mode,
             "seed": self.seed,
             "episodes": len(self.episodes),
-            "success_rate": self.success_rate._asdict(),
-            "mean_return": self.mean_return._asdict(),
-            "mean_length": self.mean_length._asdict(),
+            "success_rate": self.success_rate.to_dict(),
+            "mean_return": self.mean_return.to_dict(),
+            "mean_length": self.mean_length.to_dict(),
         }
 
 

@@ -1,18 +1,32 @@
-"""PPOConfig as options of a click command, so that help, defaults and checks cannot differ."""
+"""Options of the commands. Those of PPOConfig are made from it: help and checks cannot differ."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from agents.config import Group, PPOConfig
+from agents.config import (
+    ActionMode,
+    ConfigError,
+    CoreName,
+    Group,
+    PPOConfig,
+    TaskChoiceError,
+    read_settings,
+)
+from envs import BackendChoice, Suite, Task, get_suite
 
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
+
+
+EXIT_USER_ERROR = 2
 
 
 def flag(field: str) -> str:
@@ -93,3 +107,158 @@ def config_options(*leave_out: str) -> Callable[[Decorated], Decorated]:
         return command
 
     return decorate
+
+
+class PlainOption(click.Option):
+    """An option whose help does not spell out the range of its numbers; its errors do."""
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """What stands in brackets behind the help."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
+
+def _option(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    attributes.setdefault("show_default", attributes.get("default") is not None)
+    return click.option(*names, cls=PlainOption, **attributes)
+
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_COUNT = click.IntRange(1, 10**6)
+
+# Of several commands.
+RUN = click.argument("run", type=_FOLDER)
+EPISODES = _option("--episodes", default=200, type=_COUNT, metavar="N", help="Episodes per task.")
+SEED = _option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0, 2**31 - 1),
+    metavar="N",
+    help="Decides levels and sampled actions.",
+)
+MODE = _option(
+    "--mode",
+    type=click.Choice(get_args(ActionMode)),
+    default="sample",
+    help="Draw actions from the policy, or take the most probable.",
+)
+JSON = _option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+
+# Of train.
+RUN_DIR = _option(
+    "--run-dir",
+    type=_FOLDER,
+    metavar="NAME",
+    help="Folder of the run.  [default: runs/TASK-CORE-SEED]",
+)
+CONFIG = _option(
+    "--config",
+    type=_FILE,
+    metavar="NAME",
+    help="Take settings from the config.toml of another run; options given here win.",
+)
+
+# Of evaluate.
+SUITE = _option("--suite", metavar="NAME", help="Evaluate on every task of this suite.")
+ENVS = _option(
+    "--env", "envs", multiple=True, metavar="ID", help="Evaluate on this environment; repeatable."
+)
+BACKEND = _option(
+    "--backend",
+    type=click.Choice(get_args(BackendChoice)),
+    help="What runs the environments.  [default: as the agent was trained]",
+)
+
+# Of compare.
+SUITE_TO_COMPARE_ON = _option(
+    "--suite", required=True, metavar="NAME", help="The suite; see 'rims suites'."
+)
+CORES = _option(
+    "--cores",
+    type=CommaSeparated(get_args(CoreName)),
+    metavar="NAMES",
+    default="rim_lstm,lstm",
+    help="Cores to compare, separated by commas.",
+)
+SEEDS = _option("--seeds", default=2, type=_COUNT, metavar="N", help="Runs per core.")
+RUN_ROOT = _option(
+    "--run-root",
+    required=True,
+    type=_FOLDER,
+    metavar="NAME",
+    help="Folder of all runs and the report.",
+)
+TASKS = _option(
+    "--tasks",
+    type=CommaSeparated(),
+    metavar="NAMES",
+    help="Evaluate only on these tasks of the suite, separated by commas.",
+)
+JOBS = _option(
+    "--jobs",
+    type=_COUNT,
+    metavar="N",
+    help="Runs at a time.  [default: number of usable processors]",
+)
+
+# Of record.
+ENV = _option("--env", metavar="ID", help="Environment to show.  [default: the one trained on]")
+OUT = _option("--out", required=True, type=_FILE, metavar="NAME", help="The GIF to write.")
+FPS = _option(
+    "--fps", default=4.0, type=click.FloatRange(0.5, 50), metavar="X", help="Frames per second."
+)
+MAX_STEPS = _option(
+    "--max-steps", default=300, type=_COUNT, metavar="N", help="Stop after this many."
+)
+
+
+class UserError(click.ClickException):
+    """A mistake in what was asked for: one line, exit code 2."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+@contextmanager
+def checking_input() -> Iterator[None]:
+    """Turn a complaint about what the user gave into one line that names the option."""
+    try:
+        yield
+    except TaskChoiceError:
+        raise UserError(
+            "give exactly one of --suite NAME and --env ID; 'rims suites' lists the suites."
+        ) from None
+    except ConfigError as error:
+        raise UserError(f"{flag(error.field)} {error.rule}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def make_config(given: dict[str, Any], file: Path | None = None) -> PPOConfig:
+    """The configuration: what was typed, else the file, else the suite's preset, else default."""
+    source = click.get_current_context().get_parameter_source
+    typed = {n: v for n, v in given.items() if source(n) != click.core.ParameterSource.DEFAULT}
+    with checking_input():
+        saved = read_settings(file) if file else {}
+        named = typed if typed.get("suite") or typed.get("env") else saved
+        preset = get_suite(named["suite"]).preset if named.get("suite") else {}
+        if named is typed:  # a task that was typed replaces the file's, whichever way it was named
+            saved = {n: v for n, v in saved.items() if n not in ("suite", "env")}
+        return PPOConfig(**{**given, **preset, **saved, **typed})
+
+
+def choose_tasks(suite: Suite, names: tuple[str, ...] | None) -> list[Task]:
+    """Tasks of the suite by id or short name; all of them if none are named.
+
+    Raises:
+        ValueError: if the suite has no task of a name.
+    """
+    if names is None:
+        return list(suite.tasks)
+    known = {task.id: task for task in suite.tasks} | {task.name: task for task in suite.tasks}
+    for name in names:
+        if name not in known:
+            possible = ", ".join(task.name for task in suite.tasks)
+            raise ValueError(f"--tasks: {name!r} is not in suite {suite.name}; it has {possible}.")
+    return [known[name] for name in names]

@@ -119,8 +119,7 @@ def save_gif(recording: Recording, path: Path, frames_per_second: float) -> int:
     durations = [round(1000 / frames_per_second)] * len(images)
     durations[-1] = max(durations[-1], LAST_FRAME_MILLISECONDS)
     temporary = path.with_name(path.name + ".tmp")
-    # One palette for all frames keeps colours still and the file small.
-    palette = images[len(images) // 2].quantize(128)
+    palette = _common_palette(images)
     indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     indexed[0].save(
         temporary,
@@ -132,6 +131,20 @@ def save_gif(recording: Recording, path: Path, frames_per_second: float) -> int:
     )
     temporary.replace(path)
     return len(images)
+
+
+def _common_palette(images: list[Image.Image]) -> Image.Image:
+    """One palette for all frames, which keeps colours still and the file small.
+
+    It is that of the first, middle and last frame side by side: one of them alone can lack a
+    colour, such as that of a key picked up, or of an action never taken before.
+    """
+    chosen = [images[0], images[len(images) // 2], images[-1]]
+    width, height = images[0].size
+    strip = Image.new("RGB", (width * len(chosen), height))
+    for place, image in enumerate(chosen):
+        strip.paste(image, (place * width, 0))
+    return strip.quantize(256)
 
 
 class _View:

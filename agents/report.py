@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from agents.compare import Cell, Comparison
-from agents.run_folder import write_text
+from agents.run_folder import write_bytes, write_text
 from agents.statistics import Estimate
 
 #: One colour per core in every figure (Okabe and Ito, distinguishable for the colour-blind).
@@ -35,9 +36,15 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     ]
     write_text(paths[0], to_markdown(comparison))
     write_text(paths[1], json.dumps(to_dict(comparison), indent=2) + "\n")
-    plot_curves(comparison).savefig(paths[2], dpi=120)
-    plot_tasks(comparison).savefig(paths[3], dpi=120)
+    _write_figure(paths[2], plot_curves(comparison))
+    _write_figure(paths[3], plot_tasks(comparison))
     return paths
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_bytes(path, picture.getvalue())
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
@@ -49,8 +56,13 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "seeds": list(comparison.seeds),
         "episodes_per_seed": comparison.episodes,
         "mode": comparison.mode,
-        "backends": list(comparison.backends),
-        "interval": "95 % Student t over seeds; success rates: at least Wilson over all episodes",
+        "training_backends": list(comparison.training_backends),
+        "evaluation_backends": list(comparison.backends),
+        "jobs": comparison.jobs,
+        "threads": comparison.config.threads,
+        "env_steps_per_second_measured": _speed_note(comparison),
+        "interval": "95 % Student t over seeds; success rates: at least Wilson over all episodes; "
+        "null: one seed, or returns that are equal",
         "config": {k: v for k, v in asdict(comparison.config).items() if k not in ("core", "seed")},
         "cores": {
             core: {
@@ -69,16 +81,12 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 def _cell_dict(cell: Cell) -> dict[str, Any]:
     return {
-        "success_rate": _estimate_dict(cell.success_rate),
-        "mean_return": _estimate_dict(cell.mean_return),
+        "success_rate": cell.success_rate.to_dict(),
+        "mean_return": cell.mean_return.to_dict(),
         "mean_length": cell.mean_length,
         "per_seed_success": cell.per_seed_success,
         "per_seed_return": cell.per_seed_return,
     }
-
-
-def _estimate_dict(estimate: Estimate) -> dict[str, float | None]:
-    return {k: v if math.isfinite(v) else None for k, v in estimate._asdict().items()}
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -86,7 +94,7 @@ def to_markdown(comparison: Comparison) -> str:
     seeds = len(comparison.seeds)
     interval = (
         f"mean over {seeds} seeds [95 % Student t interval over seeds; for success rates at least "
-        "as wide as the Wilson interval of all episodes]"
+        "as wide as the Wilson interval of all episodes; none for returns that are all equal]"
         if seeds > 1
         else "one seed, so no interval: this says nothing about other seeds"
     )
@@ -94,7 +102,8 @@ def to_markdown(comparison: Comparison) -> str:
         f"# {comparison.suite.name}: {', '.join(comparison.cores)}",
         "",
         f"Trained on {comparison.suite.train.id} for {comparison.config.total_steps} environment "
-        f"steps per run. Evaluated on {comparison.episodes} episodes per seed and task, one level "
+        f"steps per run, environments by {' and '.join(comparison.training_backends)}. "
+        f"Evaluated on {comparison.episodes} episodes per seed and task, one level "
         f"each, actions by '{comparison.mode}', environments by "
         f"{' and '.join(comparison.backends)}.",
         f"Numbers: {interval}.",
@@ -113,7 +122,9 @@ def to_markdown(comparison: Comparison) -> str:
         "",
         "## Cores",
         "",
-        "| core | parameters of the core | of the agent | training steps/s (median) |",
+        f"Training speed: median over updates and seeds, {_speed_note(comparison)}.",
+        "",
+        "| core | parameters of the core | of the agent | training steps/s |",
         "|---|---|---|---|",
     ]
     for core in comparison.cores:
@@ -121,6 +132,18 @@ def to_markdown(comparison: Comparison) -> str:
         rate = comparison.env_steps_per_second[core]
         lines.append(f"| {core} | {of_core} | {total} | {rate:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _speed_note(comparison: Comparison) -> str:
+    """What a speed depends on besides the core."""
+    jobs, threads = comparison.jobs, comparison.config.threads
+    shared = (
+        "measured while an unknown number of runs shared the machine"
+        if jobs is None
+        else f"{jobs} job{'s' * (jobs > 1)}: measured while up to {jobs} "
+        f"run{'s' * (jobs > 1)} shared the machine"
+    )
+    return f"{threads} thread{'s' * (threads > 1)} per run, {shared}"
 
 
 def _table(comparison: Comparison, show: Any) -> list[str]:
@@ -190,9 +213,7 @@ def plot_tasks(comparison: Comparison) -> Figure:
         ):
             means = [e.mean for e in estimates]
             ax.bar(x, means, width * 0.92, color=COLOURS.get(core, "black"), label=core)
-            if not math.isnan(estimates[0].low):
-                reach = [[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]
-                ax.errorbar(x, means, yerr=reach, fmt="none", ecolor="#222222", capsize=3)
+            _draw_intervals(ax, x, estimates)
             for place, values in zip(x, dots, strict=True):
                 ax.plot([place] * len(values), values, "o", color="white", mec="#222222", ms=4)
     for ax, label in ((axes[0], "success rate"), (axes[1], "return")):
@@ -208,6 +229,19 @@ def plot_tasks(comparison: Comparison) -> Figure:
     )
     figure.suptitle(f"Trained on {comparison.suite.train.name} ({interval}; dots: seeds)")
     return figure
+
+
+def _draw_intervals(ax: Axes, x: Any, estimates: list[Estimate]) -> None:
+    known = [(p, e) for p, e in zip(x, estimates, strict=True) if not math.isnan(e.low)]
+    if known:
+        ax.errorbar(
+            [place for place, _ in known],
+            [e.mean for _, e in known],
+            yerr=[[e.mean - e.low for _, e in known], [e.high - e.mean for _, e in known]],
+            fmt="none",
+            ecolor="#222222",
+            capsize=3,
+        )
 
 
 def _tidy(ax: Axes) -> None:

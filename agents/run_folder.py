@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import warnings
@@ -11,10 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from filelock import FileLock, Timeout
+
 from agents.config import PPOConfig
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
+LOCK_NAME = ".lock"
 
 
 def require_writable(folder: Path) -> None:
@@ -34,25 +38,82 @@ def require_writable(folder: Path) -> None:
         ) from None
 
 
-def claim_run_folder(folder: Path) -> None:
-    """Make ``folder`` for a new run, before any work starts.
+def lock_folder(folder: Path) -> FileLock:
+    """Lock an existing folder against other writers, until released or this process ends.
+
+    Args:
+        folder: must exist and be writable.
+
+    Returns:
+        The lock, held; release it when done.
 
     Raises:
-        ValueError: if it already holds something, or cannot be written.
+        ValueError: if another process holds it.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"folder {str(folder)!r} is in use by another command; "
+            "wait until that has ended, or give another."
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"folder {str(folder)!r} cannot be locked ({error.strerror}); give another."
+        ) from None
+    return lock
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether ``folder`` is missing or holds nothing but a lock, which counts for nothing."""
+    return not folder.is_dir() or all(path.name == LOCK_NAME for path in folder.iterdir())
+
+
+def claim_run_folder(folder: Path) -> FileLock:
+    """Make ``folder`` for a new run and lock it, before any work starts.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The lock, held; release it when the run has ended.
+
+    Raises:
+        ValueError: if it already holds something, is in use, or cannot be written.
+    """
+    _require_empty(folder)
+    require_writable(folder)
+    lock = lock_folder(folder)
+    try:
+        _require_empty(folder)  # a run may have begun and ended since the first look
+    except ValueError:
+        lock.release()
+        raise
+    return lock
+
+
+def _require_empty(folder: Path) -> None:
+    if not is_empty(folder):
+        # A run that has just begun also looks like this: whether it is under way matters more.
+        if (folder / LOCK_NAME).is_file():
+            lock_folder(folder).release()
         raise ValueError(
             f"run folder {str(folder)!r} is not empty; nothing was changed. "
             "Give another --run-dir, or remove it first."
         )
-    require_writable(folder)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content at once, so that no reader and no crash sees half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content at once, as :func:`write_text` does."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -100,7 +161,13 @@ class RunLog:
 
 
 def read_progress(folder: Path) -> dict[str, list[float]]:
-    """The columns of ``progress.csv``.
+    """The columns of ``progress.csv``, which may be being written: a row cut short is left out.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        Values by name of the column; nothing before the first row.
 
     Raises:
         ValueError: if there is no such file.
@@ -108,8 +175,9 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
     path = folder / PROGRESS_NAME
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} holds no {PROGRESS_NAME}.")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
     return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
 
 

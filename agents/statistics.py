@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain values for JSON, which has no NaN: None stands for it."""
+        return {k: v if math.isfinite(v) else None for k, v in self._asdict().items()}
+
 
 def proportion(successes: int, total: int) -> Estimate:
     """A success rate with its Wilson score interval (Wilson 1927), sound near 0 and 1.
@@ -33,11 +38,23 @@ def proportion(successes: int, total: int) -> Estimate:
 def mean_over_episodes(values: Sequence[float]) -> Estimate:
     """Mean of many episodes with a percentile bootstrap interval (2 000 resamples, fixed seed).
 
+    Equal values have no interval: resampling them shows no doubt, although there is some.
+
+    Args:
+        values: one number per episode.
+
+    Returns:
+        The mean and its interval.
+
     Example:
+        >>> [round(x, 2) for x in mean_over_episodes([0.0, 1.0] * 50)]
+        [0.5, 0.4, 0.6]
         >>> mean_over_episodes([1.0, 1.0, 1.0])
-        Estimate(mean=1.0, low=1.0, high=1.0)
+        Estimate(mean=1.0, low=nan, high=nan)
     """
     data = np.asarray(values, dtype=np.float64)
+    if (data == data[0]).all():
+        return Estimate(float(data[0]), math.nan, math.nan)
     resampled = np.random.default_rng(0).choice(data, size=(2000, len(data))).mean(axis=1)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail])
@@ -50,7 +67,8 @@ def mean_over_seeds(
     """Mean of a few independent runs with Student's t interval, cut to the possible range.
 
     The runs, not their episodes, are the sample: a second run of the same settings differs from
-    the first by more than its episodes show. One run has no interval.
+    the first by more than its episodes show. One run has no interval, and neither
+    have equal ones, whose spread of 0 would be no certainty.
 
     Args:
         values: one number per seed.
@@ -64,8 +82,8 @@ def mean_over_seeds(
     """
     data = np.asarray(values, dtype=np.float64)
     mean = float(data.mean())
-    if len(data) < 2:
-        return Estimate(mean, float("nan"), float("nan"))
+    if (data == data[0]).all():
+        return Estimate(mean, math.nan, math.nan)
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(data) - 1) * stats.sem(data)
     low, high = np.clip([mean - reach, mean + reach], *bounds)
     return Estimate(mean, float(low), float(high))
@@ -86,6 +104,5 @@ def success_over_seeds(rates: Sequence[float], episodes: int) -> Estimate:
         return over_runs
     total = episodes * len(rates)
     pooled = proportion(round(sum(rates) * episodes), total)
-    return Estimate(
-        over_runs.mean, min(over_runs.low, pooled.low), max(over_runs.high, pooled.high)
-    )
+    low = float(np.fmin(over_runs.low, pooled.low))  # of equal runs, the pooled one
+    return Estimate(over_runs.mean, low, float(np.fmax(over_runs.high, pooled.high)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -11,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agents.checkpoint import Checkpoint, save_checkpoint
+from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, save_checkpoint
 from agents.config import PPOConfig
 from agents.policy import RecurrentActorCritic
-from agents.ppo import update
+from agents.ppo import UPDATE_METRICS, update
 from agents.rollout import Episode, Runner, collect
-from agents.run_folder import RunLog, claim_run_folder
+from agents.run_folder import LOCK_NAME, RunLog, claim_run_folder
 from envs import VectorEnv, level_seeds, make_vector_env, mission_varies, resolve_backend
 
 #: Called after every update with the row that was logged.
@@ -26,8 +27,20 @@ OnUpdate = Callable[[Mapping[str, float]], None]
 EPISODE_WINDOW = 100
 
 
+class TrainingError(RuntimeError):
+    """A number that has to be finite is not; the update it happened in is not saved."""
+
+    def __init__(self, name: str, update: int) -> None:
+        super().__init__(
+            f"training stopped in update {update}: {name} is no longer finite. "
+            "A smaller learning rate may help."
+        )
+
+
 class Trainer:
     """One training run, from a configuration to a checkpoint.
+
+    The folder is locked from construction to the end of :meth:`run`.
 
     Args:
         config: what to train.
@@ -35,7 +48,7 @@ class Trainer:
 
     Raises:
         ValueError: before any work, for a task the backend cannot run, an unusable device or
-            a folder that is in use.
+            a folder that is not empty or in use.
     """
 
     def __init__(self, config: PPOConfig, folder: Path) -> None:
@@ -43,54 +56,121 @@ class Trainer:
         self.folder = folder
         self.device = usable_device(config.device)
         self.backend = resolve_backend(config.task, config.backend)
-        claim_run_folder(folder)
+        self._made_folder = not folder.exists()
+        self._lock = claim_run_folder(folder)
         self.env_steps = 0
         self.updates = 0
+        self._has_agent = False
+
+    @property
+    def saved(self) -> bool:
+        """Whether the run folder holds a checkpoint."""
+        return (self.folder / CHECKPOINT_NAME).is_file()
 
     def run(self, on_update: OnUpdate | None = None) -> Checkpoint:
-        """Train to the end. An interruption (Ctrl-C) saves the agent, then goes on raising."""
+        """Train to the end and save.
+
+        An interruption (Ctrl-C) saves the agent too, then goes on raising; before there is an
+        agent, it leaves nothing behind. Any other failure leaves the last checkpoint as it is.
+
+        Args:
+            on_update: called after every update.
+
+        Returns:
+            The trained agent.
+
+        Raises:
+            TrainingError: if a number that has to be finite is not.
+        """
+        try:
+            with RunLog(self.folder, self.config) as log:
+                self._train(log, on_update)
+            return self.save()
+        except KeyboardInterrupt:
+            # A broken agent, as an unfinished update can leave, never replaces a good one.
+            if self._has_agent and self._broken_parameter() is None:
+                self.save()
+            elif not self.saved:
+                self._remove_traces()
+            raise
+        finally:
+            self._lock.release()
+
+    def _train(self, log: RunLog, on_update: OnUpdate | None) -> None:
         config = self.config
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         generator = torch.Generator(self.device).manual_seed(config.seed)
         shuffle = torch.Generator().manual_seed(config.seed)
         seeds = level_seeds(config.seed, "train", config.num_envs)
-        with (
-            RunLog(self.folder, config) as log,
-            make_vector_env(config.task, config.num_envs, seeds, self.backend) as env,
-        ):
+        with make_vector_env(config.task, config.num_envs, seeds, self.backend) as env:
             self._make_agent(env)
             runner = Runner(env, self.policy, generator)
             recent = RecentEpisodes(config.num_envs)
             started = time.perf_counter()
-            try:
-                while self.env_steps < config.total_steps:
-                    lap = time.perf_counter()
-                    self._anneal()
-                    rollout, episodes = collect(runner, config.rollout_steps_per_env)
-                    metrics = update(self.policy, self.optimizer, rollout, config, shuffle)
-                    steps = int(rollout.valid.sum())
-                    self.env_steps += steps
-                    self.updates += 1
-                    recent.add(episodes)
-                    now = time.perf_counter()
-                    row = {
-                        "update": self.updates,
-                        "env_steps": self.env_steps,
-                        "seconds": now - started,
-                        "env_steps_per_second": steps / (now - lap),
-                        **recent.statistics(),
-                        **metrics,
-                        "learning_rate": self.optimizer.param_groups[0]["lr"],
-                    }
-                    log.write(row)
-                    if self.updates % config.checkpoint_every == 0:
-                        self.save()
-                    if on_update is not None:
-                        on_update(row)
-            finally:
-                checkpoint = self.save()
-        return checkpoint
+            while self.env_steps < config.total_steps:
+                row = self._update(runner, shuffle, recent, started)
+                log.write(row)
+                self._require_finite(row)
+                if self.updates % config.checkpoint_every == 0:
+                    self.save()
+                if on_update is not None:
+                    on_update(row)
+
+    def _update(
+        self, runner: Runner, shuffle: torch.Generator, recent: RecentEpisodes, started: float
+    ) -> dict[str, float]:
+        """Collect, learn, and return the row to log."""
+        lap = time.perf_counter()
+        self._anneal()
+        try:
+            rollout, episodes = collect(runner, self.config.rollout_steps_per_env)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):  # what torch calls it when sampling fails
+                raise
+            raise TrainingError("the action probabilities", self.updates + 1) from error
+        metrics = update(self.policy, self.optimizer, rollout, self.config, shuffle)
+        steps = int(rollout.valid.sum())
+        self.env_steps += steps
+        self.updates += 1
+        recent.add(episodes)
+        now = time.perf_counter()
+        return {
+            "update": self.updates,
+            "env_steps": self.env_steps,
+            "seconds": now - started,
+            "env_steps_per_second": steps / (now - lap),
+            **recent.statistics(),
+            **metrics,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _require_finite(self, row: Mapping[str, float]) -> None:
+        for name in UPDATE_METRICS:
+            # Where all returns are equal there is no variance to explain.
+            if name != "explained_variance" and not math.isfinite(row[name]):
+                raise TrainingError(name, self.updates)
+        name_or_none = self._broken_parameter()
+        if name_or_none is not None:
+            raise TrainingError(f"parameter {name_or_none}", self.updates)
+
+    def _broken_parameter(self) -> str | None:
+        """Name of the first parameter that is not finite."""
+        for name, parameter in self.policy.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                return name
+        return None
+
+    def _remove_traces(self) -> None:
+        """Undo what the run made in its folder, which was empty before."""
+        for path in self.folder.iterdir():
+            if path.is_file() and path.name != LOCK_NAME:
+                path.unlink()
+        self._lock.release()
+        (self.folder / LOCK_NAME).unlink(missing_ok=True)
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # something of another's is in it
+                self.folder.rmdir()
 
     def save(self) -> Checkpoint:
         """Write the checkpoint."""
@@ -98,6 +178,7 @@ class Trainer:
             config=self.config,
             num_actions=self.num_actions,
             read_mission=self.read_mission,
+            backend=self.backend,
             env_steps=self.env_steps,
             updates=self.updates,
             policy=self.policy.state_dict(),
@@ -115,8 +196,9 @@ class Trainer:
         policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
         self.policy = policy.to(self.device)
         self.optimizer = torch.optim.Adam(
-            self.policy.parameters(), lr=config.learning_rate, eps=1e-5
+            self.policy.parameters(), lr=config.learning_rate, eps=config.adam_epsilon
         )
+        self._has_agent = True
 
     def _anneal(self) -> None:
         if self.config.anneal_learning_rate:

@@ -58,7 +58,7 @@ def resolve_backend(task: Task | str, backend: BackendChoice = "auto") -> Backen
             return "envpool"
         if backend == "envpool":
             raise ValueError(
-                f"cannot run {task.id!r} on EnvPool: {reason}. Use --backend gymnasium."
+                f"cannot run {task.id!r} on EnvPool: {reason}. Use the gymnasium backend."
             )
     if task.id.startswith(_WFC_PREFIX) and not all(map(importlib.util.find_spec, _WFC_MODULES)):
         raise ValueError(

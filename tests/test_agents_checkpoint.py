@@ -33,6 +33,7 @@ def checkpoint() -> Checkpoint:
         config=config,
         num_actions=7,
         read_mission=True,
+        backend="gymnasium",
         env_steps=1234,
         updates=5,
         policy=policy.state_dict(),

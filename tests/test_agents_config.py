@@ -29,7 +29,7 @@ COUNTS = (
 FRACTIONS = ("gamma", "gae_lambda")
 NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
 POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
-FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE)
+FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
 FLAGS = ("direction", "anneal_learning_rate", "bootstrap_truncated")
 TEXTS = ("suite", "env", "core", "mission", "backend", "device")
 
@@ -105,6 +105,7 @@ def test_huge_integer_for_a_float_is_refused_by_name(field: str) -> None:
         *((name, 5e-324) for name in POSITIVE),
         ("seed", 2**31 - 1),
         ("seed", 0),
+        ("adam_epsilon", 1),
         ("total_steps", 2**40),
     ],
 )
@@ -120,7 +121,7 @@ def test_integer_for_a_float_is_stored_as_float() -> None:
 
 @pytest.mark.parametrize("task", [{}, {"suite": "doorkey", "env": ENV}])
 def test_exactly_one_of_suite_and_env(task: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="suite and env name the task") as caught:
+    with pytest.raises(ConfigError, match="suite and env: give exactly one") as caught:
         PPOConfig(**task)  # type: ignore[arg-type]
     assert_names_field(caught.value, "suite")
 
@@ -143,13 +144,11 @@ def test_unknown_task_is_refused_in_one_line(task: dict[str, str], hint: str) ->
 def test_task_of_a_suite_is_its_training_task(suite: str) -> None:
     config = PPOConfig(suite=suite)
     assert config.task == SUITES[suite].train
-    assert config.evaluation_suite is SUITES[suite]
 
 
 def test_task_of_an_env_has_no_suite() -> None:
     config = PPOConfig(env="MiniGrid-DoorKey-8x8-v0")
     assert config.task.id == "MiniGrid-DoorKey-8x8-v0"
-    assert config.evaluation_suite is None
 
 
 def test_minibatch_envs_is_the_share_of_each_minibatch() -> None:
@@ -213,6 +212,7 @@ CHANGED = PPOConfig(
     rollout_steps_per_env=5,
     minibatches=3,
     epochs=1,
+    adam_epsilon=1e-6,
     learning_rate=1.2345678901234567e-5,
     anneal_learning_rate=False,
     gamma=0.1 + 0.2,

@@ -17,6 +17,7 @@ from agents.policy import RecurrentActorCritic
 from agents.record import (
     LAST_FRAME_MILLISECONDS,
     Recording,
+    _common_palette,
     check_output,
     record_episode,
     save_gif,
@@ -131,6 +132,15 @@ def test_gif_holds_every_frame_for_its_time(tmp_path: Path, core: str) -> None:
     assert count == len(recording.frames)
     assert durations == [200] * (count - 1) + [LAST_FRAME_MILLISECONDS]
     assert [p.name for p in tmp_path.iterdir()] == ["episode.gif"]
+
+
+def test_colour_of_a_single_frame_is_kept() -> None:
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("white", "grey", "red")]
+    palette = _common_palette(images)
+    shown = [i.quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB") for i in images]
+    for image, wanted in zip(shown, images, strict=True):
+        difference = np.abs(np.asarray(image, dtype=int) - np.asarray(wanted, dtype=int))
+        assert difference.max() <= 8  # a palette is a few bits per channel
 
 
 def test_equal_frames_last_as_long_as_they_should(tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ def test_proportion_covers_the_truth() -> None:
     assert 0.90 < np.mean(covered) < 0.995
 
 
-def test_bootstrap_of_a_constant_has_no_width() -> None:
-    assert mean_over_episodes([0.25] * 20) == (0.25, 0.25, 0.25)
-    assert mean_over_episodes([3.0]) == (3.0, 3.0, 3.0)
+def test_bootstrap_of_equal_values_has_no_interval() -> None:
+    nan = math.nan
+    assert mean_over_episodes([0.25] * 20) == pytest.approx((0.25, nan, nan), nan_ok=True)
+    assert mean_over_episodes([3.0]) == pytest.approx((3.0, nan, nan), nan_ok=True)
 
 
 def test_bootstrap_is_repeatable_and_near_the_normal_interval() -> None:
@@ -109,8 +110,10 @@ def test_one_seed_has_no_interval() -> None:
     assert math.isnan(high)
 
 
-def test_equal_seeds_have_an_interval_of_no_width() -> None:
-    assert mean_over_seeds([1.0, 1.0, 1.0], bounds=(0.0, 1.0)) == (1.0, 1.0, 1.0)
+def test_equal_seeds_have_no_interval() -> None:
+    estimate = mean_over_seeds([1.0, 1.0, 1.0], bounds=(0.0, 1.0))
+    assert estimate == pytest.approx((1.0, math.nan, math.nan), nan_ok=True)
+    assert estimate.to_dict() == {"mean": 1.0, "low": None, "high": None}
 
 
 def test_success_over_seeds_is_the_t_interval_where_runs_differ() -> None:

@@ -16,14 +16,22 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
+from agents import train as training
 from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from agents.config import CoreName, PPOConfig, read_settings
 from agents.evaluate import evaluate
 from agents.policy import RecurrentActorCritic
-from agents.ppo import UPDATE_METRICS
+from agents.ppo import UPDATE_METRICS, update
 from agents.rollout import Episode
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, claim_run_folder, read_progress
-from agents.train import EPISODE_WINDOW, RecentEpisodes, Trainer, usable_device
+from agents.run_folder import (
+    CONFIG_NAME,
+    LOCK_NAME,
+    PROGRESS_NAME,
+    claim_run_folder,
+    lock_folder,
+    read_progress,
+)
+from agents.train import EPISODE_WINDOW, RecentEpisodes, Trainer, TrainingError, usable_device
 
 NAMES = get_args(CoreName)
 TIME_COLUMNS = {"seconds", "env_steps_per_second"}
@@ -197,8 +205,9 @@ def test_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_empty_folder_is_taken(tmp_path: Path) -> None:
-    claim_run_folder(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    claim_run_folder(tmp_path).release()
+    assert [path.name for path in tmp_path.iterdir()] in ([], [LOCK_NAME])
+    claim_run_folder(tmp_path).release()  # a lock left behind counts for nothing
 
 
 def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
@@ -278,10 +287,11 @@ def test_progress_of_no_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lstm_learns_an_easy_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize("core", ["rim_lstm", "lstm", "none"])
+def test_core_learns_an_easy_task(tmp_path: Path, core: CoreName) -> None:
     config = PPOConfig(
         env="MiniGrid-Empty-Random-5x5-v0",
-        core="lstm",
+        core=core,
         total_steps=20_000,
         num_envs=32,
         rollout_steps_per_env=32,
@@ -299,3 +309,89 @@ def test_lstm_learns_an_easy_task(tmp_path: Path) -> None:
     # Acting at random solves about half of these levels within the step limit.
     assert with_training >= 0.9
     assert without <= 0.7
+
+
+# What goes wrong on the way ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["value_loss", "actor.weight"])
+def test_number_not_finite_stops_training_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    trainer = Trainer(make_config(checkpoint_every=2, total_steps=10_000), tmp_path / "run")
+
+    def broken(*arguments: Any) -> dict[str, float]:
+        metrics = update(*arguments)
+        if trainer.updates == 2 and what in metrics:
+            metrics[what] = math.nan
+        elif trainer.updates == 2:
+            with torch.no_grad():
+                trainer.policy.actor.weight[0, 0] = math.inf
+        return {**metrics, "explained_variance": math.nan}  # which is no fault
+
+    monkeypatch.setattr(training, "update", broken)
+    with pytest.raises(TrainingError, match=f"update 3: .*{what}") as caught:
+        trainer.run()
+    assert "\n" not in str(caught.value)
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.updates == 2
+    assert all(bool(weight.isfinite().all()) for weight in checkpoint.policy.values())
+
+
+def test_probabilities_not_finite_keep_the_last_checkpoint(tmp_path: Path) -> None:
+    trainer = Trainer(make_config(checkpoint_every=1, total_steps=10_000), tmp_path / "run")
+
+    def break_policy(row: Mapping[str, float]) -> None:
+        with torch.no_grad():
+            trainer.policy.actor.bias[0] = math.nan
+
+    with pytest.raises(TrainingError, match="update 2: the action probabilities"):
+        trainer.run(break_policy)
+    assert bool(load_checkpoint(tmp_path / "run").policy["actor.bias"].isfinite().all())
+
+
+def test_interruption_does_not_save_a_broken_agent(tmp_path: Path) -> None:
+    trainer = Trainer(make_config(checkpoint_every=1, total_steps=10_000), tmp_path / "run")
+
+    def interrupt(row: Mapping[str, float]) -> None:
+        with torch.no_grad():
+            trainer.policy.actor.bias[0] = math.nan
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(interrupt)
+    assert bool(load_checkpoint(tmp_path / "run").policy["actor.bias"].isfinite().all())
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_interruption_before_there_is_an_agent_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    if existed:
+        folder.mkdir()
+    monkeypatch.setattr(training, "make_vector_env", interrupt)
+    trainer = Trainer(make_config(), folder)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert not trainer.saved
+    assert [str(path) for path in tmp_path.rglob("*")] == ([str(folder)] if existed else [])
+
+
+def test_folder_is_locked_until_the_run_has_ended(tmp_path: Path) -> None:
+    trainer = Trainer(make_config(), tmp_path / "run")
+    for claim in (
+        lambda: Trainer(make_config(), tmp_path / "run"),
+        lambda: lock_folder(tmp_path / "run"),
+    ):
+        with pytest.raises(ValueError, match="is in use by another command") as caught:
+            claim()
+        assert str(tmp_path / "run") in str(caught.value)
+        assert "\n" not in str(caught.value)
+    trainer.run()
+    lock_folder(tmp_path / "run").release()
+    with pytest.raises(ValueError, match="not empty"):
+        Trainer(make_config(), tmp_path / "run")

@@ -20,9 +20,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
+from agents import compare as comparing
+from agents import options
+from agents import train as training
 from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.compare import JudgingError
 from agents.config import PPOConfig, read_settings
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
+from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, lock_folder
+from agents.train import Trainer, TrainingError
 from envs import SUITES, Suite, get_suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +117,7 @@ MISTAKES = {
     "environment of another kind": (("train", "--env", "CartPole-v1"), "CartPole-v1"),
     "suite": (("train", "--suite", "dorkey"), "doorkey"),
     "suite and environment": ((*TRAIN, "--suite", "empty"), "--suite"),
-    "neither": (("train",), "--suite"),
+    "neither": (("train",), "give exactly one of --suite NAME and --env ID; 'rims suites' lists"),
     "core": ((*TRAIN, "--core", "transformer"), "--core"),
     "k above the mechanisms": ((*TRAIN, "--num-rims", "4", "--k", "5"), "--k"),
     "hidden size": ((*TRAIN, "--hidden-size", "30"), "--hidden-size"),
@@ -315,6 +320,19 @@ def test_train_evaluate_record(tmp_path: Path, rims: Rims) -> None:
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"runs", "a.gif"}
 
 
+def test_evaluate_shows_the_backend_and_the_task_trained_on(rims: Rims, toy_run: Path) -> None:
+    arguments = ("--env", ENV, "--env", "MiniGrid-Empty-Random-5x5-v0", "--episodes", "2")
+    result = rims("evaluate", str(toy_run), *arguments, "--backend", "gymnasium")
+    assert "environments by gymnasium" in squeeze_spaces(result.out)
+    assert re.search(r"Empty-5x5 \(trained\) ", result.out)
+    assert "Random-5x5 (trained)" not in result.out
+    assert "nan" not in result.out
+
+
+def squeeze_spaces(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
 def test_evaluate_json_is_one_document_and_repeats(rims: Rims, toy_run: Path) -> None:
     ids = ["MiniGrid-Empty-Random-5x5-v0", ENV]
     arguments = (*("--env", ids[0], "--env", ids[1]), "--episodes", "3")
@@ -418,10 +436,64 @@ def test_preset_of_a_suite_beats_defaults_but_not_typed_options(
     def with_preset(name: str) -> Suite:
         return dataclasses.replace(get_suite(name), preset=preset)
 
-    monkeypatch.setattr(cli, "get_suite", with_preset)
+    monkeypatch.setattr(options, "get_suite", with_preset)
     settings = trained_settings(rims, "--suite", "empty", *TOY, "--learning-rate", "0.001")
     assert settings["gamma"] == 0.5
     assert settings["learning_rate"] == 0.001  # typed, although it is the default
+
+
+# Failures ---------------------------------------------------------------------------------------
+
+
+def test_training_that_breaks_down_is_one_line(rims: Rims, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TrainingError("value_loss", 3)
+
+    monkeypatch.setattr(Trainer, "run", fail)
+    result = rims(*TRAIN, *TOY)
+    assert result.code == 1
+    (line,) = result.err.splitlines()
+    assert line.startswith("Error: training stopped in update 3: value_loss")
+    assert line.endswith("No checkpoint was saved.")
+
+
+def test_second_writer_is_refused(tmp_path: Path, rims: Rims) -> None:
+    for folder, arguments in (
+        ("run", (*TRAIN, *TOY, "--run-dir", "run")),
+        ("root", (*COMPARE, *TOY)),
+    ):
+        (tmp_path / "here" / folder).mkdir()
+        lock = lock_folder(tmp_path / "here" / folder)
+        line = assert_one_line(rims(*arguments))
+        assert "in use by another command" in line
+        assert f"'{folder}'" in line
+        lock.release()
+
+
+def test_comparison_that_cannot_be_judged_is_one_line(
+    rims: Rims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise JudgingError("some runs could not be evaluated. lstm seed 0 (x): y")
+
+    monkeypatch.setattr(comparing, "train_missing", lambda *_: [])
+    monkeypatch.setattr(comparing, "judge", fail)
+    result = rims(*COMPARE, *TOY)
+    assert result.code == 1
+    assert result.err == "Error: some runs could not be evaluated. lstm seed 0 (x): y\n"
+
+
+def test_interruption_before_there_is_an_agent_says_so(
+    tmp_path: Path, rims: Rims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "make_vector_env", interrupt)
+    result = rims(*TRAIN, *TOY, "--run-dir", "run")
+    assert result.code == 130
+    assert result.err == "Interrupted; there was nothing to save.\n"
+    assert tree(tmp_path / "here") == {}
 
 
 # Stopping ---------------------------------------------------------------------------------------

@@ -1,0 +1,17 @@
+"""The progress table while it is being written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agents.run_folder import PROGRESS_NAME, read_progress
+
+
+def test_row_being_written_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / PROGRESS_NAME
+    path.write_bytes(b"update,env_st")
+    assert read_progress(tmp_path) == {}
+    path.write_bytes(b"update,env_steps\r\n1,128\r\n2,25")
+    assert read_progress(tmp_path) == {"update": [1.0], "env_steps": [128.0]}
+    path.write_bytes(b"update,env_steps\r\n1,128\r\n2\r\n")
+    assert read_progress(tmp_path) == {"update": [1.0], "env_steps": [128.0]}
