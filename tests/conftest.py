@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import cli
 from agents.config import PPOConfig
+from command_line import Result, Rims
 
 #: A run of a second: one update of 8 environments by 16 steps at a time.
 TOY = {
@@ -40,3 +43,21 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = PPOConfig(env="MiniGrid-Empty-5x5-v0", total_steps=256, **TOY)  # type: ignore[arg-type]
     Trainer(config, folder).run()
     return folder
+
+
+@pytest.fixture
+def rims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Rims:
+    """The entry point, called in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["rims", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            sys.exit(cli.main())  # type: ignore[func-returns-value]
+        return Result(int(caught.value.code or 0), *capsys.readouterr())
+
+    return call

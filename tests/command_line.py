@@ -1,0 +1,68 @@
+"""Calling the command line in tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = "MiniGrid-Empty-5x5-v0"
+TOY = (
+    *("--num-envs", "8", "--rollout-steps-per-env", "16", "--minibatches", "2", "--epochs", "1"),
+    *("--total-steps", "128", "--hidden-size", "16", "--num-rims", "4", "--k", "2"),
+)
+TRAIN = ("train", "--env", ENV)
+COMPARE = ("compare", "--suite", "empty", "--run-root", "root")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Rims = Callable[..., Result]
+
+
+def process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    """A real process, the first of a group of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_rows(running: subprocess.Popen[str], progress: Path) -> None:
+    """Wait until training has logged two updates."""
+    deadline = time.monotonic() + 60
+    while not (progress.is_file() and progress.read_text().count("\n") >= 3):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_one_line(result: Result) -> str:
+    assert result.code == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    (line,) = result.err.splitlines()
+    assert line.startswith("Error: ")
+    assert len(line) > len("Error: ")
+    return line
