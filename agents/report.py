@@ -175,7 +175,7 @@ def plot_curves(comparison: Comparison) -> Figure:
         for core in comparison.cores:
             _draw_curves(ax, comparison.curves[core], column, core)
         ax.set_xlabel("environment steps")
-        ax.set_ylabel(f"{label}, latest episodes of every environment")
+        ax.set_ylabel(f"{label}, latest episodes")
         ax.set_ylim(-0.02, 1.02)
         ax.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
         _tidy(ax)
