@@ -31,10 +31,8 @@ def check_flag(where: str, name: str, value: object) -> None:
 
 def check_probability(where: str, name: str, value: object) -> float:
     """Return ``value`` as a float; ValueError unless it is a number in [0, 1]."""
-    if isinstance(value, bool):
-        number = -1.0
-    else:
-        number = float(value) if isinstance(value, Real) else -1.0
+    # bool is a number to Python, but "dropout=True" is a mistake to nn.LSTM
+    number = -1.0 if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{where}: {name} must be a number in [0, 1]; got {value!r}.")
     return number
