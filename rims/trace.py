@@ -70,8 +70,9 @@ class Trace:
 
     @property
     def usage(self) -> dict[str, Usage]:
-        """Statistics of :attr:`active`; from one call to the next nothing counts as a switch."""
-        return {name: _usage(calls) for name, calls in self._calls.items()}
+        """Statistics of :attr:`active`; like it they take one call to continue the one before."""
+        valid = self.valid
+        return {name: _usage(active, valid[name]) for name, active in self.active.items()}
 
     def __str__(self) -> str:
         lines = ["cell, mechanism         share active   switching rate"]
@@ -144,19 +145,13 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def _usage(calls: list[Call]) -> Usage:
-    active = torch.stack([c.active.sum((0, 1)) for c in calls]).sum(0).double()  # (N,)
-    steps = sum(int(c.valid.sum()) for c in calls)
-    # A switch lies between two steps of one sequence, both of them real.
-    pairs = [c.valid[1:] & c.valid[:-1] for c in calls]
-    switches = [
-        ((c.active[1:] != c.active[:-1]) & pair.unsqueeze(-1)).sum((0, 1))
-        for c, pair in zip(calls, pairs, strict=True)
-    ]
-    num_pairs = sum(int(pair.sum()) for pair in pairs)
-    part = active / active.sum()
+def _usage(active: Tensor, valid: Tensor) -> Usage:
+    used = active.sum((0, 1)).double()  # (T, B, N) -> (N,)
+    pairs = valid[1:] & valid[:-1]  # (T - 1, B): a switch lies between two steps that are real
+    switches = (active[1:] != active[:-1]) & pairs.unsqueeze(-1)
+    part = used / used.sum()
     return Usage(
-        share=active / steps,
+        share=used / valid.sum(),
         entropy=-torch.special.xlogy(part, part).sum(),
-        switching_rate=torch.stack(switches).sum(0).double() / max(num_pairs, 1),
+        switching_rate=switches.sum((0, 1)).double() / pairs.sum().clamp(min=1),
     )

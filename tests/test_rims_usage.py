@@ -49,12 +49,19 @@ def test_padding_counts_nowhere() -> None:
     assert usage.switching_rate.tolist() == [0.5, 0.5]  # two of four pairs of real steps
 
 
-def test_between_calls_nothing_switches() -> None:
-    trace = trace_of([[[1, 0]], [[1, 0]]])
-    none = torch.zeros(0)
-    trace.add("cell", Call(torch.tensor([[[False, True]]]), none, none, torch.tensor([[True]])))
-    assert trace.usage["cell"].switching_rate.tolist() == [0, 0]
-    assert trace.usage["cell"].share.tolist() == pytest.approx([2 / 3, 1 / 3], abs=1e-12)
+def test_stepping_gives_the_usage_of_one_call() -> None:
+    torch.manual_seed(0)
+    layer = rims.RIM_GRU(4, 12, 3, 2)
+    input = torch.randn(20, 2, 4)
+    with rims.trace(layer) as whole:
+        layer(input)
+    with rims.trace(layer) as stepped:
+        hx = None
+        for step in input:
+            _, hx = layer(step.unsqueeze(0), hx)
+    for got, want in zip(stepped.usage["cells.0"], whole.usage["cells.0"], strict=True):
+        assert torch.equal(got, want)
+    assert whole.usage["cells.0"].switching_rate.any()
 
 
 @pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])
