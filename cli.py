@@ -256,7 +256,11 @@ def suites(as_json: bool) -> None:
     """List the suites and their tasks."""
     if as_json:
         table = {
-            s.name: {"train": s.train.id, "unseen": [t.id for t in s.unseen]}
+            s.name: {
+                "train": s.train.id,
+                "unseen": [t.id for t in s.unseen],
+                "preset": dict(s.preset),
+            }
             for s in SUITES.values()
         }
         click.echo(json.dumps(table, indent=2))

@@ -210,7 +210,9 @@ def test_suites_lists_every_task(rims: Rims) -> None:
     plain = json.loads(rims("suites", "--json").out)
     assert list(plain) == list(SUITES)
     for name, suite in SUITES.items():
-        assert plain[name] == {"train": suite.train.id, "unseen": [t.id for t in suite.unseen]}
+        assert plain[name]["train"] == suite.train.id
+        assert plain[name]["unseen"] == [task.id for task in suite.unseen]
+        assert plain[name]["preset"] == dict(suite.preset)
         assert all(task.id in result.out for task in suite.tasks)
 
 
