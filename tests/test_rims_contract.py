@@ -8,44 +8,31 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import rims
-
-LAYERS = [rims.RIM_LSTM, rims.RIM_GRU]
-both = pytest.mark.parametrize("kind", LAYERS)
-Kind = type[rims.RIM_LSTM] | type[rims.RIM_GRU]
-
-#: Steps, batch, features.
-T, B, I = 7, 3, 11  # noqa: E741
-#: hidden_size, num_rims, k.
-D, N, K = 10, 5, 2
+from layer_cases import (
+    LAYERS,
+    B,
+    D,
+    I,
+    K,
+    Kind,
+    N,
+    T,
+    both,
+    make,
+    pair,
+    shapes,
+    states,
+    torch_may_remark,
+    with_projection,
+)
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def make(kind: Kind, **options: Any) -> Any:
-    return kind(I, D, N, K, **options)
-
-
-def pair(kind: Kind, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """Torch's layer and ours."""
-    theirs: Any = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
-    return theirs(I, D, **options), make(kind, **options)
-
-
-def shapes(result: Any) -> Any:
-    if isinstance(result, Tensor):
-        return tuple(result.shape)
-    return [shapes(part) for part in result]
-
-
-def states(kind: Kind, *shape: int, dtype: torch.dtype | None = None) -> Any:
-    h = torch.randn(*shape, dtype=dtype)
-    return (h, torch.randn(*shape, dtype=dtype)) if kind is rims.RIM_LSTM else h
 
 
 # --- the public names
@@ -117,13 +104,6 @@ def test_positions_after_k_are_those_of_torch() -> None:
 # --- shapes
 
 COMBINATIONS = list(product([1, 2], [False, True], [False, True]))
-
-#: A GRU has no projection.
-with_projection = pytest.mark.parametrize(
-    ("kind", "proj_size"), [(rims.RIM_LSTM, 0), (rims.RIM_LSTM, 5), (rims.RIM_GRU, 0)]
-)
-#: torch remarks once per process that its projection is slow on a CPU.
-torch_may_remark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
 
 @torch_may_remark

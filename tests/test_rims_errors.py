@@ -13,35 +13,12 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rims
-
-LAYERS = [rims.RIM_LSTM, rims.RIM_GRU]
-both = pytest.mark.parametrize("kind", LAYERS)
-Kind = type[rims.RIM_LSTM] | type[rims.RIM_GRU]
-
-#: Steps, batch, features.
-T, B, I = 7, 3, 11  # noqa: E741
-#: hidden_size, num_rims, k.
-D, N, K = 10, 5, 2
+from layer_cases import B, D, I, K, Kind, N, T, both, make, pair, states
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def make(kind: Kind, **options: Any) -> Any:
-    return kind(I, D, N, K, **options)
-
-
-def pair(kind: Kind, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """Torch's layer and ours."""
-    theirs: Any = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
-    return theirs(I, D, **options), make(kind, **options)
-
-
-def states(kind: Kind, *shape: int, dtype: torch.dtype | None = None) -> Any:
-    h = torch.randn(*shape, dtype=dtype)
-    return (h, torch.randn(*shape, dtype=dtype)) if kind is rims.RIM_LSTM else h
 
 
 #: What a test does with torch's layer, and then with ours.

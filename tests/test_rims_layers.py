@@ -11,46 +11,28 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import rims
+from layer_cases import (
+    B,
+    D,
+    I,
+    K,
+    Kind,
+    N,
+    T,
+    assert_near,
+    both,
+    cells_of,
+    make,
+    shapes,
+    torch_may_remark,
+    with_projection,
+)
 from rims.step import RIMCell
-
-#: Double precision over a few steps, sums of some dozens of terms of order one.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
-
-LAYERS = [rims.RIM_LSTM, rims.RIM_GRU]
-both = pytest.mark.parametrize("kind", LAYERS)
-Kind = type[rims.RIM_LSTM] | type[rims.RIM_GRU]
-
-#: Steps, batch, features.
-T, B, I = 7, 3, 11  # noqa: E741
-#: hidden_size, num_rims, k.
-D, N, K = 10, 5, 2
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def make(kind: Kind, **options: Any) -> Any:
-    return kind(I, D, N, K, **options)
-
-
-def shapes(result: Any) -> Any:
-    if isinstance(result, Tensor):
-        return tuple(result.shape)
-    return [shapes(part) for part in result]
-
-
-def cells_of(layer: nn.Module) -> list[RIMCell]:
-    return [module for module in layer.modules() if isinstance(module, RIMCell)]
-
-
-#: A GRU has no projection.
-with_projection = pytest.mark.parametrize(
-    ("kind", "proj_size"), [(rims.RIM_LSTM, 0), (rims.RIM_LSTM, 5), (rims.RIM_GRU, 0)]
-)
-#: torch remarks once per process that its projection is slow on a CPU.
-torch_may_remark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
 
 # --- dropout between layers
