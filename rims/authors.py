@@ -201,9 +201,7 @@ def _core_name(cell: RIMCell) -> str:
 
 
 def _cells(module: RIMCell | RIMLayer) -> list[RIMCell]:
-    if isinstance(module, RIMCell):
-        return [module]
-    return [cell for cell in module.cells if isinstance(cell, RIMCell)]
+    return [module] if isinstance(module, RIMCell) else module.rim_cells
 
 
 def _single_cell(where: str, module: RIMCell | RIMLayer) -> RIMCell:

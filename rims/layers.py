@@ -107,6 +107,11 @@ class RIMLayer(nn.Module):
         self.cells = nn.ModuleList(cells)
 
     @property
+    def rim_cells(self) -> list[RIMCell]:
+        """The cells by their type: layer after layer, in each the directions."""
+        return [cast(RIMCell, cell) for cell in self.cells]
+
+    @property
     def num_directions(self) -> int:
         """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
@@ -131,8 +136,8 @@ class RIMLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew; see :meth:`rims.cells.RIMCell.reset_parameters`."""
-        for cell in self.cells:
-            cast(RIMCell, cell).reset_parameters()
+        for cell in self.rim_cells:
+            cell.reset_parameters()
 
     def flatten_parameters(self) -> None:
         """Do nothing; nn.LSTM compacts its weights here for cuDNN, these need no compaction."""
@@ -165,8 +170,9 @@ class RIMLayer(nn.Module):
         where = type(self).__name__
         unbatched_dim = 3 if self.input_slots else 2
         check_input(where, input, self.input_size, self.batch_first, unbatched_dim=unbatched_dim)
+        cells = self.rim_cells
         # Not next(self.parameters()): torch's replicas of a module have none.
-        dtype = cast(RIMCell, self.cells[0]).weight_ih.dtype
+        dtype = cells[0].weight_ih.dtype
         check_input_dtype(where, input, dtype, lstm=self.cell_type.num_states == 2)
         batch = to_time_major(input, self.batch_first, unbatched_dim=unbatched_dim)
         if mask is not None:
@@ -178,7 +184,6 @@ class RIMLayer(nn.Module):
             skipped = ~valid.reshape(valid.shape + (1,) * (batch.input.dim() - 2))
             batch = batch._replace(valid=valid, input=batch.input.masked_fill(skipped, 0.0))
         reset_steps = None if reset is None else time_major_flags(where, "reset", reset, batch)
-        cells = [cast(RIMCell, cell) for cell in self.cells]
         states = split_hx(where, cells, hx, batch, self.num_directions)
 
         sequence = batch.input

@@ -4,50 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from functools import partial
 from typing import Any, get_type_hints
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from cell_cases import SIZES, Kind, assert_near, both, call, make, random_input, random_state
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.step import CellOptions, RIMCell, State
-
-#: Double precision over two steps with sums of at most some dozens of terms of order one.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
-
-CELLS = [RIM_LSTMCell, RIM_GRUCell]
-both = pytest.mark.parametrize("kind", CELLS)
-Kind = type[RIM_LSTMCell] | type[RIM_GRUCell]
-
-#: I, D, N, k of the plain examples.
-SIZES = (7, 15, 5, 2)
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def make(kind: Kind, *sizes: int, **options: Any) -> RIMCell:
-    input_size, hidden_size, num_rims, k = sizes or SIZES
-    return kind(input_size, hidden_size, num_rims, k, dtype=torch.float64, **options)
-
-
-def random_state(cell: RIMCell, batch: int) -> State:
-    return tuple(torch.randn(batch, size, dtype=torch.float64) for size in cell.state_sizes)
-
-
-def random_input(cell: RIMCell, batch: int) -> Tensor:
-    return torch.randn(batch, cell.input_size, dtype=torch.float64)
-
-
-def call(cell: RIMCell, input: Tensor, state: State | None = None) -> State:
-    """The public forward, with the state as a tuple for both kinds."""
-    if isinstance(cell, RIM_GRUCell):
-        return (cell(input, None if state is None else state[0]),)
-    return tuple(cell(input, state))
 
 
 @both
