@@ -119,41 +119,46 @@ class PlainOption(click.Option):
         return extra
 
 
-def _option(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+def plain_option(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """A PlainOption that shows its default if it has one."""
     attributes.setdefault("show_default", attributes.get("default") is not None)
     return click.option(*names, cls=PlainOption, **attributes)
 
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_COUNT = click.IntRange(1, 10**6)
+COUNT = click.IntRange(1, 10**6)
 
 # Of several commands.
-RUN = click.argument("run", type=_FOLDER)
-EPISODES = _option("--episodes", default=200, type=_COUNT, metavar="N", help="Episodes per task.")
-SEED = _option(
+RUN = click.argument("run", type=FOLDER)
+EPISODES = plain_option(
+    "--episodes", default=200, type=COUNT, metavar="N", help="Episodes per task."
+)
+SEED = plain_option(
     "--seed",
     default=0,
     type=click.IntRange(0, 2**31 - 1),
     metavar="N",
     help="Decides levels and sampled actions.",
 )
-MODE = _option(
+MODE = plain_option(
     "--mode",
     type=click.Choice(get_args(ActionMode)),
     default="sample",
     help="Draw actions from the policy, or take the most probable.",
 )
-JSON = _option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+JSON = plain_option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
+)
 
 # Of train.
-RUN_DIR = _option(
+RUN_DIR = plain_option(
     "--run-dir",
-    type=_FOLDER,
+    type=FOLDER,
     metavar="NAME",
     help="Folder of the run.  [default: runs/TASK-CORE-SEED]",
 )
-CONFIG = _option(
+CONFIG = plain_option(
     "--config",
     type=_FILE,
     metavar="NAME",
@@ -161,56 +166,58 @@ CONFIG = _option(
 )
 
 # Of evaluate.
-SUITE = _option("--suite", metavar="NAME", help="Evaluate on every task of this suite.")
-ENVS = _option(
+SUITE = plain_option("--suite", metavar="NAME", help="Evaluate on every task of this suite.")
+ENVS = plain_option(
     "--env", "envs", multiple=True, metavar="ID", help="Evaluate on this environment; repeatable."
 )
-BACKEND = _option(
+BACKEND = plain_option(
     "--backend",
     type=click.Choice(get_args(BackendChoice)),
     help="What runs the environments.  [default: as the agent was trained]",
 )
 
 # Of compare.
-SUITE_TO_COMPARE_ON = _option(
+SUITE_TO_COMPARE_ON = plain_option(
     "--suite", required=True, metavar="NAME", help="The suite; see 'rims suites'."
 )
-CORES = _option(
+CORES = plain_option(
     "--cores",
     type=CommaSeparated(get_args(CoreName)),
     metavar="NAMES",
     default="rim_lstm,lstm",
     help="Cores to compare, separated by commas.",
 )
-SEEDS = _option("--seeds", default=2, type=_COUNT, metavar="N", help="Runs per core.")
-RUN_ROOT = _option(
+SEEDS = plain_option("--seeds", default=2, type=COUNT, metavar="N", help="Runs per core.")
+RUN_ROOT = plain_option(
     "--run-root",
     required=True,
-    type=_FOLDER,
+    type=FOLDER,
     metavar="NAME",
     help="Folder of all runs and the report.",
 )
-TASKS = _option(
+TASKS = plain_option(
     "--tasks",
     type=CommaSeparated(),
     metavar="NAMES",
     help="Evaluate only on these tasks of the suite, separated by commas.",
 )
-JOBS = _option(
+JOBS = plain_option(
     "--jobs",
-    type=_COUNT,
+    type=COUNT,
     metavar="N",
     help="Runs at a time.  [default: number of usable processors]",
 )
 
 # Of record.
-ENV = _option("--env", metavar="ID", help="Environment to show.  [default: the one trained on]")
-OUT = _option("--out", required=True, type=_FILE, metavar="NAME", help="The GIF to write.")
-FPS = _option(
+ENV = plain_option(
+    "--env", metavar="ID", help="Environment to show.  [default: the one trained on]"
+)
+OUT = plain_option("--out", required=True, type=_FILE, metavar="NAME", help="The GIF to write.")
+FPS = plain_option(
     "--fps", default=4.0, type=click.FloatRange(0.5, 50), metavar="X", help="Frames per second."
 )
-MAX_STEPS = _option(
-    "--max-steps", default=300, type=_COUNT, metavar="N", help="Stop after this many."
+MAX_STEPS = plain_option(
+    "--max-steps", default=300, type=COUNT, metavar="N", help="Stop after this many."
 )
 
 

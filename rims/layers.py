@@ -22,7 +22,7 @@ from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
 from rims.hidden_state import Stacked, join_states, split_hx, to_autocast_dtype
-from rims.scan import ScanOutput, scan, scan_backward
+from rims.scan import ScanOutput, scan, scan_reversed
 from rims.step import CellOptions, RIMCell, State
 
 #: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.
@@ -192,7 +192,7 @@ class RIMLayer(nn.Module):
             scans = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                run = scan_backward if direction else scan
+                run = scan_reversed if direction else scan
                 result = run(
                     cells[index],
                     sequence,

@@ -1,7 +1,8 @@
 """How a whole sequence is computed: one function, whatever does the work behind it."""
 
-from rims.scan.backward import scan_backward as scan_backward
+from rims.scan.dispatch import scan as scan
+from rims.scan.paths import scan_path as scan_path
 from rims.scan.reference import ScanOutput as ScanOutput
-from rims.scan.reference import scan as scan
+from rims.scan.reversed import scan_reversed as scan_reversed
 
-__all__ = ["ScanOutput", "scan", "scan_backward"]
+__all__ = ["ScanOutput", "scan", "scan_path", "scan_reversed"]

@@ -20,7 +20,7 @@ class ScanOutput(NamedTuple):
     communication: Tensor | None  # (T, B, M, N, N), where recorded
 
 
-def scan(
+def loop(
     cell: RIMCell,
     input: Tensor,
     state: State,

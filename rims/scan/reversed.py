@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from rims.batching import flip_time
-from rims.scan.reference import ScanOutput, scan
+from rims.scan.dispatch import scan
+from rims.scan.reference import ScanOutput
 from rims.step import RIMCell, State
 
 
-def scan_backward(
+def scan_reversed(
     cell: RIMCell,
     input: Tensor,
     state: State,

@@ -1,0 +1,156 @@
+"""Options of ``rims bench``. Their defaults live here, so that help shows them without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from agents.options import COUNT, FOLDER, CommaSeparated, Decorated, plain_option
+
+#: What --quick replaces, unless it was typed: one size, two shapes, few rounds.
+QUICK: dict[str, Any] = {
+    "sizes": ((64, 64, 4, 3),),
+    "batches": (16,),
+    "steps": (1, 50),
+    "rounds": 3,
+}
+
+KINDS = ("lstm", "gru")
+PASSES = ("inference", "training")
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Positive integers with commas between them: those of ``names``, else each once."""
+
+    name = "numbers"
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.names = names
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Split and check; what is a tuple already was checked before."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in value.split(",")]
+        if self.names and len(words) != len(self.names):
+            expected = f"{len(self.names)} numbers, {','.join(self.names)}"
+            self.fail(f"{value!r} is not {expected}.", param, ctx)
+        numbers = tuple(COUNT.convert(word, param, ctx) for word in words)
+        return numbers if self.names else tuple(dict.fromkeys(numbers))
+
+
+_CELLS = (
+    plain_option(
+        "--size",
+        "sizes",
+        type=Numbers(("input_size", "hidden_size", "num_rims", "k")),
+        multiple=True,
+        metavar="I,H,N,K",
+        default=("600,300,6,4", "128,256,8,4", "64,64,4,3"),
+        help="Sizes of a layer: input_size,hidden_size,num_rims,k; repeatable.",
+    ),
+    plain_option(
+        "--batch",
+        "batches",
+        type=Numbers(),
+        metavar="N,...",
+        default="1,16,64,256",
+        help="Sequences at a time, separated by commas.",
+    ),
+    plain_option(
+        "--steps",
+        type=Numbers(),
+        metavar="N,...",
+        default="1,50,100,500",
+        help="Lengths of a sequence, separated by commas.",
+    ),
+    plain_option(
+        "--kind",
+        "kinds",
+        type=CommaSeparated(KINDS),
+        metavar="NAMES",
+        default=",".join(KINDS),
+        help="RIM_LSTM against nn.LSTM, RIM_GRU against nn.GRU.",
+    ),
+    plain_option(
+        "--pass",
+        "passes",
+        type=CommaSeparated(PASSES),
+        metavar="NAMES",
+        default=",".join(PASSES),
+        help="Forward without gradients; forward and backward.",
+    ),
+    plain_option(
+        "--rounds",
+        type=click.IntRange(3, 10**6),
+        metavar="N",
+        default=11,
+        help="Times that both layers of a case run, at most.",
+    ),
+    plain_option(
+        "--seconds-per-case",
+        type=float,
+        metavar="X",
+        default=6.0,
+        help="A case that takes longer gets fewer rounds, at least 3.",
+    ),
+    plain_option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="CPU threads of torch.  [default: torch's choice]",
+    ),
+    plain_option(
+        "--device",
+        type=click.Choice(("cpu", "cuda")),
+        default="cpu",
+        help="Where the layers run.",
+    ),
+    plain_option(
+        "--memory/--no-memory",
+        default=None,
+        help="Measure peak memory of every case, or of none.  "
+        "[default: of batches from 16 with sequences from 100 steps]",
+    ),
+    plain_option(
+        "--quick",
+        is_flag=True,
+        help="One small layer, two shapes and 3 rounds, to see it work; options given here win.",
+    ),
+    plain_option(
+        "--out",
+        type=FOLDER,
+        metavar="NAME",
+        default="bench-cells",
+        help="Folder for cells.json and cells.md.",
+    ),
+    plain_option(
+        "--resume/--no-resume",
+        default=True,
+        help="Keep what is in the folder if made by the same commit, torch, threads, device and "
+        "processor, and skip its cases.",
+    ),
+)
+
+
+def cells_options(command: Decorated) -> Decorated:
+    """The options of ``rims bench cells``."""
+    for option in reversed(_CELLS):
+        command = option(command)
+    return command
+
+
+def apply_quick(given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` without "quick", with what it stands for in place of defaults."""
+    source = click.get_current_context().get_parameter_source
+    replaced = {
+        name: value
+        for name, value in QUICK.items()
+        if source(name) is click.core.ParameterSource.DEFAULT
+    }
+    rest = {name: value for name, value in given.items() if name != "quick"}
+    return {**rest, **replaced} if given["quick"] else rest

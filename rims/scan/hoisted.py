@@ -1,0 +1,217 @@
+r"""A whole sequence, the input side before the loop and the weights' gradients after it.
+
+Everything that does not depend on the state is a product over all T B rows at once; the rest is a
+:class:`rims.scan.recurrence.Recurrence`. Steps go in chunks of some thousand rows, so that what one
+part writes is still in the cache when the next reads it, and temporary memory does not grow with T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rims.scan.problem import Flags, Rules, States, Weights
+from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
+
+#: Rows (steps times batch) of a chunk: enough for full speed of a matrix product.
+CHUNK_ROWS = 2048
+
+
+class Saved(NamedTuple):
+    """What the gradient needs besides the arguments; the rest of a step is computed again."""
+
+    sequence: Sequence
+    key_value: Tensor  # (T, B, dk + A), x W^k beside x W^v
+    inputs: Hoisted  # (T, B, ...)
+
+
+class Gradients(NamedTuple):
+    """Gradients of the arguments of :func:`forward`."""
+
+    input: Tensor | None
+    carry: Carry
+    w: Weights
+
+
+def forward(
+    kind: type[Recurrence],
+    input: Tensor,
+    states: States,
+    flags: Flags,
+    w: Weights,
+    rules: Rules,
+    *,
+    save: bool,
+) -> tuple[Sequence, Saved | None]:
+    """Run ``input`` (T, B, I) and, if ``save``, keep what :func:`backward` needs."""
+    steps, batch, _ = input.shape
+    out = _empty_sequence(input, states, w)
+    recurrence = kind(w, rules, states, flags)
+    side = _InputSide(w, input.dtype)
+    sizes = (side.key_value.shape[1], w.num_rims * w.unit_size, w.num_rims * w.hh.shape[1])
+    length = steps if save else _chunk_length(batch, steps)
+    key_value, query_side, gate_side = (input.new_empty(length, batch, size) for size in sizes)
+    for first, last in _chunks(batch, steps):
+        where = slice(first, last) if save else slice(0, last - first)
+        inputs = Hoisted(query_side[where], gate_side[where])
+        side.project(input[first:last], key_value[where], inputs)
+        recurrence.forward(first, inputs, out)
+    kept = Saved(out, key_value, Hoisted(query_side, gate_side)) if save else None
+    return out, kept
+
+
+def backward(
+    kind: type[Recurrence],
+    grad_output: Tensor,
+    carry: Carry,
+    input: Tensor,
+    states: States,
+    flags: Flags,
+    w: Weights,
+    rules: Rules,
+    saved: Saved,
+    *,
+    input_needs_grad: bool,
+) -> Gradients:
+    """Gradients by hand-written backpropagation through time; ``carry`` ends at the first step."""
+    steps, batch, _ = input.shape
+    recurrence = kind(w, rules, states, flags)
+    side = _InputSide(w, input.dtype)
+    sums = _WeightSums(w, side)
+    slots = rules.k if kind.packs_active else w.num_rims
+    buffer = _empty_gradients(input, w, _chunk_length(batch, steps), slots)
+    grad_input = torch.empty_like(input) if input_needs_grad else None
+    for first, last in reversed(list(_chunks(batch, steps))):
+        chunk = slice(first, last)
+        part = LoopGradients(*(b[: last - first] for b in buffer[:-1]), bias_ih=buffer.bias_ih)
+        inputs = Hoisted(saved.inputs.query_side[chunk], saved.inputs.gate_side[chunk])
+        recurrence.backward(first, inputs, saved.sequence, grad_output[chunk], carry, part)
+        d_key_value = sums.add(part, input[chunk], saved.key_value[chunk])
+        if grad_input is not None:
+            torch.mm(d_key_value, side.key_value.mT, out=_rows(grad_input[chunk]))
+    return Gradients(grad_input, carry, sums.result(buffer.bias_ih))
+
+
+class _InputSide:
+    """The weights of the input side in the form of three products."""
+
+    def __init__(self, w: Weights, dtype: torch.dtype) -> None:
+        self.key_size = w.input_key.shape[1]
+        self.scale = 1 / math.sqrt(self.key_size)
+        self.key_value = torch.cat([w.input_key, w.input_value], dim=1)  # (I, dk + A)
+        self.query = w.input_query.flatten(0, 1) * self.scale  # (N d, dk)
+        self.ih = w.ih.flatten(0, 1)  # (N G d, A)
+
+    def project(self, input: Tensor, key_value: Tensor, out: Hoisted) -> None:
+        """Fill ``key_value`` and ``out`` from ``input``, (L, B, I)."""
+        torch.mm(_rows(input), self.key_value, out=_rows(key_value))
+        key, value = _rows(key_value).split([self.key_size, self.ih.shape[1]], dim=1)
+        torch.mm(key, self.query.mT, out=_rows(out.query_side))
+        torch.mm(value, self.ih.mT, out=_rows(out.gate_side))
+
+
+class _WeightSums:
+    """Gradients of the weights, a chunk of steps at a time."""
+
+    def __init__(self, w: Weights, side: _InputSide) -> None:
+        self.w, self.side = w, side
+        self.key_value = torch.zeros_like(side.key_value)
+        self.query = torch.zeros_like(side.query)
+        self.ih = torch.zeros_like(side.ih)
+        self.hh = torch.zeros_like(w.hh)
+        self.bias_hh = torch.zeros_like(w.hh[..., 0])
+        self.qkv = [torch.zeros_like(p) for p in (w.comm_query, w.comm_key, w.comm_value)]
+        self.output_gate = w.output.new_zeros(2 * w.unit_size, w.output.shape[1])
+        self.output_gate_bias = w.output.new_zeros(2 * w.unit_size)
+
+    def add(self, part: LoopGradients, input: Tensor, key_value: Tensor) -> Tensor:
+        """Add what a chunk contributes; return the gradient of its keys and values, (rows, .)."""
+        w, side = self.w, self.side
+        d_query_side, d_gate_side = _rows(part.query_side), _rows(part.gate_side)
+        key, value = _rows(key_value).split([side.key_size, side.ih.shape[1]], dim=1)
+        self.query.addmm_(d_query_side.mT, key, alpha=side.scale)
+        self.ih.addmm_(d_gate_side.mT, value)
+        d_key_value = torch.empty_like(_rows(key_value))
+        d_key, d_value = d_key_value.split([side.key_size, side.ih.shape[1]], dim=1)
+        torch.mm(d_query_side, side.query, out=d_key)
+        torch.mm(d_gate_side, side.ih, out=d_value)
+        self.key_value.addmm_(_rows(input).mT, d_key_value)
+
+        d_gates = _groups(part.state_gates, w.num_rims)
+        self.hh.baddbmm_(d_gates.mT, _groups(part.h_prev, w.num_rims))
+        self.bias_hh.add_(_rows(part.state_gates).sum(0).view_as(self.bias_hh))
+        spoken = _groups(part.spoken, w.num_rims).mT
+        d_qkv = _groups(part.qkv.flatten(2), w.num_rims)
+        for total, d_part in zip(
+            self.qkv, d_qkv.split([p.shape[2] for p in self.qkv], dim=2), strict=True
+        ):
+            total.baddbmm_(spoken, d_part)
+        d_output_gate = part.output_gate.flatten(0, 2)
+        self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2))
+        self.output_gate_bias.add_(d_output_gate.sum(0))
+        return d_key_value
+
+    def result(self, bias_ih: Tensor) -> Weights:
+        """The sums, in the shapes of the parameters, none in memory of another."""
+        w = self.w
+        d_key, d_value = self.key_value.split([self.side.key_size, w.ih.shape[2]], dim=1)
+        d_output, d_gate = self.output_gate.chunk(2)
+        output_bias, gate_bias = self.output_gate_bias.chunk(2)
+        return Weights(
+            d_key.clone(memory_format=torch.contiguous_format), d_value.clone(memory_format=torch.contiguous_format), self.query.view_as(w.input_query),
+            self.ih.view_as(w.ih), self.hh, *self.qkv, d_output.clone(memory_format=torch.contiguous_format), d_gate.clone(memory_format=torch.contiguous_format),
+            None if w.bias_ih is None else bias_ih,
+            None if w.bias_hh is None else self.bias_hh,
+            None if w.output_bias is None else output_bias.clone(memory_format=torch.contiguous_format),
+            None if w.gate_bias is None else gate_bias.clone(memory_format=torch.contiguous_format),
+        )  # fmt: skip
+
+
+def _empty_sequence(input: Tensor, states: States, w: Weights) -> Sequence:
+    shape = (*input.shape[:2], w.num_rims * w.unit_size)
+    return Sequence(
+        input.new_empty(shape),
+        None if states.c is None else input.new_empty(shape),
+        torch.empty(*input.shape[:2], w.num_rims, dtype=torch.bool, device=input.device),
+    )
+
+
+def _empty_gradients(input: Tensor, w: Weights, length: int, slots: int) -> LoopGradients:
+    lead, state = (length, input.shape[1]), w.num_rims * w.unit_size
+    gates, head_values = w.num_rims * w.hh.shape[1], w.comm_value.shape[2]
+    qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values
+    return LoopGradients(
+        query_side=input.new_empty(*lead, state),
+        gate_side=input.new_empty(*lead, gates),
+        state_gates=input.new_empty(*lead, gates),
+        qkv=input.new_empty(*lead, w.num_rims, qkv),
+        output_gate=input.new_empty(*lead, slots, 2 * w.unit_size),
+        h_prev=input.new_empty(*lead, state),
+        spoken=input.new_empty(*lead, state),
+        read=input.new_empty(*lead, slots, head_values),
+        bias_ih=torch.zeros_like(w.hh[..., 0]),
+    )
+
+
+def _rows(sequence: Tensor) -> Tensor:
+    """(L, B, X) -> (L B, X); a view."""
+    return sequence.view(-1, sequence.shape[-1])
+
+
+def _groups(sequence: Tensor, num_rims: int) -> Tensor:
+    """(L, B, N X) -> (N, L B, X), a view: the rows of every mechanism."""
+    return sequence.view(-1, num_rims, sequence.shape[-1] // num_rims).transpose(0, 1)
+
+
+def _chunk_length(batch: int, steps: int) -> int:
+    return min(steps, max(1, CHUNK_ROWS // max(1, batch)))
+
+
+def _chunks(batch: int, steps: int) -> Iterator[tuple[int, int]]:
+    length = _chunk_length(batch, steps)
+    for first in range(0, steps, length):
+        yield first, min(steps, first + length)

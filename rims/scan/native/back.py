@@ -1,0 +1,334 @@
+"""Kernels of the way back: one step of a block, as :func:`rims.scan.loop.step_gradient`.
+
+The step is computed again from the state before it, which is cheaper than having kept what it
+left: that would come back from memory, this never leaves the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rims.scan.native.simd import (
+    inlined,
+    kernel,
+    load,
+    load_up_to,
+    matmul,
+    shifted,
+    splat,
+    store,
+    store_up_to,
+    total,
+)
+
+
+@inlined
+def retreat(b: Any, t: int) -> None:
+    """Take the gradients from after step ``t``, which has just been computed again, to before it."""
+    n, d, k, rows, block = b.n, b.d, b.k, b.rows, b.block_rows
+    unit, gates, values = b.unit, b.g * b.d, b.m * b.dv
+    width = 2 * b.m * b.dk + values
+    line = line_of(b, t, 0)
+    receive(b, t)
+    speech_gradient(b, t)
+    matmul(1, shifted(b.d_output_gate, line * k * 2 * d), 0, 2 * d,
+           b.p_out_back, 0, b.heads,
+           b.s_d_read, 0, b.heads, rows * k, 2 * d, values)  # fmt: skip
+    attention_gradient(b, t)
+    matmul(n, shifted(b.d_qkv, line * n * width), width, n * width,
+           b.p_qkv_back, width * unit, unit,
+           b.s_d_spoken, block * unit, unit, rows, width, d)  # fmt: skip
+    if b.g == 4:
+        lstm_gradient(b, t)
+    else:
+        gru_gradient(b, t)
+    input_gradient(b, t)
+    matmul(n, shifted(b.d_state_gates, line * n * gates), gates, n * gates,
+           b.p_hh_back, gates * unit, unit,
+           b.s_d_h, block * unit, unit, rows, gates, d)  # fmt: skip
+    hand_back(b, t)
+
+
+@inlined
+def line_of(b: Any, t: int, r: int) -> int:
+    """Row of sample ``r`` at step ``t`` in arrays that begin with FIRST."""
+    return (t - b.first) * b.batch + b.row + r
+
+
+@kernel
+def carry(b: Any, out: bool) -> None:
+    """Fetch the gradients of the state from the carry, or put them there."""
+    n, d = b.n, b.d
+    for which in range(2 if b.g == 4 else 1):
+        own = b.s_grad_c if which else b.s_grad_h
+        all_rows = b.carry_c if which else b.carry_h
+        for r in range(b.rows):
+            for m in range(n):
+                place = (m * b.block_rows + r) * b.unit
+                origin = ((b.row + r) * n + m) * d
+                for j in range(0, d, b.lanes):
+                    if out:
+                        store_up_to(all_rows, origin + j, d - j, load(own, place + j))
+                    else:
+                        store(own, place + j, load_up_to(all_rows, origin + j, d - j))
+
+
+@kernel
+def receive(b: Any, t: int) -> None:
+    """Add the gradient of the output; leave what the weights' gradients need of the step.
+
+    In padding nothing was active: the gradient of the state passes by unchanged.
+    """
+    n, d, k, block = b.n, b.d, b.k, b.block_rows
+    grad, output = b.s_grad_h, b.grad_h
+    h, h_cand, read = (
+        b.s_h, b.s_cand_h, b.s_read
+    )  # fmt: skip
+    h_prev, spoken, all_read = (
+        b.h_prev, b.spoken, b.read
+    )  # fmt: skip
+    valid, chosen = b.valid, b.s_chosen
+    values = b.m * b.dv
+    for r in range(b.rows):
+        line = line_of(b, t, r)
+        is_padding = b.has_valid and not valid[t * b.batch + b.row + r]
+        for m in range(n):
+            if is_padding:
+                chosen[r * n + m] = 0
+            unit, place = (m * block + r) * b.unit, (line * n + m) * d
+            for j in range(0, d, b.lanes):
+                left = d - j
+                gradient = load(grad, unit + j) + load_up_to(output, place + j, left)
+                store(grad, unit + j, gradient)
+                store_up_to(h_prev, place + j, left, load(h, unit + j))
+                store_up_to(spoken, place + j, left, load(h_cand, unit + j))
+        for a in range(k):
+            place = (line * k + a) * values
+            for j in range(0, values, b.lanes):
+                value = load(read, (r * k + a) * b.heads + j)
+                store_up_to(all_read, place + j, values - j, value)
+
+
+@kernel
+def speech_gradient(b: Any, t: int) -> None:
+    """Through output and gate of the communication of active mechanisms."""
+    n, d, k, rows = b.n, b.d, b.k, b.rows
+    grad, out = b.s_grad_h, b.s_out
+    d_pair = shifted(b.d_output_gate, line_of(b, t, 0) * k * 2 * d)
+    picked, chosen = b.s_picked, b.s_chosen
+    one = b.one
+    for r in range(rows):
+        for a in range(k):
+            m = picked[r * k + a]
+            pair, place = (r * k + a) * b.pair, (r * k + a) * 2 * d
+            unit = (m * b.block_rows + r) * b.unit
+            for j in range(0, d, b.lanes):
+                d_output, d_gate = b.zero, b.zero
+                if chosen[r * n + m]:
+                    output, gate = load(out, pair + j), load(out, pair + d + j)
+                    gradient = load(grad, unit + j) * gate
+                    d_output = gradient * (one - output * output)
+                    d_gate = gradient * output * (one - gate)
+                store_up_to(d_pair, place + j, d - j, d_output)
+                store_up_to(d_pair, place + d + j, d - j, d_gate)
+
+
+@kernel
+def attention_gradient(b: Any, t: int) -> None:
+    """Through the attention of active readers, to queries, keys and values, to what was said."""
+    n, k, rows = b.n, b.k, b.rows
+    width = 2 * b.m * b.dk + b.m * b.dv
+    d_qkv = shifted(b.d_qkv, line_of(b, t, 0) * n * width)
+    picked, chosen = b.s_picked, b.s_chosen
+    for r in range(rows):
+        own = shifted(d_qkv, r * n * width)
+        for j in range(0, n * width, b.lanes):
+            store_up_to(own, j, n * width - j, b.zero)
+        for a in range(k):
+            m = picked[r * k + a]
+            if chosen[r * n + m]:
+                for head in range(b.m):
+                    reader_gradient(b, r, a, m, head, own, width)
+
+
+@inlined
+def reader_gradient(b: Any, r: int, a: int, m: int, head: int, own: Any, width: int) -> None:
+    """One head of reader ``m``: add to ``own``, the gradients (N, W) of a sample."""
+    n, dk, dv, heads, stride = b.n, b.dk, b.dv, b.m, b.width
+    qkv = shifted(b.s_qkv, r * stride)
+    weights = shifted(b.s_alpha, ((r * b.k + a) * heads + head) * b.others)
+    d_weights = b.s_score  # room for N numbers, free by now
+    read = (r * b.k + a) * b.heads + head * dv
+    d_read = b.s_d_read
+    at_value = 2 * heads * dk + head * dv
+    scale = b.scale
+    mean = total(b.zero)
+    for other in range(n):
+        value = other * b.block_rows * stride + at_value
+        sums = b.zero
+        for j in range(0, dv, b.lanes):
+            gradient = load_up_to(d_read, read + j, dv - j)
+            sums = sums + gradient * load_up_to(qkv, value + j, dv - j)
+            place = other * width + at_value + j
+            so_far = load_up_to(own, place, dv - j)
+            store_up_to(own, place, dv - j, so_far + splat(weights[other]) * gradient)
+        d_weights[other] = total(sums)
+        mean += weights[other] * d_weights[other]
+    query = m * b.block_rows * stride + head * dk
+    at_key = heads * dk + head * dk
+    for j in range(0, dk, b.lanes):
+        left = dk - j
+        query_j = load_up_to(qkv, query + j, left)
+        d_query = b.zero
+        for other in range(n):
+            d_score = splat(weights[other] * (d_weights[other] - mean) * scale)
+            key = other * b.block_rows * stride + at_key
+            d_query = d_query + d_score * load_up_to(qkv, key + j, left)
+            place = other * width + at_key + j
+            store_up_to(own, place, left, load_up_to(own, place, left) + d_score * query_j)
+        place = m * width + head * dk + j
+        store_up_to(own, place, left, load_up_to(own, place, left) + d_query)
+
+
+@kernel
+def lstm_gradient(b: Any, t: int) -> None:
+    """Gradients of gates i, f, g, o; the gradient of c goes back in place."""
+    n, d = b.n, b.d
+    pre, chosen = b.s_pre, b.s_chosen
+    c, aux = b.s_c, b.s_aux
+    grad_h, grad_c = b.s_grad_h, b.s_grad_c
+    d_spoken, d_gates = b.s_d_spoken, b.d_state_gates
+    one, zero = b.one, b.zero
+    for line in range(n * b.rows):
+        m, r = line // b.rows, line % b.rows
+        row = m * b.block_rows + r
+        gates, unit = shifted(pre, row * b.gate), row * b.unit
+        out = shifted(d_gates, (line_of(b, t, r) * n + m) * 4 * d)
+        is_active = chosen[r * n + m] != 0
+        for j in range(0, d, b.lanes):
+            left = d - j
+            d_i, d_f, d_g, d_o = zero, zero, zero, zero
+            if is_active:
+                i, f = load(gates, j), load(gates, d + j)
+                g, o = load(gates, 2 * d + j), load(gates, 3 * d + j)
+                tanh_c = load(aux, unit + j)
+                d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
+                d_c = load(grad_c, unit + j) + d_h * o * (one - tanh_c * tanh_c)
+                d_i = d_c * g * i * (one - i)
+                d_f = d_c * load(c, unit + j) * f * (one - f)
+                d_g = d_c * i * (one - g * g)
+                d_o = d_h * tanh_c * o * (one - o)
+                store(grad_c, unit + j, d_c * f)
+            store_up_to(out, j, left, d_i)
+            store_up_to(out, d + j, left, d_f)
+            store_up_to(out, 2 * d + j, left, d_g)
+            store_up_to(out, 3 * d + j, left, d_o)
+
+
+@kernel
+def gru_gradient(b: Any, t: int) -> None:
+    """Gradients of gates r, z, n; the direct way to the old h is left in place.
+
+    n is the only gate whose halves differ: what its input's half gets goes to AUX.
+    """
+    n, d = b.n, b.d
+    pre, chosen = b.s_pre, b.s_chosen
+    h, aux = b.s_h, b.s_aux
+    grad_h, d_spoken = b.s_grad_h, b.s_d_spoken
+    d_gates = b.d_state_gates
+    one, zero = b.one, b.zero
+    for line in range(n * b.rows):
+        m, sample = line // b.rows, line % b.rows
+        row = m * b.block_rows + sample
+        gates, unit = shifted(pre, row * b.gate), row * b.unit
+        out = shifted(d_gates, (line_of(b, t, sample) * n + m) * 3 * d)
+        is_active = chosen[sample * n + m] != 0
+        for j in range(0, d, b.lanes):
+            left = d - j
+            d_r, d_z, d_hn = zero, zero, zero
+            if is_active:
+                r, z, new = load(gates, j), load(gates, d + j), load(gates, 2 * d + j)
+                d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
+                d_n = d_h * (one - z) * (one - new * new)
+                d_r = d_n * load(aux, unit + j) * r * (one - r)
+                d_z = d_h * (load(h, unit + j) - new) * z * (one - z)
+                d_hn = d_n * r
+                store(aux, unit + j, d_n)
+                store(grad_h, unit + j, d_h * z)
+            store_up_to(out, j, left, d_r)
+            store_up_to(out, d + j, left, d_z)
+            store_up_to(out, 2 * d + j, left, d_hn)
+
+
+@kernel
+def input_gradient(b: Any, t: int) -> None:
+    """Of the input's half of the gates: to its bias, to G, and to the score."""
+    n, d, gates = b.n, b.d, b.g * b.d
+    side, d_side = b.gate_side, b.d_gate_side
+    d_state, aux = b.d_state_gates, b.s_aux
+    share, d_score = b.s_share, b.s_score
+    chosen, d_bias = b.s_chosen, b.s_d_bias
+    for line in range(n * b.rows):
+        m, r = line // b.rows, line % b.rows
+        place = (line_of(b, t, r) * n + m) * gates
+        p = share[r * n + m]
+        is_active = chosen[r * n + m] != 0
+        sums = b.zero
+        for gate in range(b.g):
+            for i in range(0, d, b.lanes):
+                j, left = place + gate * d + i, d - i
+                gradient = b.zero
+                if is_active:
+                    gradient = load_up_to(d_state, j, left)
+                    if b.g == 3 and gate == 2:
+                        gradient = load_up_to(aux, (m * b.block_rows + r) * b.unit + i, left)
+                    sums = sums + gradient * load_up_to(side, j, left)
+                    bias = m * b.gate + gate * d + i
+                    store_up_to(d_bias, bias, left, load(d_bias, bias) + gradient)
+                store_up_to(d_side, j, left, gradient * splat(p))
+        d_score[r * n + m] = total(sums) * (p - p * p)
+
+
+@kernel
+def hand_back(b: Any, t: int) -> None:
+    """Gradients of the state before the step; those of resets go to the fresh state."""
+    n, d = b.n, b.d
+    grad, d_h, h = (
+        b.s_grad_h, b.s_d_h, b.s_h
+    )  # fmt: skip
+    score, chosen = b.s_score, b.s_chosen
+    side, d_side = b.query_side, b.d_query_side
+    reset = b.reset
+    for r in range(b.rows):
+        for m in range(n):
+            unit = (m * b.block_rows + r) * b.unit
+            place = (line_of(b, t, r) * n + m) * d
+            d_score = splat(score[r * n + m])
+            for j in range(0, d, b.lanes):
+                left = d - j
+                d_query_side = b.zero
+                if chosen[r * n + m]:
+                    gradient = load(d_h, unit + j) + d_score * load_up_to(side, place + j, left)
+                    if b.g == 3:
+                        gradient = gradient + load(grad, unit + j)
+                    store(grad, unit + j, gradient)
+                    d_query_side = d_score * load(h, unit + j)
+                store_up_to(d_side, place + j, left, d_query_side)
+        if b.has_reset and reset[t * b.batch + b.row + r]:
+            drop(b, r)
+
+
+@kernel
+def drop(b: Any, r: int) -> None:
+    """Move the gradients of sample ``r`` to the fresh state that a reset put in place."""
+    n, d = b.n, b.d
+    for which in range(2 if b.g == 4 else 1):
+        own = b.s_grad_c if which else b.s_grad_h
+        fresh = b.carry_fresh_c if which else b.carry_fresh_h
+        for m in range(n):
+            unit = (m * b.block_rows + r) * b.unit
+            place = ((b.row + r) * n + m) * d
+            for j in range(0, d, b.lanes):
+                gradient = load_up_to(fresh, place + j, d - j) + load(own, unit + j)
+                store_up_to(fresh, place + j, d - j, gradient)
+                store(own, unit + j, b.zero)

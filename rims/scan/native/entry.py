@@ -1,0 +1,44 @@
+"""Kernels as threads enter them: every thread takes blocks until none is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rims.scan.native.back import carry, retreat
+from rims.scan.native.forward import advance, begin, commit, restore
+from rims.scan.native.simd import kernel, store_up_to
+from rims.scan.native.table import own_block, take_next
+
+
+@kernel
+def forward(a: Any) -> None:
+    """Take blocks through their steps, from the first to the last."""
+    while True:
+        block = take_next(a)
+        if block >= a.blocks:
+            return
+        b = own_block(a, block)
+        restore(b, b.first)
+        for t in range(b.first, b.last):
+            begin(b, t)
+            advance(b, t)
+            commit(b, t)
+
+
+@kernel
+def back(a: Any) -> None:
+    """Take the gradients of blocks through their steps, from the last to the first."""
+    while True:
+        block = take_next(a)
+        if block >= a.blocks:
+            return
+        b = own_block(a, block)
+        for j in range(0, b.n * b.gate, b.lanes):
+            store_up_to(b.s_d_bias, j, b.n * b.gate - j, b.zero)
+        carry(b, False)
+        for t in range(b.last - 1, b.first - 1, -1):
+            restore(b, t)
+            begin(b, t)
+            advance(b, t)
+            retreat(b, t)
+        carry(b, True)

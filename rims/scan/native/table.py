@@ -1,0 +1,175 @@
+"""The table a kernel gets: numbers and addresses of arrays, read as ``b.rows`` or ``b.h[i]``.
+
+Sizes use the letters of ``docs/notation.md``; R is the rows (samples) of a block, the share of a
+batch that one thread takes at a time. What a block writes for itself alone, its scratch (``s_*``),
+has rows padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``width`` for queries, keys and
+values side by side, ``heads`` for M dv, ``pair`` for 2 d, ``others`` for N.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.datamodel import models, register_default
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.extending import intrinsic, lower_getattr_generic
+
+from rims.scan.native.simd import Vec, constant, inlined
+
+NUMBERS = [
+    "next",
+    "blocks",
+    "block_rows",
+    "batch",
+    "first",
+    "last",
+    "n",
+    "k",
+    "d",
+    "g",
+    "m",
+    "dk",
+    "dv",
+    "reads_state",
+    "has_reset",
+    "has_valid",
+    "has_fresh",
+    "unit",
+    "gate",
+    "width",
+    "heads",
+    "pair",
+    "others",
+    "scratch_bytes",
+    "row",
+    "rows",
+]
+#: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
+BYTES = ["reset", "valid", "active"]
+INTEGERS = ["s_picked", "s_chosen"]
+ARRAYS = (
+    # the sequence: (T, B, .) from its first step
+    "h c h0 c0 fresh_h fresh_c "
+    # the input side of the steps from ``first`` on
+    "query_side gate_side "
+    # weights packed as (in, out) with padded rows, for the way there and the way back
+    "p_hh p_qkv p_out p_b_ih p_b_hh p_b_out p_hh_back p_qkv_back p_out_back "
+    # gradients: of outputs, carried through time, and what LoopGradients names
+    "grad_h carry_h carry_c carry_fresh_h carry_fresh_c "
+    "d_query_side d_gate_side d_state_gates d_qkv d_output_gate h_prev spoken read"
+).split()
+SCRATCH = INTEGERS + [
+    "s_h",
+    "s_c",
+    "s_share",
+    "s_pre",
+    "s_aux",
+    "s_cand_h",
+    "s_cand_c",
+    "s_qkv",
+    "s_alpha",
+    "s_read",
+    "s_out",
+    "s_grad_h",
+    "s_grad_c",
+    "s_d_read",
+    "s_d_spoken",
+    "s_d_h",
+    "s_score",
+    "s_d_bias",
+]
+
+NAMES = [*NUMBERS, "scale", *BYTES, *ARRAYS, *SCRATCH]
+INDEX = {name: index for index, name in enumerate(NAMES)}
+SIZE = len(NAMES)
+_FIRST_SCRATCH = INDEX[SCRATCH[0]]
+_NEXT, _BLOCKS, _ROW, _ROWS = (INDEX[name] for name in ("next", "blocks", "row", "rows"))
+
+
+class Table(types.Type):
+    """A pointer to a table whose arrays hold numbers of type ``scalar``."""
+
+    def __init__(self, scalar: types.Float) -> None:
+        self.scalar = scalar
+        super().__init__(name=f"Table({scalar})")
+
+
+@register_default(Table)
+class _TableModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Table) -> None:
+        super().__init__(dmm, fe_type, ir.IntType(64).as_pointer())
+
+
+@infer_getattr
+class _Attributes(AttributeTemplate):  # type: ignore[misc]
+    key = Table
+
+    def generic_resolve(self, table: Table, name: str) -> Any:
+        if name in NUMBERS or name == "lanes":
+            return types.int64
+        if name == "scale":
+            return table.scalar
+        if name in ("zero", "one"):
+            return Vec(table.scalar)
+        if name in BYTES:
+            return types.CPointer(types.uint8)
+        return types.CPointer(types.int64 if name in INTEGERS else table.scalar)
+
+
+@lower_getattr_generic(Table)  # type: ignore[untyped-decorator]
+def _attribute(context: Any, builder: ir.IRBuilder, table: Table, value: Any, name: str) -> Any:
+    vec = Vec(table.scalar)
+    if name == "lanes":
+        return ir.IntType(64)(vec.lanes)
+    if name in ("zero", "one"):
+        return constant(vec, float(name == "one"))
+    entry = builder.load(builder.gep(value, [ir.IntType(64)(INDEX[name])]))
+    if name in NUMBERS:
+        return entry
+    if name == "scale":
+        number = builder.bitcast(entry, ir.DoubleType())
+        return context.cast(builder, number, types.float64, table.scalar)
+    shape = _Attributes(context.typing_context).generic_resolve(table, name)
+    return builder.inttoptr(entry, context.get_value_type(shape))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_table(typingctx: Any, address: Any, like: Any) -> Any:
+    """A pointer to int64 as a table of arrays of numbers like ``like``."""
+    return Table(like)(address, like), lambda context, builder, sig, args: args[0]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take_next(typingctx: Any, table: Any) -> Any:
+    """The number ``next``, leaving one more there; safe between threads."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        counter = builder.gep(args[0], [ir.IntType(64)(_NEXT)])
+        return builder.atomic_rmw("add", counter, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(table), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _entries(typingctx: Any, table: Any, index: Any) -> Any:
+    """The bare entries of the ``index``-th table in a row."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return builder.gep(args[0], [builder.mul(args[1], ir.IntType(64)(SIZE))])
+
+    return types.CPointer(types.int64)(table, types.int64), codegen
+
+
+@inlined
+def own_block(a: Any, block: int) -> Any:
+    """The table of a block, which follows the shared one: its own rows and scratch."""
+    shared, own = _entries(a, 0), _entries(a, block + 1)
+    for i in range(SIZE):
+        own[i] = shared[i]
+        if i >= _FIRST_SCRATCH:
+            own[i] += block * a.scratch_bytes
+    own[_ROW] = block * a.block_rows
+    own[_ROWS] = min(a.block_rows, a.batch - own[_ROW])
+    return as_table(own, a.scale)

@@ -1,0 +1,125 @@
+"""The ways to compute a sequence, and which one is taken."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rims.scan.problem import why_not
+from rims.scan.recurrence import Recurrence, TorchRecurrence
+from rims.step import RIMCell
+
+#: ``reference``: the readable loop. ``torch``: hoisted, PyTorch only. ``native``: machine code for
+#: the CPU. ``triton``: kernels for CUDA.
+Path = Literal["reference", "torch", "native", "triton"]
+
+_forced: ContextVar[Path | None] = ContextVar("rims_scan_path", default=None)
+
+
+@contextmanager
+def scan_path(path: Path | None) -> Iterator[None]:
+    """Compute sequences one particular way while open; ``None`` is the choice made by default.
+
+    By default a RIM layer takes the fastest way there is for its device, type and options.
+
+    Args:
+        path: ``"reference"`` loops over the cell and is differentiated by autograd: slow, and
+            what all others are tested against. ``"torch"`` has the input side before the loop and
+            a gradient of its own, in PyTorch on any device. ``"native"`` is machine code for the
+            CPU, compiled by Numba on first use. ``"triton"`` runs on CUDA.
+
+    Raises:
+        ValueError: for another name.
+        RuntimeError: when a layer runs that this way cannot compute, naming the reason.
+
+    Example:
+        >>> layer = RIM_LSTM(8, 12, 4, 2)
+        >>> with scan_path("reference"):
+        ...     output, _ = layer(torch.zeros(5, 3, 8))
+    """
+    if path is not None and path not in get_args(Path):
+        raise ValueError(f"scan_path: expected one of {get_args(Path)} or None; got {path!r}.")
+    token = _forced.set(path)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
+    """The way to run ``cell`` over ``input``, (T, B, I).
+
+    Raises:
+        RuntimeError: if a way is asked for that cannot be taken.
+    """
+    forced = _forced.get()
+    if forced == "reference":
+        return "reference"
+    obstacle = "recording attentions" if record else why_not(cell) or _obstacle(input)
+    if forced is not None:
+        obstacle = obstacle or unavailable(forced, input, cell)
+        if obstacle:
+            raise RuntimeError(f"scan_path: {forced!r} cannot compute this layer: {obstacle}.")
+        return forced
+    if obstacle:
+        return "reference"
+    for path in ("triton", "native"):
+        if unavailable(path, input, cell) is None:
+            return path
+    return "torch"
+
+
+def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
+    """Why ``path`` cannot be taken for tensors like ``input``; None if it can."""
+    if path == "native":
+        if input.device.type != "cpu":
+            return f"it is for the CPU, the input is on {input.device.type}"
+        return None if _has_numba() else "numba is not installed"
+    if path == "triton":
+        if input.device.type != "cuda":
+            return f"it is for CUDA, the input is on {input.device.type}"
+        return None if _has_triton() else "triton is not installed"
+    return None
+
+
+def recurrence(path: str) -> type[Recurrence]:
+    """What computes the recurrent part on this path."""
+    if path == "native":
+        from rims.scan.native.recurrence import NativeRecurrence
+
+        return NativeRecurrence
+    return TorchRecurrence
+
+
+def _obstacle(input: Tensor) -> str | None:
+    """What about a call, not its layer, only the readable loop can do."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return "it is being traced or exported to ONNX"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms it"
+    if type(input) is not Tensor and type(input) is not torch.nn.Parameter:
+        return f"input is a {type(input).__name__}"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode derivatives are on"
+    if input.device.type == "meta" or 0 in input.shape:
+        return "there is nothing to compute"
+    return None
+
+
+@cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+@cache
+def _has_triton() -> bool:
+    return False
