@@ -86,11 +86,10 @@ CASES = {
     "all of five": Case(LSTM, 5, 5, 1, steps=1, reset=True, zero_state=True),
     "ties": Case(LSTM, 4, 2, 2, zero_state=True, batch=1),
     "more columns than a tile": Case(LSTM, 2, 1, 35, batch=2),
-    "more columns than a tile, gru": Case(GRU, 2, 1, 35, batch=2, reset=True),
     "lstm float32": Case(LSTM, 3, 2, 6, ODD, torch.float32, valid=True, reset=True),
     "gru float32": Case(GRU, 2, 1, 70, dtype=torch.float32, batch=2),
     "lstm bfloat16": Case(LSTM, 3, 2, 6, ODD, torch.bfloat16, steps=3),
-    "gru float16": Case(GRU, 2, 1, 5, ODD, torch.float16, steps=3),
+    "gru float16": Case(GRU, 2, 1, 5, ODD, torch.float16),
 }
 
 
@@ -131,7 +130,7 @@ def compare(case: Case, device: str) -> None:
 
 def check_nan(device: str) -> None:
     """NaN in one sample: the rule of selection, no word of it elsewhere, zero where idle."""
-    case = Case(LSTM, 3, 2, 3, steps=2, batch=4)
+    case = Case(LSTM, 3, 2, 3, steps=1, batch=4)
     clean = _problem(case)
     input, h = clean.input.detach().clone(), clean.state[0].detach().clone()
     input[0, 1] = torch.nan  # all scores: the first k

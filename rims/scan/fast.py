@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rims.checks import is_autocasting
 from rims.scan import hoisted, paths
+from rims.scan.function import ScanFunction
 from rims.scan.operator import scan_op
 from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.reference import ScanOutput
@@ -26,21 +27,27 @@ def scan(
     fresh: tuple[Tensor | None, ...] = (None, None)
     if reset is not None and cell.initial:
         fresh = cell.initial_state(input[0])
-    given = (input, state[0], _second(state), fresh[0], _second(fresh))
-    dtype = _computed_in(input, state[0])
-    tensors = [None if t is None else t.to(dtype) for t in given]
-    w = Weights(*(None if weight is None else weight.to(dtype) for weight in Weights.of(cell)))
+    tensors = [input, state[0], _second(state), fresh[0], _second(fresh)]
+    w = Weights.of(cell)
+    dtype = _computed_in(input)
+    if not all(t is None or t.dtype == dtype for t in (*tensors, w.hh)):
+        tensors = [None if t is None else t.to(dtype) for t in tensors]
+        w = Weights.each(lambda weight: weight.to(dtype), w)
     rules = Rules(cell.k, cell.communication.num_heads, cell.comm_reads == "state")
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*tensors, *w)
     )
-    if save or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         output, h, c, active, *_ = scan_op(*tensors, w.given(), reset, valid, *rules, path, save)
+    elif save:
+        kind = paths.recurrence(path)
+        output, h, c, active = ScanFunction.apply(*tensors, reset, valid, rules, kind, *w)  # type: ignore[no-untyped-call]
     else:
+        # Not through the function either: for a single step that would take as long as the step.
         output, h, c, active = _directly(path, tensors, Flags(reset, valid), w, rules)
     stored = state[0].dtype
-    parts = (h, c)[: cell.num_states]
-    return ScanOutput(output.to(stored), tuple(p.to(stored) for p in parts), active, None, None)
+    parts = tuple(part.to(stored) for part in (h, c)[: cell.num_states])
+    return ScanOutput(output.to(stored), parts, active, None, None)
 
 
 @torch.no_grad()
@@ -50,23 +57,19 @@ def _directly(
     flags: Flags,
     w: Weights,
     rules: Rules,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Past the operator, whose dispatch takes as long as a short step."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     input, *states = tensors
     assert input is not None
-    with torch.autocast(input.device.type, enabled=False):
-        out, _ = hoisted.forward(
-            paths.recurrence(path), input.contiguous(), States(*states), flags, w, rules, save=False
-        )
-    last_c = out.h[-1] if out.c is None else out.c[-1].clone()
-    return out.h, out.h[-1].clone(), last_c, out.active
+    kind = paths.recurrence(path)
+    out, _ = hoisted.forward(kind, input, States(*states), flags, w, rules, save=False)  # type: ignore[arg-type]
+    return out.h, out.h[-1].clone(), None if out.c is None else out.c[-1].clone(), out.active
 
 
 def _second(parts: tuple[Tensor | None, ...]) -> Tensor | None:
     return parts[1] if len(parts) > 1 else None
 
 
-def _computed_in(input: Tensor, h: Tensor) -> torch.dtype:
+def _computed_in(input: Tensor) -> torch.dtype:
     """The type of all arithmetic: on a CPU at least single precision, which is faster there too."""
     dtype = input.dtype
     if is_autocasting(input.device.type) and dtype != torch.float64:

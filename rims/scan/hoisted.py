@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rims.checks import is_autocasting
 from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
 
 #: Rows (steps times batch) of a chunk: enough for full speed of a matrix product.
 CHUNK_ROWS = 2048
+
+#: Fewer rows than this are multiplied by two matrices rather than by a copy of both side by side.
+FEW_ROWS = 128
 
 
 class Saved(NamedTuple):
@@ -27,6 +33,7 @@ class Saved(NamedTuple):
     sequence: Sequence
     key_value: Tensor  # (T, B, dk + A), x W^k beside x W^v
     inputs: Hoisted  # (T, B, ...)
+    recurrence: Recurrence | None = None  # of the way there, to be used again
 
 
 class Gradients(NamedTuple):
@@ -48,10 +55,23 @@ def forward(
     save: bool,
 ) -> tuple[Sequence, Saved | None]:
     """Run ``input`` (T, B, I) and, if ``save``, keep what :func:`backward` needs."""
+    with _exactly(input):
+        return _forward(kind, input.contiguous(), states, flags, w, rules, save)
+
+
+def _forward(
+    kind: type[Recurrence],
+    input: Tensor,
+    states: States,
+    flags: Flags,
+    w: Weights,
+    rules: Rules,
+    save: bool,
+) -> tuple[Sequence, Saved | None]:
     steps, batch, _ = input.shape
     out = _empty_sequence(input, states, w)
     recurrence = kind(w, rules, states, flags)
-    side = _InputSide(w, input.dtype)
+    side = _InputSide(w)
     sizes = (side.key_value.shape[1], w.num_rims * w.unit_size, w.num_rims * w.hh.shape[1])
     length = steps if save else _chunk_length(batch, steps)
     key_value, query_side, gate_side = (input.new_empty(length, batch, size) for size in sizes)
@@ -60,7 +80,7 @@ def forward(
         inputs = Hoisted(query_side[where], gate_side[where])
         side.project(input[first:last], key_value[where], inputs)
         recurrence.forward(first, inputs, out)
-    kept = Saved(out, key_value, Hoisted(query_side, gate_side)) if save else None
+    kept = Saved(out, key_value, Hoisted(query_side, gate_side), recurrence) if save else None
     return out, kept
 
 
@@ -78,16 +98,31 @@ def backward(
     input_needs_grad: bool,
 ) -> Gradients:
     """Gradients by hand-written backpropagation through time; ``carry`` ends at the first step."""
+    with _exactly(input):
+        recurrence = saved.recurrence or kind(w, rules, states, flags)
+        return _backward(
+            recurrence, grad_output, carry, input.contiguous(), saved, input_needs_grad
+        )
+
+
+def _backward(
+    recurrence: Recurrence,
+    grad_output: Tensor,
+    carry: Carry,
+    input: Tensor,
+    saved: Saved,
+    input_needs_grad: bool,
+) -> Gradients:
     steps, batch, _ = input.shape
-    recurrence = kind(w, rules, states, flags)
-    side = _InputSide(w, input.dtype)
+    w = recurrence.w
+    side = _InputSide(w)
     sums = _WeightSums(w, side)
-    slots = rules.k if kind.packs_active else w.num_rims
+    slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
     buffer = _empty_gradients(input, w, _chunk_length(batch, steps), slots)
     grad_input = torch.empty_like(input) if input_needs_grad else None
     for first, last in reversed(list(_chunks(batch, steps))):
         chunk = slice(first, last)
-        part = LoopGradients(*(b[: last - first] for b in buffer[:-1]), bias_ih=buffer.bias_ih)
+        part = buffer.first_steps(last - first)
         inputs = Hoisted(saved.inputs.query_side[chunk], saved.inputs.gate_side[chunk])
         recurrence.backward(first, inputs, saved.sequence, grad_output[chunk], carry, part)
         d_key_value = sums.add(part, input[chunk], saved.key_value[chunk])
@@ -96,20 +131,36 @@ def backward(
     return Gradients(grad_input, carry, sums.result(buffer.bias_ih))
 
 
+def _exactly(input: Tensor) -> AbstractContextManager[object]:
+    """The types are settled by now: autocast would change them again."""
+    device = input.device.type
+    return torch.autocast(device, enabled=False) if is_autocasting(device) else nullcontext()
+
+
 class _InputSide:
     """The weights of the input side in the form of three products."""
 
-    def __init__(self, w: Weights, dtype: torch.dtype) -> None:
-        self.key_size = w.input_key.shape[1]
-        self.scale = 1 / math.sqrt(self.key_size)
-        self.key_value = torch.cat([w.input_key, w.input_value], dim=1)  # (I, dk + A)
+    def __init__(self, w: Weights) -> None:
+        self.w = w
+        self.sizes = [w.input_key.shape[1], w.input_value.shape[1]]  # dk, A
+        self.scale = 1 / math.sqrt(self.sizes[0])
         self.query = w.input_query.flatten(0, 1) * self.scale  # (N d, dk)
         self.ih = w.ih.flatten(0, 1)  # (N G d, A)
 
+    @cached_property
+    def key_value(self) -> Tensor:
+        """W^k beside W^v, (I, dk + A)."""
+        return torch.cat([self.w.input_key, self.w.input_value], dim=1)
+
     def project(self, input: Tensor, key_value: Tensor, out: Hoisted) -> None:
         """Fill ``key_value`` and ``out`` from ``input``, (L, B, I)."""
-        torch.mm(_rows(input), self.key_value, out=_rows(key_value))
-        key, value = _rows(key_value).split([self.key_size, self.ih.shape[1]], dim=1)
+        rows = _rows(input)
+        key, value = _rows(key_value).split_with_sizes(self.sizes, dim=1)
+        if len(rows) < FEW_ROWS:
+            torch.mm(rows, self.w.input_key, out=key)
+            torch.mm(rows, self.w.input_value, out=value)
+        else:
+            torch.mm(rows, self.key_value, out=_rows(key_value))
         torch.mm(key, self.query.mT, out=_rows(out.query_side))
         torch.mm(value, self.ih.mT, out=_rows(out.gate_side))
 
@@ -119,56 +170,75 @@ class _WeightSums:
 
     def __init__(self, w: Weights, side: _InputSide) -> None:
         self.w, self.side = w, side
-        self.key_value = torch.zeros_like(side.key_value)
-        self.query = torch.zeros_like(side.query)
-        self.ih = torch.zeros_like(side.ih)
-        self.hh = torch.zeros_like(w.hh)
-        self.bias_hh = torch.zeros_like(w.hh[..., 0])
-        self.qkv = [torch.zeros_like(p) for p in (w.comm_query, w.comm_key, w.comm_value)]
-        self.output_gate = w.output.new_zeros(2 * w.unit_size, w.output.shape[1])
-        self.output_gate_bias = w.output.new_zeros(2 * w.unit_size)
+        self.key_value = torch.empty_like(side.key_value)
+        self.query = torch.empty_like(side.query)
+        self.ih = torch.empty_like(side.ih)
+        self.hh = torch.empty_like(w.hh, memory_format=torch.contiguous_format)
+        self.bias_hh = w.hh.new_empty(side.ih.shape[0])
+        self.qkv_sizes = [p.shape[2] for p in (w.comm_query, w.comm_key, w.comm_value)]
+        self.qkv = w.hh.new_empty(w.num_rims, w.unit_size, sum(self.qkv_sizes))
+        self.output_gate = w.output.new_empty(2 * w.unit_size, w.output.shape[1])
+        self.output_gate_bias = w.output.new_empty(2 * w.unit_size)
+        self._so_far = 0.0  # what the sums above count for: nothing before the first chunk
 
     def add(self, part: LoopGradients, input: Tensor, key_value: Tensor) -> Tensor:
         """Add what a chunk contributes; return the gradient of its keys and values, (rows, .)."""
-        w, side = self.w, self.side
+        w, side, beta = self.w, self.side, self._so_far
         d_query_side, d_gate_side = _rows(part.query_side), _rows(part.gate_side)
-        key, value = _rows(key_value).split([side.key_size, side.ih.shape[1]], dim=1)
-        self.query.addmm_(d_query_side.mT, key, alpha=side.scale)
-        self.ih.addmm_(d_gate_side.mT, value)
+        key, value = _rows(key_value).split_with_sizes(side.sizes, dim=1)
+        self.query.addmm_(d_query_side.mT, key, alpha=side.scale, beta=beta)
+        self.ih.addmm_(d_gate_side.mT, value, beta=beta)
         d_key_value = torch.empty_like(_rows(key_value))
-        d_key, d_value = d_key_value.split([side.key_size, side.ih.shape[1]], dim=1)
+        d_key, d_value = d_key_value.split_with_sizes(side.sizes, dim=1)
         torch.mm(d_query_side, side.query, out=d_key)
         torch.mm(d_gate_side, side.ih, out=d_value)
-        self.key_value.addmm_(_rows(input).mT, d_key_value)
+        self.key_value.addmm_(_rows(input).mT, d_key_value, beta=beta)
 
-        d_gates = _groups(part.state_gates, w.num_rims)
-        self.hh.baddbmm_(d_gates.mT, _groups(part.h_prev, w.num_rims))
-        self.bias_hh.add_(_rows(part.state_gates).sum(0).view_as(self.bias_hh))
-        spoken = _groups(part.spoken, w.num_rims).mT
-        d_qkv = _groups(part.qkv.flatten(2), w.num_rims)
-        for total, d_part in zip(
-            self.qkv, d_qkv.split([p.shape[2] for p in self.qkv], dim=2), strict=True
-        ):
-            total.baddbmm_(spoken, d_part)
+        d_gates, h_prev = _groups(part.state_gates, w.num_rims), _groups(part.h_prev, w.num_rims)
+        self.hh.baddbmm_(d_gates.mT, h_prev, beta=beta)
+        spoken, d_qkv = _groups(part.spoken, w.num_rims), _groups(part.qkv.flatten(2), w.num_rims)
+        self.qkv.baddbmm_(spoken.mT, d_qkv, beta=beta)
         d_output_gate = part.output_gate.flatten(0, 2)
-        self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2))
-        self.output_gate_bias.add_(d_output_gate.sum(0))
+        self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2), beta=beta)
+        for total, rows in (
+            (self.bias_hh, _rows(part.state_gates)),
+            (self.output_gate_bias, d_output_gate),
+        ):
+            if beta:
+                total.add_(rows.sum(0))
+            else:
+                torch.sum(rows, 0, out=total)
+        self._so_far = 1.0
         return d_key_value
 
     def result(self, bias_ih: Tensor) -> Weights:
         """The sums, in the shapes of the parameters, none in memory of another."""
         w = self.w
-        d_key, d_value = self.key_value.split([self.side.key_size, w.ih.shape[2]], dim=1)
-        d_output, d_gate = self.output_gate.chunk(2)
-        output_bias, gate_bias = self.output_gate_bias.chunk(2)
+        input_key, input_value = _parted(self.key_value, self.side.sizes, dim=1)
+        comm_query, comm_key, comm_value = _parted(self.qkv, self.qkv_sizes, dim=2)
+        output, gate = _parted(self.output_gate, [w.unit_size] * 2, dim=0)
+        output_bias, gate_bias = _parted(self.output_gate_bias, [w.unit_size] * 2, dim=0)
         return Weights(
-            d_key.clone(memory_format=torch.contiguous_format), d_value.clone(memory_format=torch.contiguous_format), self.query.view_as(w.input_query),
-            self.ih.view_as(w.ih), self.hh, *self.qkv, d_output.clone(memory_format=torch.contiguous_format), d_gate.clone(memory_format=torch.contiguous_format),
+            input_key,
+            input_value,
+            self.query.view_as(w.input_query),
+            self.ih.view_as(w.ih),
+            self.hh,
+            comm_query,
+            comm_key,
+            comm_value,
+            output,
+            gate,
             None if w.bias_ih is None else bias_ih,
-            None if w.bias_hh is None else self.bias_hh,
-            None if w.output_bias is None else output_bias.clone(memory_format=torch.contiguous_format),
-            None if w.gate_bias is None else gate_bias.clone(memory_format=torch.contiguous_format),
-        )  # fmt: skip
+            None if w.bias_hh is None else self.bias_hh.view_as(w.bias_hh),
+            None if w.output_bias is None else output_bias,
+            None if w.gate_bias is None else gate_bias,
+        )
+
+
+def _parted(whole: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
+    parts = whole.split_with_sizes(sizes, dim=dim)
+    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 def _empty_sequence(input: Tensor, states: States, w: Weights) -> Sequence:

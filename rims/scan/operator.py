@@ -1,7 +1,7 @@
-"""A whole sequence as one operator, ``torch.ops.rims.scan``.
+"""A whole sequence as one operator, ``torch.ops.rims.scan``, for compiled and exported graphs.
 
-Autograd, ``torch.compile`` and ``torch.export`` see a single node with a gradient of its own; what
-computes it is chosen before, by name.
+``torch.compile`` and ``torch.export`` see a single node with a gradient of its own; what computes
+it is chosen before, by name. Eager code takes the shorter way of :mod:`rims.scan.function`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rims.scan import hoisted, paths, unrolled
 from rims.scan.problem import Flags, Rules, States, Weights
-from rims.scan.recurrence import Carry, Hoisted, Sequence
+from rims.scan.recurrence import Hoisted, Sequence, new_carry
 
 #: Everything the operator takes that has a gradient, then what steers it.
 _Schema = (
@@ -43,16 +43,15 @@ def scan_op(
     save: bool,
 ) -> tuple[Tensor, ...]:
     """h of every step, the last h, the last c, active; c of every step, x W, U, G."""
-    with torch.autocast(input.device.type, enabled=False):
-        out, saved = hoisted.forward(
-            paths.recurrence(path),
-            input.contiguous(),
-            States(h, c, fresh_h, fresh_c),
-            Flags(reset, valid),
-            Weights(*weights),
-            Rules(k, num_heads, reads_state),
-            save=save,
-        )
+    out, saved = hoisted.forward(
+        paths.recurrence(path),
+        input,
+        States(h, c, fresh_h, fresh_c),
+        Flags(reset, valid),
+        Weights(*weights),
+        Rules(k, num_heads, reads_state),
+        save=save,
+    )
     last_c = None if out.c is None else out.c[-1].clone()
     kept = (None,) * 4 if saved is None else (out.c, saved.key_value, *saved.inputs)
     return tuple(_present(input, (out.h, out.h[-1].clone(), last_c, out.active, *kept)))
@@ -136,25 +135,19 @@ def scan_backward_op(
 ) -> list[Tensor]:
     """Gradients of input (empty if not needed), h, c, fresh h and c (GRU: empty), and weights."""
     sequence = Sequence(output, None if c is None else all_c, active)
-    carry = Carry(
-        grad_h.clone(memory_format=torch.contiguous_format),
-        None if c is None else grad_c.clone(memory_format=torch.contiguous_format),
-        torch.zeros_like(h),
-        None if c is None else torch.zeros_like(c),
+    carry = new_carry(grad_h, None if c is None else grad_c)
+    gradients = hoisted.backward(
+        paths.recurrence(path),
+        grad_output,
+        carry,
+        input,
+        States(h, c, fresh_h, fresh_c),
+        Flags(reset, valid),
+        Weights(*weights),
+        Rules(k, num_heads, reads_state),
+        hoisted.Saved(sequence, key_value, Hoisted(query_side, gate_side)),
+        input_needs_grad=input_needs_grad,
     )
-    with torch.autocast(input.device.type, enabled=False):
-        gradients = hoisted.backward(
-            paths.recurrence(path),
-            grad_output,
-            carry,
-            input.contiguous(),
-            States(h, c, fresh_h, fresh_c),
-            Flags(reset, valid),
-            Weights(*weights),
-            Rules(k, num_heads, reads_state),
-            hoisted.Saved(sequence, key_value, Hoisted(query_side, gate_side)),
-            input_needs_grad=input_needs_grad,
-        )
     parts = (gradients.input, carry.h, carry.c, carry.fresh_h, carry.fresh_c)
     return _present(input, parts) + gradients.w.given()
 
@@ -204,10 +197,10 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
             input,
             States(h, c, fresh_h, fresh_c),
             Flags(reset, valid),
-            weights,
+            Weights(*weights),
             Rules(k, num_heads, reads_state),
         )
-        return (*gradients[:5], gradients[5:], *nothing)
+        return (*gradients[:5], gradients[5 : 5 + len(weights)], *nothing)
     needs = ctx.needs_input_grad[0]
     given = (*grads[:3], output, active, *kept, needs, *states, weights, reset, valid, *ctx.rules)
     d_input, *d_states = torch.ops.rims.scan_backward(*given)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rims.scan.problem import why_not
+from rims.scan.problem import Weights, why_not
 from rims.scan.recurrence import Recurrence, TorchRecurrence
 from rims.step import RIMCell
 
@@ -20,20 +18,30 @@ from rims.step import RIMCell
 #: the CPU. ``triton``: kernels for CUDA.
 Path = Literal["reference", "torch", "native", "triton"]
 
-_forced: ContextVar[Path | None] = ContextVar("rims_scan_path", default=None)
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+
+class _Forced:
+    """Where :func:`scan_path` leaves its argument; TorchDynamo traces no context variables."""
+
+    path: Path | None = None
+
+
+_forced = _Forced()
 
 
 @contextmanager
 def scan_path(path: Path | None) -> Iterator[None]:
     """Compute sequences one particular way while open; ``None`` is the choice made by default.
 
-    By default a RIM layer takes the fastest way there is for its device, type and options.
+    By default a RIM layer takes the fastest way there is for its device, type and options. The
+    setting holds for the whole process.
 
     Args:
         path: ``"reference"`` loops over the cell and is differentiated by autograd: slow, and
             what all others are tested against. ``"torch"`` has the input side before the loop and
             a gradient of its own, in PyTorch on any device. ``"native"`` is machine code for the
-            CPU, compiled by Numba on first use. ``"triton"`` runs on CUDA.
+            CPU, compiled by Numba on first use. ``"triton"`` runs on CUDA, and only if asked for.
 
     Raises:
         ValueError: for another name.
@@ -46,11 +54,11 @@ def scan_path(path: Path | None) -> Iterator[None]:
     """
     if path is not None and path not in get_args(Path):
         raise ValueError(f"scan_path: expected one of {get_args(Path)} or None; got {path!r}.")
-    token = _forced.set(path)
+    before, _forced.path = _forced.path, path
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.path = before
 
 
 def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
@@ -59,7 +67,7 @@ def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
     Raises:
         RuntimeError: if a way is asked for that cannot be taken.
     """
-    forced = _forced.get()
+    forced = _forced.path
     if forced == "reference":
         return "reference"
     obstacle = "recording attentions" if record else why_not(cell) or _obstacle(input)
@@ -70,10 +78,8 @@ def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
         return forced
     if obstacle:
         return "reference"
-    for path in ("triton", "native"):
-        if unavailable(path, input, cell) is None:
-            return path
-    return "torch"
+    # Triton's kernels are taken only when asked for: they have not been run on a real GPU yet.
+    return "native" if unavailable("native", input, cell) is None else "torch"
 
 
 def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
@@ -81,11 +87,11 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
     if path == "native":
         if input.device.type != "cpu":
             return f"it is for the CPU, the input is on {input.device.type}"
-        return None if _has_numba() else "numba is not installed"
+        return None if _HAS_NUMBA else "numba is not installed"
     if path == "triton":
-        if input.device.type != "cuda":
-            return f"it is for CUDA, the input is on {input.device.type}"
-        return None if _has_triton() else "triton is not installed"
+        from rims.scan import triton
+
+        return triton.why_not(input.device, input.dtype, Weights.of(cell))
     return None
 
 
@@ -95,15 +101,21 @@ def recurrence(path: str) -> type[Recurrence]:
         from rims.scan.native.recurrence import NativeRecurrence
 
         return NativeRecurrence
+    if path == "triton":
+        from rims.scan.triton import TritonRecurrence
+
+        return TritonRecurrence
     return TorchRecurrence
 
 
 def _obstacle(input: Tensor) -> str | None:
     """What about a call, not its layer, only the readable loop can do."""
+    if torch.onnx.is_in_onnx_export():
+        return "it is being exported to ONNX"
     if torch.compiler.is_compiling():
         return None
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        return "it is being traced or exported to ONNX"
+    if torch._C._get_tracing_state() is not None:
+        return "it is being traced"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms it"
     if type(input) is not Tensor and type(input) is not torch.nn.Parameter:
@@ -113,13 +125,3 @@ def _obstacle(input: Tensor) -> str | None:
     if input.device.type == "meta" or 0 in input.shape:
         return "there is nothing to compute"
     return None
-
-
-@cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
-@cache
-def _has_triton() -> bool:
-    return False

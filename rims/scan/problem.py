@@ -5,6 +5,7 @@ A custom operator takes tensors, not modules. This is the form they have on the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -48,6 +49,11 @@ class Weights(NamedTuple):
     def given(self) -> list[Tensor]:
         """The tensors that are there, in order; the form an operator takes."""
         return [weight for weight in self if weight is not None]
+
+    @classmethod
+    def each(cls, change: Callable[[Tensor], Tensor], weights: Weights) -> Weights:
+        """``weights``, changed one by one."""
+        return cls(*(None if w is None else change(w) for w in weights))  # type: ignore[arg-type]
 
     @classmethod
     def of(cls, cell: RIMCell) -> Weights:

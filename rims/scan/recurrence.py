@@ -44,6 +44,11 @@ class LoopGradients(NamedTuple):
     read: Tensor  # (L, B, V, M dv), what they got
     bias_ih: Tensor  # (N, G d), of the input's half of the gates, summed over all steps so far
 
+    def first_steps(self, count: int) -> LoopGradients:
+        """Room for ``count`` steps, in the same memory."""
+        *steps, bias_ih = self
+        return LoopGradients(*(part[:count] for part in steps), bias_ih=bias_ih)  # type: ignore[misc]
+
 
 class Carry(NamedTuple):
     """Gradients that go back in time, changed in place."""
@@ -52,6 +57,18 @@ class Carry(NamedTuple):
     c: Tensor | None
     fresh_h: Tensor  # (B, D), of what resets put in place of the state; all of them summed
     fresh_c: Tensor | None
+
+
+def new_carry(grad_h: Tensor, grad_c: Tensor | None) -> Carry:
+    """The gradients of the last state, in memory of their own, and nothing of fresh states yet."""
+    own = [
+        None if g is None else g.clone(memory_format=torch.contiguous_format)
+        for g in (grad_h, grad_c)
+    ]
+    assert own[0] is not None
+    fresh = [None if g is None else torch.zeros_like(g) for g in own]
+    assert fresh[0] is not None
+    return Carry(own[0], own[1], fresh[0], fresh[1])
 
 
 class Recurrence(ABC):

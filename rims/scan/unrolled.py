@@ -13,21 +13,21 @@ from rims.scan.problem import Flags, Rules, States, Weights
 
 
 def gradients(
-    grad_outputs: tuple[Tensor, ...],
+    grad_outputs: tuple[Tensor | None, ...],
     input: Tensor,
     states: States,
     flags: Flags,
-    weights: list[Tensor],
+    w: Weights,
     rules: Rules,
 ) -> list[Tensor | None]:
     """Gradients of input, states and weights that can be differentiated again.
 
     ``grad_outputs`` are those of the output, the last h and the last c.
     """
-    arguments = [input, *states, *weights]
+    arguments = [input, *states, *w]
     sources = [a for a in arguments if a is not None and a.requires_grad]
     with torch.enable_grad():
-        outputs = _run(input, states, flags, Weights(*weights), rules)
+        outputs = _run(input, states, flags, w, rules)
         found = torch.autograd.grad(
             outputs, sources, grad_outputs[: len(outputs)], create_graph=True, allow_unused=True
         )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from rims.scan.native.matmul import matmul
 from rims.scan.native.simd import (
     inlined,
     kernel,
     load,
     load_up_to,
-    matmul,
     shifted,
     splat,
     store,
@@ -24,7 +24,7 @@ from rims.scan.native.simd import (
 
 @inlined
 def retreat(b: Any, t: int) -> None:
-    """Take the gradients from after step ``t``, which has just been computed again, to before it."""
+    """Take the gradients from after step ``t``, just computed again, to before it."""
     n, d, k, rows, block = b.n, b.d, b.k, b.rows, b.block_rows
     unit, gates, values = b.unit, b.g * b.d, b.m * b.dv
     width = 2 * b.m * b.dk + values
@@ -50,7 +50,7 @@ def retreat(b: Any, t: int) -> None:
 
 
 @inlined
-def line_of(b: Any, t: int, r: int) -> int:
+def line_of(b: Any, t: int, r: int) -> Any:
     """Row of sample ``r`` at step ``t`` in arrays that begin with FIRST."""
     return (t - b.first) * b.batch + b.row + r
 
@@ -135,59 +135,80 @@ def speech_gradient(b: Any, t: int) -> None:
 
 @kernel
 def attention_gradient(b: Any, t: int) -> None:
-    """Through the attention of active readers, to queries, keys and values, to what was said."""
-    n, k, rows = b.n, b.k, b.rows
-    width = 2 * b.m * b.dk + b.m * b.dv
-    d_qkv = shifted(b.d_qkv, line_of(b, t, 0) * n * width)
-    picked, chosen = b.s_picked, b.s_chosen
-    for r in range(rows):
-        own = shifted(d_qkv, r * n * width)
-        for j in range(0, n * width, b.lanes):
-            store_up_to(own, j, n * width - j, b.zero)
-        for a in range(k):
-            m = picked[r * k + a]
-            if chosen[r * n + m]:
-                for head in range(b.m):
-                    reader_gradient(b, r, a, m, head, own, width)
+    """Through the attention of active readers: gradients of queries, keys and values."""
+    n, width = b.n, 2 * b.m * b.dk + b.m * b.dv
+    for r in range(b.rows):
+        own = shifted(b.d_qkv, line_of(b, t, r) * n * width)
+        is_real = b.s_chosen[r * n + b.s_picked[r * b.k]] != 0  # in padding nothing is active
+        for m in range(n):
+            if not b.s_chosen[r * n + m]:  # what is idle asked nothing
+                filled = b.m * b.dk if is_real else width
+                for j in range(0, filled, b.lanes):
+                    store_up_to(own, m * width + j, filled - j, b.zero)
+        if is_real:
+            for head in range(b.m):
+                value_gradient(b, r, head, own, width)
+                score_gradient(b, r, head)
+                key_gradient(b, r, head, own, width)
 
 
 @inlined
-def reader_gradient(b: Any, r: int, a: int, m: int, head: int, own: Any, width: int) -> None:
-    """One head of reader ``m``: add to ``own``, the gradients (N, W) of a sample."""
-    n, dk, dv, heads, stride = b.n, b.dk, b.dv, b.m, b.width
-    qkv = shifted(b.s_qkv, r * stride)
-    weights = shifted(b.s_alpha, ((r * b.k + a) * heads + head) * b.others)
-    d_weights = b.s_score  # room for N numbers, free by now
-    read = (r * b.k + a) * b.heads + head * dv
-    d_read = b.s_d_read
-    at_value = 2 * heads * dk + head * dv
-    scale = b.scale
-    mean = total(b.zero)
-    for other in range(n):
-        value = other * b.block_rows * stride + at_value
-        sums = b.zero
+def value_gradient(b: Any, r: int, head: int, own: Any, width: int) -> None:
+    """Of values, to ``own`` (N, W), and of the weights, to D_ALPHA (k, N)."""
+    n, k, dv, others = b.n, b.k, b.dv, b.others
+    at = 2 * b.m * b.dk + head * dv
+    for m in range(n):
+        value = (m * b.block_rows + r) * b.width + at
         for j in range(0, dv, b.lanes):
-            gradient = load_up_to(d_read, read + j, dv - j)
-            sums = sums + gradient * load_up_to(qkv, value + j, dv - j)
-            place = other * width + at_value + j
-            so_far = load_up_to(own, place, dv - j)
-            store_up_to(own, place, dv - j, so_far + splat(weights[other]) * gradient)
-        d_weights[other] = total(sums)
-        mean += weights[other] * d_weights[other]
-    query = m * b.block_rows * stride + head * dk
-    at_key = heads * dk + head * dk
+            value_j, d_value = load_up_to(b.s_qkv, value + j, dv - j), b.zero
+            for a in range(k):
+                d_read = load_up_to(b.s_d_read, (r * k + a) * b.heads + head * dv + j, dv - j)
+                weight = b.s_alpha[((r * k + a) * b.m + head) * others + m]
+                d_value = d_value + splat(weight) * d_read
+                partial = total(d_read * value_j)
+                place = a * others + m
+                b.s_d_alpha[place] = partial if j == 0 else b.s_d_alpha[place] + partial
+            store_up_to(own, m * width + at + j, dv - j, d_value)
+
+
+@inlined
+def score_gradient(b: Any, r: int, head: int) -> None:
+    """From the weights to the scores before the softmax, in place."""
+    n, k, others = b.n, b.k, b.others
+    for a in range(k):
+        weights = shifted(b.s_alpha, ((r * k + a) * b.m + head) * others)
+        d_weights = shifted(b.s_d_alpha, a * others)
+        sums = b.zero
+        for j in range(0, n, b.lanes):
+            sums = sums + load_up_to(weights, j, n - j) * load_up_to(d_weights, j, n - j)
+        mean, scale = splat(total(sums)), splat(b.scale)
+        for j in range(0, n, b.lanes):
+            d_score = load(weights, j) * (load(d_weights, j) - mean) * scale
+            store_up_to(d_weights, j, n - j, d_score)
+
+
+@inlined
+def key_gradient(b: Any, r: int, head: int, own: Any, width: int) -> None:
+    """Of keys and of the queries of active mechanisms, to ``own``."""
+    n, k, dk, others = b.n, b.k, b.dk, b.others
+    at = b.m * dk + head * dk
     for j in range(0, dk, b.lanes):
         left = dk - j
-        query_j = load_up_to(qkv, query + j, left)
-        d_query = b.zero
-        for other in range(n):
-            d_score = splat(weights[other] * (d_weights[other] - mean) * scale)
-            key = other * b.block_rows * stride + at_key
-            d_query = d_query + d_score * load_up_to(qkv, key + j, left)
-            place = other * width + at_key + j
-            store_up_to(own, place, left, load_up_to(own, place, left) + d_score * query_j)
-        place = m * width + head * dk + j
-        store_up_to(own, place, left, load_up_to(own, place, left) + d_query)
+        for m in range(n):
+            d_key = b.zero
+            for a in range(k):
+                query = (b.s_picked[r * k + a] * b.block_rows + r) * b.width + head * dk + j
+                d_score = splat(b.s_d_alpha[a * others + m])
+                d_key = d_key + d_score * load_up_to(b.s_qkv, query, left)
+            store_up_to(own, m * width + at + j, left, d_key)
+        for a in range(k):
+            d_query = b.zero
+            for m in range(n):
+                key = (m * b.block_rows + r) * b.width + at + j
+                d_score = splat(b.s_d_alpha[a * others + m])
+                d_query = d_query + d_score * load_up_to(b.s_qkv, key, left)
+            place = b.s_picked[r * k + a] * width + head * dk + j
+            store_up_to(own, place, left, d_query)
 
 
 @kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rims.scan.native.back import carry, retreat
-from rims.scan.native.forward import advance, begin, commit, restore
+from rims.scan.native.forward import advance, begin, commit, prepare, restore
 from rims.scan.native.simd import kernel, store_up_to
 from rims.scan.native.table import own_block, take_next
 
@@ -18,6 +18,7 @@ def forward(a: Any) -> None:
         if block >= a.blocks:
             return
         b = own_block(a, block)
+        prepare(b)
         restore(b, b.first)
         for t in range(b.first, b.last):
             begin(b, t)
@@ -33,6 +34,7 @@ def back(a: Any) -> None:
         if block >= a.blocks:
             return
         b = own_block(a, block)
+        prepare(b)
         for j in range(0, b.n * b.gate, b.lanes):
             store_up_to(b.s_d_bias, j, b.n * b.gate - j, b.zero)
         carry(b, False)

@@ -8,18 +8,21 @@ and what a step writes is read again from the nearest cache. ``b`` is the block'
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numba import uint8
 
+from rims.scan.native.matmul import matmul
 from rims.scan.native.simd import (
     exp,
     first,
     inlined,
     kernel,
+    larger,
+    largest,
     load,
     load_up_to,
-    matmul,
     shifted,
     sigmoid,
     splat,
@@ -28,6 +31,13 @@ from rims.scan.native.simd import (
     tanh,
     total,
 )
+
+
+@kernel
+def prepare(b: Any) -> None:
+    """Fill weights of others that are not there: -inf, which a softmax passes over."""
+    for i in range(b.rows * b.k * b.m * b.others):
+        b.s_alpha[i] = -math.inf
 
 
 @kernel
@@ -146,7 +156,7 @@ def lstm(b: Any, t: int) -> None:
         m, r = line // b.rows, line % b.rows
         row = m * b.block_rows + r
         origin = (((t - b.first) * b.batch + b.row + r) * n + m) * 4 * d
-        bias = shifted(biases, m * b.gate)
+        bias = shifted(biases, m * 4 * d)
         gates, unit = shifted(pre, row * b.gate), row * b.unit
         p = splat(share[r * n + m])
         for j in range(0, d, b.lanes):
@@ -169,7 +179,7 @@ def lstm(b: Any, t: int) -> None:
 @inlined
 def gate_of(gates: Any, side: Any, origin: int, bias: Any, share: Any, j: int, left: int) -> Any:
     """A gate before its nonlinearity: state's part, input's part and bias."""
-    return load(gates, j) + (share * load_up_to(side, origin + j, left) + load(bias, j))
+    return load(gates, j) + (share * load_up_to(side, origin + j, left) + load_up_to(bias, j, left))
 
 
 @kernel
@@ -184,15 +194,17 @@ def gru(b: Any, t: int) -> None:
         m, sample = line // b.rows, line % b.rows
         row = m * b.block_rows + sample
         origin = (((t - b.first) * b.batch + b.row + sample) * n + m) * 3 * d
-        bias, bias_hh = shifted(biases, m * b.gate), shifted(biases_hh, m * b.gate)
+        bias, bias_hh = shifted(biases, m * 3 * d), shifted(biases_hh, m * 3 * d)
         gates, unit = shifted(pre, row * b.gate), row * b.unit
         p = splat(share[sample * n + m])
         for j in range(0, d, b.lanes):
             left = d - j
-            r = sigmoid(gate_of(gates, side, origin, bias, p, j, left) + load(bias_hh, j))
-            z = sigmoid(gate_of(gates, side, origin, bias, p, d + j, left) + load(bias_hh, d + j))
-            h_n = load(gates, 2 * d + j) + load(bias_hh, 2 * d + j)
-            x_n = p * load_up_to(side, origin + 2 * d + j, left) + load(bias, 2 * d + j)
+            s_r = gate_of(gates, side, origin, bias, p, j, left)
+            s_z = gate_of(gates, side, origin, bias, p, d + j, left)
+            h_n = load(gates, 2 * d + j) + load_up_to(bias_hh, 2 * d + j, left)
+            x_n = p * load_up_to(side, origin + 2 * d + j, left) + load_up_to(bias, 2 * d + j, left)
+            r = sigmoid(s_r + load_up_to(bias_hh, j, left))
+            z = sigmoid(s_z + load_up_to(bias_hh, d + j, left))
             new = tanh(x_n + r * h_n)
             store(h_cand, unit + j, new + z * (load(h, unit + j) - new))
             store(aux, unit + j, h_n)
@@ -216,65 +228,78 @@ def keep_idle(b: Any) -> None:
 
 @kernel
 def attend(b: Any) -> None:
-    """Communication of the active mechanisms: weights in ALPHA (R, k, M, .), what is read in READ."""
-    n, k, heads, dk, dv = b.n, b.k, b.m, b.dk, b.dv
-    block, width, others = b.block_rows, b.width, b.others
-    qkv, alpha, read = (
-        b.s_qkv, b.s_alpha, b.s_read
-    )  # fmt: skip
-    picked = b.s_picked
-    scale = b.scale
+    """Communication of active mechanisms: weights in ALPHA (R, k, M, N), what is read in READ.
+
+    In three passes over the readers of a sample, so that no number is fetched as part of a vector
+    just after it was written by itself, which would stall.
+    """
     for r in range(b.rows):
-        for a in range(k):
-            query = (picked[r * k + a] * block + r) * width
-            for head in range(heads):
-                weights = shifted(alpha, ((r * k + a) * heads + head) * others)
-                for m in range(n):
-                    key = (m * block + r) * width + heads * dk
-                    sums = b.zero
-                    for j in range(head * dk, head * dk + dk, b.lanes):
-                        left = head * dk + dk - j
-                        sums = sums + load_up_to(qkv, query + j, left) * load_up_to(
-                            qkv, key + j, left
-                        )
-                    weights[m] = total(sums) * scale
-                softmax(weights, n, b.lanes)
-                for j in range(0, dv, b.lanes):
-                    sums = b.zero
-                    for m in range(n):
-                        value = (m * block + r) * width + 2 * heads * dk + head * dv
-                        sums = sums + splat(weights[m]) * load_up_to(qkv, value + j, dv - j)
-                    store_up_to(read, (r * k + a) * b.heads + head * dv + j, dv - j, sums)
+        weights = shifted(b.s_alpha, r * b.k * b.m * b.others)
+        for a in range(b.k):
+            for head in range(b.m):
+                scores(b, r, a, head, shifted(weights, (a * b.m + head) * b.others))
+        for line in range(b.k * b.m):
+            softmax(shifted(weights, line * b.others), b.n, b.others, b.lanes)
+        for a in range(b.k):
+            for head in range(b.m):
+                read_values(b, r, a, head, shifted(weights, (a * b.m + head) * b.others))
 
 
 @inlined
-def softmax(values: Any, count: int, lanes: int) -> None:
-    """Softmax of the first ``count`` values, in place."""
-    largest = values[0]
-    for i in range(1, count):
-        if values[i] > largest:
-            largest = values[i]
+def scores(b: Any, r: int, a: int, head: int, out: Any) -> None:
+    """Of active mechanism ``a`` with every mechanism, to ``out`` (N,)."""
+    query = (b.s_picked[r * b.k + a] * b.block_rows + r) * b.width + head * b.dk
+    for m in range(b.n):
+        key = (m * b.block_rows + r) * b.width + (b.m + head) * b.dk
+        sums = b.zero
+        for j in range(0, b.dk, b.lanes):
+            left = b.dk - j
+            query_j = load_up_to(b.s_qkv, query + j, left)
+            sums = sums + query_j * load_up_to(b.s_qkv, key + j, left)
+        out[m] = total(sums) * b.scale
+
+
+@inlined
+def read_values(b: Any, r: int, a: int, head: int, weights: Any) -> None:
+    """What active mechanism ``a`` reads with these weights, to READ."""
+    for j in range(0, b.dv, b.lanes):
+        left, sums = b.dv - j, b.zero
+        for m in range(b.n):
+            value = (m * b.block_rows + r) * b.width + 2 * b.m * b.dk + head * b.dv
+            sums = sums + splat(weights[m]) * load_up_to(b.s_qkv, value + j, left)
+        store_up_to(b.s_read, (r * b.k + a) * b.heads + head * b.dv + j, left, sums)
+
+
+@inlined
+def softmax(values: Any, count: int, room: int, lanes: int) -> None:
+    """Softmax of the first ``count`` values, in place; the rest of ``room`` is -inf and stays."""
+    if room == lanes:
+        powers = exp(load(values, 0) - splat(largest(load(values, 0))))
+        store_up_to(values, 0, count, powers / splat(total(powers)))
+        return
+    largest_yet = load(values, 0)
+    for j in range(lanes, room, lanes):
+        largest_yet = larger(largest_yet, load(values, j))
+    shift, sums = splat(largest(largest_yet)), exp(load(values, 0) - splat(largest(largest_yet)))
+    for j in range(lanes, room, lanes):
+        sums = sums + exp(load(values, j) - shift)
+    whole = splat(total(sums))
     for j in range(0, count, lanes):
-        store(values, j, exp(load(values, j) - splat(largest)))
-    sums = values[0]
-    for i in range(1, count):
-        sums += values[i]
-    for i in range(count):
-        values[i] /= sums
+        store_up_to(values, j, count - j, exp(load(values, j) - shift) / whole)
 
 
 @kernel
 def speak(b: Any) -> None:
     """What communication adds, as its two factors in place: tanh(output) beside sigmoid(gate)."""
-    d = b.d
-    out, bias = b.s_out, b.p_b_out
+    d, bias = b.d, b.p_b_out
     for line in range(b.rows * b.k):
-        pair = shifted(out, line * b.pair)
+        pair = shifted(b.s_out, line * b.pair)
         for j in range(0, d, b.lanes):
-            gate = sigmoid(load(pair, d + j) + load(bias, d + j))
-            output = tanh(load(pair, j) + load(bias, j))
-            store_up_to(pair, d + j, d - j, gate)
-            store_up_to(pair, j, d - j, output)
+            left = d - j
+            gate = sigmoid(load(pair, d + j) + load_up_to(bias, d + j, left))
+            output = tanh(load(pair, j) + load_up_to(bias, j, left))
+            store_up_to(pair, d + j, left, gate)
+            store_up_to(pair, j, left, output)
 
 
 @kernel

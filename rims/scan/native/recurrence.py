@@ -6,8 +6,10 @@ import math
 import struct
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rims.scan.native import build, threads
 from rims.scan.native import table as e
@@ -26,25 +28,16 @@ class NativeRecurrence(Recurrence):
     packs_active = True
 
     def __init__(self, w: Weights, rules: Rules, states: States, flags: Flags) -> None:
-        w = Weights(*(None if weight is None else weight.contiguous() for weight in w))
-        states = States(*(None if s is None else s.contiguous() for s in states))  # type: ignore[arg-type]
-        flags = Flags(*(None if flag is None else flag.contiguous() for flag in flags))
-        super().__init__(w, rules, states, flags)
+        super().__init__(w, rules, States(*map(_dense, states)), Flags(*map(_dense, flags)))  # type: ignore[arg-type]
         self.double = w.hh.dtype == torch.float64
         self.num_threads = torch.get_num_threads()
         self.sizes = self._sizes(states.h.shape[0])
-        self._packed: list[Tensor] = []
-        addresses = self._given() | self._pack() | self._scratch()
-        table = torch.zeros((1 + self.sizes["blocks"]) * e.SIZE, dtype=torch.int64)
-        self._shared = table[: e.SIZE]
-        self._table = table
-        flags = {
-            "has_reset": self.flags.reset, "has_valid": self.flags.valid,
-            "has_fresh": self.states.fresh_h,
-        }  # fmt: skip
-        scale = struct.unpack("q", struct.pack("d", 1 / math.sqrt(self.sizes["dk"])))[0]
-        given = {name: int(tensor is not None) for name, tensor in flags.items()}
-        self._set(self.sizes | addresses | given | {"scale": scale})
+        self._held: list[Tensor] = []  # what addresses in the table point to
+        self._entries = [0] * e.SIZE
+        self._table = np.empty((1 + self.sizes["blocks"]) * e.SIZE, dtype=np.int64)
+        self._arena = self._scratch()
+        self._set(self.sizes | self._given())
+        self._hold(**self._packed())
         self._is_packed_back = False
 
     def forward(self, first: int, inputs: Hoisted, out: Sequence) -> None:
@@ -63,7 +56,7 @@ class NativeRecurrence(Recurrence):
     ) -> None:
         """See :meth:`Recurrence.backward`."""
         if not self._is_packed_back:
-            self._set(self._pack_back())
+            self._hold(**self._packed_back())
             self._is_packed_back = True
         grad_output = grad_output.contiguous()
         tensors = {
@@ -80,13 +73,18 @@ class NativeRecurrence(Recurrence):
         out.bias_ih.add_(self._bias_sums())
 
     def _run(self, name: str) -> None:
-        self._shared[e.INDEX["next"]] = 0
+        self._table[: e.SIZE] = self._entries
         count = min(self.num_threads, self.sizes["blocks"])
-        threads.run(build.address(name, self.double), self._table.data_ptr(), count)
+        threads.run(build.address(name, self.double), self._table.ctypes.data, count)
 
     def _set(self, entries: dict[str, int]) -> None:
-        index = torch.tensor([e.INDEX[name] for name in entries])
-        self._shared[index] = torch.tensor(list(entries.values()), dtype=torch.int64)
+        for name, value in entries.items():
+            self._entries[e.INDEX[name]] = value
+
+    def _hold(self, **tensors: Tensor) -> None:
+        """Put the addresses of new tensors into the table, and keep them alive."""
+        self._held += tensors.values()
+        self._set({name: tensor.data_ptr() for name, tensor in tensors.items()})
 
     def _sizes(self, batch: int) -> dict[str, int]:
         w, rules = self.w, self.rules
@@ -112,41 +110,47 @@ class NativeRecurrence(Recurrence):
             "h0": self.states.h, "c0": self.states.c,
             "fresh_h": self.states.fresh_h, "fresh_c": self.states.fresh_c,
         }  # fmt: skip
-        return {name: _address(tensor) for name, tensor in tensors.items()}
+        addresses = {name: _address(tensor) for name, tensor in tensors.items()}
+        scale = 1 / math.sqrt(self.sizes["dk"])
+        return addresses | {
+            "has_reset": int(self.flags.reset is not None),
+            "has_valid": int(self.flags.valid is not None),
+            "has_fresh": int(self.states.fresh_h is not None),
+            "scale": struct.unpack("q", struct.pack("d", scale))[0],
+        }
 
-    def _pack(self) -> dict[str, int]:
+    def _packed(self) -> dict[str, Tensor]:
         """Weights as (in, out), rows padded to whole vectors."""
         w, s = self.w, self.sizes
-        bias_ih = torch.zeros_like(w.hh[..., 0]) if w.bias_ih is None else w.bias_ih
-        bias_hh = torch.zeros_like(w.hh[..., 0]) if w.bias_hh is None else w.bias_hh
-        if w.num_gates == 4:  # both halves of an LSTM's gates are only ever added
+        bias_ih, bias_hh, output_bias, gate_bias = w.bias_ih, w.bias_hh, w.output_bias, w.gate_bias
+        if bias_ih is None or bias_hh is None:
+            bias_ih = bias_hh = torch.zeros_like(w.hh[..., 0])
+        elif w.num_gates == 4:  # both halves of an LSTM's gates are only ever added
             bias_ih = bias_ih + bias_hh
-        zeros = torch.zeros_like(w.output[:, 0])
-        biases = [zeros if b is None else b for b in (w.output_bias, w.gate_bias)]
-        return self._keep(
-            p_hh=_padded(w.hh.mT, s["gate"]),
-            p_qkv=_padded(torch.cat([w.comm_query, w.comm_key, w.comm_value], 2), s["width"]),
-            p_out=_padded(torch.cat([w.output, w.gate]).mT, s["pair"]),
-            p_b_ih=_padded(bias_ih, s["gate"]),
-            p_b_hh=_padded(bias_hh, s["gate"]),
-            p_b_out=_padded(torch.cat(biases).unsqueeze(0), s["pair"]),
-        )
+        if output_bias is None or gate_bias is None:
+            output_bias = gate_bias = torch.zeros_like(w.output[:, 0])
+        qkv = torch.cat([w.comm_query, w.comm_key, w.comm_value], 2)
+        return {
+            "p_hh": _padded(w.hh.mT, s["gate"]),
+            "p_qkv": _padded(qkv, s["width"]),
+            "p_out": _padded(torch.cat([w.output, w.gate]).mT, s["pair"]),
+            "p_b_ih": bias_ih.contiguous(),
+            "p_b_hh": bias_hh.contiguous(),
+            "p_b_out": torch.cat([output_bias, gate_bias]),
+        }
 
-    def _pack_back(self) -> dict[str, int]:
+    def _packed_back(self) -> dict[str, Tensor]:
         """The same weights as (out, in)."""
         w, s = self.w, self.sizes
         qkv = torch.cat([w.comm_query, w.comm_key, w.comm_value], 2)
-        return self._keep(
-            p_hh_back=_padded(w.hh, s["unit"]),
-            p_qkv_back=_padded(qkv.mT, s["unit"]),
-            p_out_back=_padded(torch.cat([w.output, w.gate]), s["heads"]),
-        )
+        return {
+            "p_hh_back": _padded(w.hh, s["unit"]),
+            "p_qkv_back": _padded(qkv.mT, s["unit"]),
+            "p_out_back": _padded(torch.cat([w.output, w.gate]), s["heads"]),
+        }
 
-    def _keep(self, **tensors: Tensor) -> dict[str, int]:
-        self._packed += tensors.values()
-        return {name: tensor.data_ptr() for name, tensor in tensors.items()}
-
-    def _scratch(self) -> dict[str, int]:
+    def _scratch(self) -> Tensor:
+        """Room for what blocks write for themselves; their addresses go into the table."""
         s = self.sizes
         rows = s["block_rows"]
         all_units, readers = s["n"] * rows * s["unit"], rows * s["k"]
@@ -155,6 +159,7 @@ class NativeRecurrence(Recurrence):
             "s_picked": 2 * readers, "s_chosen": 2 * rows * s["n"],  # int64
             "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
             "s_alpha": readers * s["m"] * s["others"],
+            "s_d_alpha": s["k"] * s["others"],
             "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
             "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"],
         }  # fmt: skip
@@ -162,9 +167,10 @@ class NativeRecurrence(Recurrence):
         item = self.w.hh.element_size()
         sizes = [_round_up(c * item, 64) + VECTOR_BYTES for c in counts.values()]
         s["scratch_bytes"] = _round_up(sum(sizes), 64)
-        self._arena = torch.empty(s["blocks"] * s["scratch_bytes"] + 64, dtype=torch.uint8)
-        starts = accumulate(sizes, initial=_round_up(self._arena.data_ptr(), 64))
-        return dict(zip(counts, starts, strict=False))
+        arena = torch.empty(s["blocks"] * s["scratch_bytes"] + 64, dtype=torch.uint8)
+        starts = accumulate(sizes, initial=_round_up(arena.data_ptr(), 64))
+        self._set(dict(zip(counts, starts, strict=False)))
+        return arena
 
     def _range(self, first: int, inputs: Hoisted, did: Sequence) -> dict[str, int]:
         return {
@@ -176,7 +182,7 @@ class NativeRecurrence(Recurrence):
     def _bias_sums(self) -> Tensor:
         """Gradients of the gates' bias, which every block summed up for itself."""
         s, item = self.sizes, self.w.hh.element_size()
-        begin = int(self._shared[e.INDEX["s_d_bias"]]) - self._arena.data_ptr()
+        begin = self._entries[e.INDEX["s_d_bias"]] - self._arena.data_ptr()
         end = begin + (s["blocks"] - 1) * s["scratch_bytes"] + s["n"] * s["gate"] * item
         numbers = self._arena[begin:end].view(self.w.hh.dtype)
         shape = (s["blocks"], s["n"], s["g"] * s["d"])
@@ -184,11 +190,13 @@ class NativeRecurrence(Recurrence):
 
 
 def _padded(matrix: Tensor, width: int) -> Tensor:
-    """The matrix in memory of its own, zeros up to ``width`` columns and one vector beyond."""
-    padded = matrix.new_zeros(matrix.numel() // matrix.shape[-1] * width + VECTOR_BYTES)
-    lines = padded[:-VECTOR_BYTES].view(*matrix.shape[:-1], width)
-    lines[..., : matrix.shape[-1]] = matrix
-    return padded
+    """The matrix in order of its lines, zeros up to ``width`` columns."""
+    missing = width - matrix.shape[-1]
+    return F.pad(matrix, (0, missing)) if missing else matrix.contiguous()
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:

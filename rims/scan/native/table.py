@@ -18,68 +18,38 @@ from numba.extending import intrinsic, lower_getattr_generic
 
 from rims.scan.native.simd import Vec, constant, inlined
 
+# fmt: off
 NUMBERS = [
-    "next",
-    "blocks",
-    "block_rows",
-    "batch",
-    "first",
-    "last",
-    "n",
-    "k",
-    "d",
-    "g",
-    "m",
-    "dk",
-    "dv",
-    "reads_state",
-    "has_reset",
-    "has_valid",
-    "has_fresh",
-    "unit",
-    "gate",
-    "width",
-    "heads",
-    "pair",
-    "others",
-    "scratch_bytes",
-    "row",
-    "rows",
+    "next", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
+    "n", "k", "d", "g", "m", "dk", "dv", "reads_state", "has_reset", "has_valid", "has_fresh",
+    "unit", "gate", "width", "heads", "pair", "others", "scratch_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
 BYTES = ["reset", "valid", "active"]
 INTEGERS = ["s_picked", "s_chosen"]
-ARRAYS = (
+ARRAYS = [
     # the sequence: (T, B, .) from its first step
-    "h c h0 c0 fresh_h fresh_c "
+    "h", "c", "h0", "c0", "fresh_h", "fresh_c",
     # the input side of the steps from ``first`` on
-    "query_side gate_side "
+    "query_side", "gate_side",
     # weights packed as (in, out) with padded rows, for the way there and the way back
-    "p_hh p_qkv p_out p_b_ih p_b_hh p_b_out p_hh_back p_qkv_back p_out_back "
+    "p_hh", "p_qkv", "p_out", "p_b_ih", "p_b_hh", "p_b_out",
+    "p_hh_back", "p_qkv_back", "p_out_back",
     # gradients: of outputs, carried through time, and what LoopGradients names
-    "grad_h carry_h carry_c carry_fresh_h carry_fresh_c "
-    "d_query_side d_gate_side d_state_gates d_qkv d_output_gate h_prev spoken read"
-).split()
-SCRATCH = INTEGERS + [
-    "s_h",
-    "s_c",
-    "s_share",
-    "s_pre",
-    "s_aux",
-    "s_cand_h",
-    "s_cand_c",
-    "s_qkv",
-    "s_alpha",
-    "s_read",
-    "s_out",
-    "s_grad_h",
-    "s_grad_c",
-    "s_d_read",
-    "s_d_spoken",
-    "s_d_h",
-    "s_score",
-    "s_d_bias",
+    "grad_h", "carry_h", "carry_c", "carry_fresh_h", "carry_fresh_c",
+    "d_query_side", "d_gate_side", "d_state_gates", "d_qkv", "d_output_gate",
+    "h_prev", "spoken", "read",
 ]
+SCRATCH = [
+    *INTEGERS,
+    # state, candidates, and what lies between them
+    "s_h", "s_c", "s_share", "s_score", "s_pre", "s_aux", "s_cand_h", "s_cand_c",
+    # communication
+    "s_qkv", "s_alpha", "s_read", "s_out",
+    # gradients
+    "s_grad_h", "s_grad_c", "s_d_read", "s_d_spoken", "s_d_alpha", "s_d_h", "s_d_bias",
+]
+# fmt: on
 
 NAMES = [*NUMBERS, "scale", *BYTES, *ARRAYS, *SCRATCH]
 INDEX = {name: index for index, name in enumerate(NAMES)}
@@ -97,13 +67,13 @@ class Table(types.Type):
 
 
 @register_default(Table)
-class _TableModel(models.PrimitiveModel):  # type: ignore[misc]
+class _TableModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Table) -> None:
         super().__init__(dmm, fe_type, ir.IntType(64).as_pointer())
 
 
 @infer_getattr
-class _Attributes(AttributeTemplate):  # type: ignore[misc]
+class _Attributes(AttributeTemplate):
     key = Table
 
     def generic_resolve(self, table: Table, name: str) -> Any:
@@ -118,7 +88,7 @@ class _Attributes(AttributeTemplate):  # type: ignore[misc]
         return types.CPointer(types.int64 if name in INTEGERS else table.scalar)
 
 
-@lower_getattr_generic(Table)  # type: ignore[untyped-decorator]
+@lower_getattr_generic(Table)
 def _attribute(context: Any, builder: ir.IRBuilder, table: Table, value: Any, name: str) -> Any:
     vec = Vec(table.scalar)
     if name == "lanes":
@@ -135,13 +105,13 @@ def _attribute(context: Any, builder: ir.IRBuilder, table: Table, value: Any, na
     return builder.inttoptr(entry, context.get_value_type(shape))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def as_table(typingctx: Any, address: Any, like: Any) -> Any:
     """A pointer to int64 as a table of arrays of numbers like ``like``."""
     return Table(like)(address, like), lambda context, builder, sig, args: args[0]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def take_next(typingctx: Any, table: Any) -> Any:
     """The number ``next``, leaving one more there; safe between threads."""
 
@@ -152,7 +122,7 @@ def take_next(typingctx: Any, table: Any) -> Any:
     return types.int64(table), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _entries(typingctx: Any, table: Any, index: Any) -> Any:
     """The bare entries of the ``index``-th table in a row."""
 

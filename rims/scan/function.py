@@ -1,0 +1,81 @@
+"""A whole sequence as one autograd function, for eager code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rims.scan import hoisted, unrolled
+from rims.scan.problem import Flags, Rules, States, Weights
+from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
+
+#: Arguments of :class:`ScanFunction` before the weights, and of these that have a gradient.
+_HEAD, _DIFFERENTIABLE = 9, 5
+
+
+class ScanFunction(torch.autograd.Function):
+    """Output, last h, last c (``None`` for a GRU) and active of a sequence.
+
+    As ``torch.ops.rims.scan`` without its dispatch, which takes as long as a short sequence.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        h: Tensor,
+        c: Tensor | None,
+        fresh_h: Tensor | None,
+        fresh_c: Tensor | None,
+        reset: Tensor | None,
+        valid: Tensor | None,
+        rules: Rules,
+        kind: type[Recurrence],
+        *weights: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """Run the sequence and keep what the gradient needs."""
+        states = States(h, c, fresh_h, fresh_c)
+        w = Weights(*weights)  # type: ignore[arg-type]
+        out, saved = hoisted.forward(kind, input, states, Flags(reset, valid), w, rules, save=True)
+        assert saved is not None
+        ctx.rules, ctx.kind, ctx.recurrence = rules, kind, saved.recurrence
+        ctx.mark_non_differentiable(out.active)
+        ctx.save_for_backward(
+            input, *states, reset, valid, *out, saved.key_value, *saved.inputs, *weights
+        )
+        return out.h, out.h[-1].clone(), None if out.c is None else out.c[-1].clone(), out.active
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor, grad_h: Tensor, grad_c: Tensor | None, _: Any
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of input, states and weights."""
+        input, *rest = ctx.saved_tensors
+        states, flags, rest = States(*rest[:4]), Flags(*rest[4:6]), rest[6:]
+        sequence, key_value = Sequence(*rest[:3]), rest[3]
+        inputs, w = Hoisted(*rest[4:6]), Weights(*rest[6:])
+        nothing = (None,) * (_HEAD - _DIFFERENTIABLE)
+        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+            grads = (grad_output, grad_h, grad_c)
+            found = unrolled.gradients(grads, input, states, flags, w, ctx.rules)
+            return (*found[:_DIFFERENTIABLE], *nothing, *found[_DIFFERENTIABLE:])
+        gradients = hoisted.backward(
+            ctx.kind,
+            grad_output,
+            new_carry(grad_h, None if states.c is None else grad_c),
+            input,
+            states,
+            flags,
+            w,
+            ctx.rules,
+            hoisted.Saved(sequence, key_value, inputs, ctx.recurrence),
+            input_needs_grad=ctx.needs_input_grad[0],
+        )
+        carry = gradients.carry
+        fresh = [
+            None if state is None else grad
+            for state, grad in zip(states[2:], (carry.fresh_h, carry.fresh_c), strict=True)
+        ]
+        return (gradients.input, carry.h, carry.c, *fresh, *nothing, *gradients.w)
