@@ -321,6 +321,25 @@ def cells(out: Path, resume: bool, **given: Any) -> None:
     click.echo(report, nl=False)
 
 
+@bench.command("first-call")
+@bench_options.THREADS
+def first_call(threads: int | None) -> None:
+    """Time the first calls of a layer, compilation of its kernels included.
+
+    In a fresh process with nothing compiled before, and in another after it. Takes about a quarter
+    of a minute.
+    """
+    import torch
+
+    from rims.bench.first_call import measure_first_calls, to_markdown
+
+    try:
+        runs = measure_first_calls(threads or torch.get_num_threads())
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(to_markdown(runs), nl=False)
+
+
 def main() -> None:
     """Entry point: errors of the user are one line on standard error, exit code 2."""
     try:

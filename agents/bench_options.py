@@ -43,6 +43,13 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return numbers if self.names else tuple(dict.fromkeys(numbers))
 
 
+THREADS = plain_option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="CPU threads of torch.  [default: torch's choice]",
+)
+
 _CELLS = (
     plain_option(
         "--size",
@@ -98,12 +105,7 @@ _CELLS = (
         default=6.0,
         help="A case that takes longer gets fewer rounds, at least 3.",
     ),
-    plain_option(
-        "--threads",
-        type=click.IntRange(1, 1024),
-        metavar="N",
-        help="CPU threads of torch.  [default: torch's choice]",
-    ),
+    THREADS,
     plain_option(
         "--device",
         type=click.Choice(("cpu", "cuda")),

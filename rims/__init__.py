@@ -6,6 +6,7 @@ from rims.cells import RIM_LSTMCell as RIM_LSTMCell
 from rims.layers import RIM_GRU as RIM_GRU
 from rims.layers import RIM_LSTM as RIM_LSTM
 from rims.plots import plot_activations as plot_activations
+from rims.scan import scan_path as scan_path
 from rims.trace import Trace as Trace
 from rims.trace import Usage as Usage
 from rims.trace import trace as trace
@@ -19,5 +20,6 @@ __all__ = [
     "Usage",
     "authors",
     "plot_activations",
+    "scan_path",
     "trace",
 ]

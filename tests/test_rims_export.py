@@ -193,11 +193,21 @@ def test_exported_program_takes_any_batch(kind: AnyKind) -> None:
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
 @both
-def test_exported_length_is_fixed_as_in_torch(kind: Kind) -> None:
+def test_exported_layer_takes_any_length_which_torchs_does_not(kind: Kind) -> None:
+    shapes = ({0: Dim("steps"), 1: Dim("batch")},)
+    module = make(kind)
+    program = torch.export.export(module, arguments(kind)[:1], dynamic_shapes=shapes)
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called.count("rims.scan.default") == 1
+    assert len(called) < 30  # what prepares the state and takes the result apart, but no steps
+    loaded = program.module()
+    for steps, batch in ((T, B), (1, 5), (9, 2), (40, 1)):
+        assert_same(module, loaded, arguments(kind, steps=steps, batch=batch)[0])
+
     theirs: Any = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
-    for layer in (theirs(I, D, dtype=torch.float64), make(kind)):
-        with pytest.raises(UserError, match="specialized it to be a constant"):
-            torch.export.export(layer, arguments(kind)[:1], dynamic_shapes=({0: Dim("steps")},))
+    layer = theirs(I, D, dtype=torch.float64)
+    with pytest.raises(UserError, match="specialized it to be a constant"):
+        torch.export.export(layer, arguments(kind)[:1], dynamic_shapes=({0: Dim("steps")},))
 
 
 # --- torch.jit.trace

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 import rims
 from oracles import rim_step
 from rims import RIM_GRUCell, RIM_LSTMCell
+from rims.scan import scan_path
 from rims.step import RIMCell, State
 
 #: Double precision, sums of at most some dozens of terms of order one.
@@ -88,7 +89,9 @@ def test_one_slot_is_the_plain_input(kind: Any) -> None:
     slotted = kind(I, D, N, K, num_layers=2, dtype=torch.float64, input_slots=True)
     slotted.load_state_dict(plain.state_dict())
     input = double(T, B, I)
-    assert torch.equal(plain(input)[0], slotted(input.unsqueeze(2))[0])
+    assert_near(plain(input)[0], slotted(input.unsqueeze(2))[0])
+    with scan_path("reference"):  # slots always go this way; others sum in another order
+        assert torch.equal(plain(input)[0], slotted(input.unsqueeze(2))[0])
 
 
 @layers

@@ -21,7 +21,7 @@ from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
 
 #: Rows (steps times batch) of a chunk: enough for full speed of a matrix product.
-CHUNK_ROWS = 2048
+CHUNK_ROWS = 1024
 
 #: Fewer rows than this are multiplied by two matrices rather than by a copy of both side by side.
 FEW_ROWS = 128
@@ -251,20 +251,27 @@ def _empty_sequence(input: Tensor, states: States, w: Weights) -> Sequence:
 
 
 def _empty_gradients(input: Tensor, w: Weights, length: int, slots: int) -> LoopGradients:
-    lead, state = (length, input.shape[1]), w.num_rims * w.unit_size
-    gates, head_values = w.num_rims * w.hh.shape[1], w.comm_value.shape[2]
+    state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
+    gates = w.num_rims * w.hh.shape[1]
     qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values
-    return LoopGradients(
-        query_side=input.new_empty(*lead, state),
-        gate_side=input.new_empty(*lead, gates),
-        state_gates=input.new_empty(*lead, gates),
-        qkv=input.new_empty(*lead, w.num_rims, qkv),
-        output_gate=input.new_empty(*lead, slots, 2 * w.unit_size),
-        h_prev=input.new_empty(*lead, state),
-        spoken=input.new_empty(*lead, state),
-        read=input.new_empty(*lead, slots, head_values),
-        bias_ih=torch.zeros_like(w.hh[..., 0]),
-    )
+    shapes: list[tuple[int, ...]] = [
+        (state,),  # in the order of LoopGradients
+        (gates,),
+        (gates,),
+        (w.num_rims, qkv),
+        (slots, 2 * w.unit_size),
+        (state,),
+        (state,),
+        (slots, head_values),
+    ]
+    # In one piece, which the allocator hands out again and again; single large arrays it would
+    # return to the system every time, and fetching them anew costs as much as filling them.
+    rows = length * input.shape[1]
+    sizes = [rows * math.prod(shape) for shape in shapes]
+    pieces = input.new_empty(sum(sizes)).split_with_sizes(sizes)
+    lead = (length, input.shape[1])
+    steps = [piece.view(*lead, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return LoopGradients(*steps, bias_ih=torch.zeros_like(w.hh[..., 0]))  # type: ignore[misc]
 
 
 def _rows(sequence: Tensor) -> Tensor:

@@ -48,8 +48,9 @@ def scan_path(path: Path | None) -> Iterator[None]:
         RuntimeError: when a layer runs that this way cannot compute, naming the reason.
 
     Example:
-        >>> layer = RIM_LSTM(8, 12, 4, 2)
-        >>> with scan_path("reference"):
+        >>> import rims
+        >>> layer = rims.RIM_LSTM(8, 12, 4, 2)
+        >>> with rims.scan_path("reference"):
         ...     output, _ = layer(torch.zeros(5, 3, 8))
     """
     if path is not None and path not in get_args(Path):

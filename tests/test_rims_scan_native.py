@@ -1,0 +1,388 @@
+"""The machinery under the native path: vector functions, threads, processes, compilation."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from decimal import Decimal, localcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rims
+from layer_cases import both
+from rims.scan import scan_path
+from scan_cases import (
+    LayerKind,
+    assert_equal,
+    assert_near,
+    both_cells,
+    chunks_of,
+    double,
+    layer_results,
+    make_case,
+    results,
+    threads,
+)
+
+numba: Any = pytest.importorskip("numba", reason="the native path needs numba")
+
+build: Any = importlib.import_module("rims.scan.native.build")
+simd: Any = importlib.import_module("rims.scan.native.simd")
+team: Any = importlib.import_module("rims.scan.native.threads")
+
+# --- vector functions
+
+
+@functools.cache
+def over_array(name: str, double: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of vectors as one of arrays, whose size is a number of whole vectors."""
+    dtype = np.dtype(np.float64 if double else np.float32)
+    lanes = simd.VECTOR_BYTES // dtype.itemsize
+    array = numba.types.CPointer(numba.types.float64 if double else numba.types.float32)
+    function, load, store = getattr(simd, name), simd.load, simd.store
+
+    def body(source: Any, target: Any, count: int) -> None:
+        for i in range(0, count, lanes):
+            store(target, i, function(load(source, i)))
+
+    compiled = numba.cfunc(numba.types.void(array, array, numba.types.int64))(body)
+
+    def run(values: np.ndarray) -> np.ndarray:
+        padded = np.zeros(-(-len(values) // lanes) * lanes, dtype=dtype)
+        padded[: len(values)] = values
+        out = np.empty_like(padded)
+        pointer = compiled.ctypes.argtypes[0]
+        ends = (ctypes.cast(a.ctypes.data, pointer) for a in (padded, out))
+        compiled.ctypes(*ends, len(padded))
+        return out[: len(values)]
+
+    return run
+
+
+def arguments(double: bool) -> np.ndarray:
+    """Of every size and both signs, and the neighbourhood of multiples of ln 2."""
+    source = np.random.default_rng(0)
+    largest = 690.0 if double else 80.0
+    sizes = np.concatenate([np.logspace(-30, np.log10(largest), 400), source.uniform(0, 20, 400)])
+    steps = np.log(2) * np.arange(1, 100) / 2
+    sizes = np.concatenate([[0.0], sizes, steps, np.nextafter(steps, 0), np.nextafter(steps, 99)])
+    return np.concatenate([sizes, -sizes]).astype(np.float64 if double else np.float32)
+
+
+def exp(x: Decimal) -> Decimal:
+    return x.exp()
+
+
+def sigmoid(x: Decimal) -> Decimal:
+    return 1 / (1 + (-x).exp())
+
+
+def tanh(x: Decimal) -> Decimal:
+    return 1 - 2 / (1 + (2 * x).exp())
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(("function", "bound"), [(exp, 2), (sigmoid, 3), (tanh, 3)])
+def test_vector_functions_are_right_to_some_units_in_the_last_place(
+    function: Callable[[Decimal], Decimal], bound: int, double: bool
+) -> None:
+    # A sum and a quotient follow the power, each rounded by half a unit of its own.
+    x = arguments(double)
+    got = over_array(function.__name__, double)(x)
+    with localcontext() as context:
+        context.prec = 80  # 1 - 2 / (1 + e^2x) loses as many digits as x has zeros: up to 30
+        exact = [function(Decimal(float(number))) for number in x]
+        errors = [abs(Decimal(float(g)) - e) for g, e in zip(got, exact, strict=True)]
+    units = np.spacing(np.abs(np.array([float(e) for e in exact], dtype=x.dtype)))
+    worst = int(np.argmax([float(e) / u for e, u in zip(errors, units, strict=True)]))
+    assert float(errors[worst]) <= bound * units[worst], (x[worst], got[worst], float(exact[worst]))
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_vector_functions_at_the_ends(double: bool) -> None:
+    far = [200.0, 1e4, 1e30, np.inf] if not double else [2000.0, 1e4, 1e300, np.inf]
+    ends = np.array([0.0, -0.0, np.nan, *far, *(-x for x in far)])
+    zeros, nan, up, down = slice(2), slice(2, 3), slice(3, 7), slice(7, None)
+    got = {name: over_array(name, double)(ends) for name in ("exp", "sigmoid", "tanh")}
+    # Far below and above, powers stay where they are no trouble: next to nothing, next to all.
+    nothing = np.finfo(np.float64 if double else np.float32).eps ** 4
+    assert (got["exp"][zeros] == 1).all()
+    assert (got["sigmoid"][zeros] == 0.5).all()
+    assert (got["tanh"][zeros] == 0).all()
+    assert all(np.isnan(values[nan]).all() for values in got.values())
+    assert (got["sigmoid"][up] == 1).all()
+    assert (got["tanh"][up] == 1).all()
+    assert (got["tanh"][down] == -1).all()
+    for name in ("exp", "sigmoid"):
+        assert (got[name][down] >= 0).all()
+        assert (got[name][down] <= nothing).all()
+    assert (got["exp"][up] >= 1 / nothing).all()
+    # denormal: the smallest numbers there are
+    small = np.array([np.finfo(ends.dtype if double else np.float32).smallest_subnormal] * 2)
+    small[1] *= -1
+    assert (np.abs(over_array("tanh", double)(small)) <= np.abs(small)).all()
+    assert (over_array("exp", double)(small) == 1).all()
+
+
+# --- threads
+
+
+def test_the_number_of_threads_changes_rounding_only() -> None:
+    torch.manual_seed(0)
+    case = make_case(rims.RIM_LSTMCell, (5, 17, 4, 2), 4, 33, resets=True)
+    expected = results("native", case)
+    for count in (2, 3, 7):
+        with threads(count):
+            assert_near(results("native", case), expected, 1e-12)
+
+
+def pointer_to(function: Callable[[Any], None]) -> tuple[int, object]:
+    """The address of a Python function as machine code, and what keeps it alive."""
+    body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+    return ctypes.cast(body, ctypes.c_void_p).value or 0, body
+
+
+@pytest.mark.parametrize("has_team", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_machine_code_runs_once_on_every_thread(
+    count: int, has_team: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_team:
+        monkeypatch.setattr(team, "_torch_team", lambda: None)
+    calls: list[tuple[Any, int]] = []
+    # until all are there: one thread cannot run two
+    together = threading.Barrier(count)
+
+    def body(table: Any) -> None:
+        together.wait(timeout=20)
+        calls.append((table, threading.get_ident()))
+
+    address, _keep = pointer_to(body)
+    team.run(address, 4096, count)
+    assert [table for table, _ in calls] == [4096] * count
+    assert len({thread for _, thread in calls}) == count
+
+
+@both_cells
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_pool_computes_what_torchs_own_threads_do(
+    kind: Any, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    case = make_case(kind, (5, 7, 4, 2), 4, 65, resets=True, padding=True)
+    with threads(count):
+        expected = results("native", case)
+        used = []
+        monkeypatch.setattr(team, "_torch_team", lambda: used.append(count))
+        # Blocks are the same and every sum is made by one thread: no bit may differ.
+        assert_equal(results("native", case), expected)
+    assert used
+
+
+@both
+def test_layers_in_two_python_threads_at_once(kind: LayerKind) -> None:
+    torch.manual_seed(0)
+    layer: Any = kind(5, 28, 4, 2, dtype=torch.float64)
+    inputs = double(2, 9, 33, 5)
+    expected = [layer_results("reference", layer, input) for input in inputs]
+    found: dict[tuple[int, int], Any] = {}
+
+    def work(index: int) -> None:
+        for turn in range(5):
+            found[index, turn] = layer_results(None, layer, inputs[index])
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert len(found) == 10
+    for (index, _), got in found.items():
+        assert_near(got, expected[index])
+
+
+def test_gradients_of_one_thread_by_another() -> None:
+    torch.manual_seed(0)
+    layer: Any = rims.RIM_LSTM(5, 28, 4, 2, dtype=torch.float64)
+    input = double(4, 9, 5)
+    expected = layer_results("reference", layer, input)
+    with threads(2):  # packed for two threads, gone through by however many the other has
+        output, (h, c) = layer(input)
+    found: list[Tensor] = []
+    ends = [output.square().sum(), h.sum(), c.sum()]
+
+    def work() -> None:
+        found.extend(torch.autograd.grad(ends, list(layer.parameters())))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join(timeout=60)
+    with scan_path("reference"):
+        output, (h, c) = layer(input)
+    again = torch.autograd.grad([output.square().sum(), h.sum(), c.sum()], list(layer.parameters()))
+    assert len(found) == len(again) == len(expected) - 4
+    for got, want in zip(found, again, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+# --- processes
+
+
+def _child(method: str, seed: int, queue: Any) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    layer: Any = rims.RIM_LSTM(5, 12, 4, 2, dtype=torch.float64)
+    input = torch.randn(6, 9, 5, dtype=torch.float64, requires_grad=True)
+    output, _ = layer(input)
+    (slope,) = torch.autograd.grad(output.square().sum(), input)
+    queue.put((method, output.detach().numpy(), slope.numpy()))
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_another_process_computes_the_same(method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} on this system")
+    torch.manual_seed(3)
+    layer: Any = rims.RIM_LSTM(5, 12, 4, 2, dtype=torch.float64)
+    input = torch.randn(6, 9, 5, dtype=torch.float64, requires_grad=True)
+    output, _ = layer(input)  # before the fork: kernels are compiled, and threads were used
+    (slope,) = torch.autograd.grad(output.square().sum(), input)
+    context: Any = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=_child, args=(method, 3, queue))
+    child.start()
+    got = queue.get(timeout=120)
+    child.join(timeout=30)
+    assert child.exitcode == 0
+    np.testing.assert_array_equal(got[1], output.detach().numpy())
+    np.testing.assert_array_equal(got[2], slope.numpy())
+
+
+def _run_in_pool(queue: Any) -> None:
+    calls: list[Any] = []
+    address, _keep = pointer_to(calls.append)
+    team.run(address, 4096, 2)
+    queue.put(len(calls))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_pool_of_threads_is_made_anew_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads do not survive a fork, and a pool does not notice."""
+    monkeypatch.setattr(team, "_torch_team", lambda: None)
+    context: Any = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    address, _keep = pointer_to(lambda table: None)
+    team.run(address, 4096, 2)
+    child = context.Process(target=_run_in_pool, args=(queue,))
+    child.start()
+    try:
+        assert queue.get(timeout=10) == 2
+    finally:
+        child.kill()
+        child.join()
+
+
+# --- compilation
+
+
+@pytest.fixture
+def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Forget what is compiled; the options of every compilation from here on."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(build, "_compiled", functools.cache(build._compiled.__wrapped__))
+    monkeypatch.setattr(build, "address", functools.cache(build.address.__wrapped__))
+    plain = build.cfunc
+
+    def noted(*args: Any, **options: Any) -> Any:
+        calls.append(options)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(build, "cfunc", noted)
+    return calls
+
+
+def test_kernels_are_compiled_once_and_kept_on_disk(compiled_anew: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    for _ in range(3):
+        case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
+        results("native", case)
+    assert compiled_anew == [{"cache": True}] * 2  # there and back
+
+
+def test_without_a_place_for_a_cache_kernels_work(
+    compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    plain = build.cfunc
+
+    def nowhere(*args: Any, **options: Any) -> Any:
+        if options.get("cache"):
+            compiled_anew.append(options)
+            raise RuntimeError("cannot cache function 'forward': no locator available")
+        return plain(*args, **options)
+
+    monkeypatch.setattr(build, "cfunc", nowhere)
+    case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
+    with torch.no_grad():  # only the way there: compiling takes seconds
+        got, expected = case.run("native").output, case.run("reference").output
+    torch.testing.assert_close(got, expected)
+    assert compiled_anew == [{"cache": True}, {}]
+
+
+def test_other_errors_of_the_compiler_are_shown(
+    compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(build, "cfunc", broken)
+    case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
+    with pytest.raises(RuntimeError, match="something else"), torch.no_grad():
+        case.run("native")
+    assert compiled_anew == []
+
+
+def test_compiling_in_two_threads_leaves_numbas_own_settings(
+    compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = str(numba.config.OPT), numba.config.LOOP_VECTORIZE
+    begun, joined = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Callable[[Any], Any]:
+        if begun.is_set():  # the second one ends after the first
+            joined.set()
+            workers[0].join(timeout=20)
+        else:
+            begun.set()
+            joined.wait(timeout=0.5)  # in vain, if it has to wait for this one
+        return lambda function: SimpleNamespace(address=0)
+
+    monkeypatch.setattr(build, "cfunc", slow)
+    workers = [
+        threading.Thread(target=build.address, args=(name, True)) for name in ("forward", "back")
+    ]
+    workers[0].start()
+    assert begun.wait(timeout=20)
+    workers[1].start()
+    for worker in workers:
+        worker.join(timeout=20)
+    assert (str(numba.config.OPT), numba.config.LOOP_VECTORIZE) == before
+    assert compiled_anew == []
+
+
+def test_ranges_meet_blocks() -> None:
+    torch.manual_seed(0)
+    case = make_case(rims.RIM_LSTMCell, (5, 7, 4, 2), 9, 70, resets=True)
+    expected = results("native", case)
+    with chunks_of(140), threads(2):
+        assert_near(results("native", case), expected, 1e-12)
