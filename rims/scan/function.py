@@ -40,7 +40,8 @@ class ScanFunction(torch.autograd.Function):
         w = Weights(*weights)  # type: ignore[arg-type]
         out, saved = hoisted.forward(kind, input, states, Flags(reset, valid), w, rules, save=True)
         assert saved is not None
-        ctx.rules, ctx.kind, ctx.recurrence = rules, kind, saved.recurrence
+        ctx.rules, ctx.kind = rules, kind
+        ctx.again = (saved.side, saved.recurrence)
         ctx.mark_non_differentiable(out.active)
         ctx.save_for_backward(
             input, *states, reset, valid, *out, saved.key_value, *saved.inputs, *weights
@@ -70,7 +71,7 @@ class ScanFunction(torch.autograd.Function):
             flags,
             w,
             ctx.rules,
-            hoisted.Saved(sequence, key_value, inputs, ctx.recurrence),
+            hoisted.Saved(sequence, key_value, inputs, *ctx.again),
             input_needs_grad=ctx.needs_input_grad[0],
         )
         carry = gradients.carry

@@ -33,7 +33,8 @@ class Saved(NamedTuple):
     sequence: Sequence
     key_value: Tensor  # (T, B, dk + A), x W^k beside x W^v
     inputs: Hoisted  # (T, B, ...)
-    recurrence: Recurrence | None = None  # of the way there, to be used again
+    side: _InputSide | None = None  # of the way there, to be used again
+    recurrence: Recurrence | None = None
 
 
 class Gradients(NamedTuple):
@@ -80,7 +81,8 @@ def _forward(
         inputs = Hoisted(query_side[where], gate_side[where])
         side.project(input[first:last], key_value[where], inputs)
         recurrence.forward(first, inputs, out)
-    kept = Saved(out, key_value, Hoisted(query_side, gate_side), recurrence) if save else None
+    inputs = Hoisted(query_side, gate_side)
+    kept = Saved(out, key_value, inputs, side, recurrence) if save else None
     return out, kept
 
 
@@ -115,7 +117,7 @@ def _backward(
 ) -> Gradients:
     steps, batch, _ = input.shape
     w = recurrence.w
-    side = _InputSide(w)
+    side = saved.side or _InputSide(w)
     sums = _WeightSums(w, side)
     slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
     buffer = _empty_gradients(input, w, _chunk_length(batch, steps), slots)

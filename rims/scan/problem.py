@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from rims.attention import CommunicationAttention, InputAttention
+from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.step import RIMCell
 
 
@@ -102,8 +104,17 @@ class States(NamedTuple):
 
 
 def why_not(cell: RIMCell) -> str | None:
-    """The option of ``cell`` for which only the readable loop exists; None if there is none."""
+    """What about ``cell`` only the readable loop can do, its option or change; None if nothing."""
     read, comm = cell.input_attention, cell.communication
+    if not (
+        type(cell).step is RIMCell.step
+        and type(cell).candidate in (RIM_LSTMCell.candidate, RIM_GRUCell.candidate)
+        and type(read).forward is InputAttention.forward
+        and type(comm).forward is CommunicationAttention.forward
+    ):
+        return "a method of its own"
+    if any(_is_hooked(part) for part in (read, comm)):
+        return "hooks on its attentions"
     if cell.input_slots:
         return "input_slots"
     if read.num_heads > 1:
@@ -115,3 +126,13 @@ def why_not(cell: RIMCell) -> str | None:
     if comm.dropout and cell.training:
         return "comm_dropout"
     return None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to be called whenever ``module`` is."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -220,30 +220,30 @@ def lstm_gradient(b: Any, t: int) -> None:
     grad_h, grad_c = b.s_grad_h, b.s_grad_c
     d_spoken, d_gates = b.s_d_spoken, b.d_state_gates
     one, zero = b.one, b.zero
-    for line in range(n * b.rows):
-        m, r = line // b.rows, line % b.rows
-        row = m * b.block_rows + r
-        gates, unit = shifted(pre, row * b.gate), row * b.unit
-        out = shifted(d_gates, (line_of(b, t, r) * n + m) * 4 * d)
-        is_active = chosen[r * n + m] != 0
-        for j in range(0, d, b.lanes):
-            left = d - j
-            d_i, d_f, d_g, d_o = zero, zero, zero, zero
-            if is_active:
-                i, f = load(gates, j), load(gates, d + j)
-                g, o = load(gates, 2 * d + j), load(gates, 3 * d + j)
-                tanh_c = load(aux, unit + j)
-                d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
-                d_c = load(grad_c, unit + j) + d_h * o * (one - tanh_c * tanh_c)
-                d_i = d_c * g * i * (one - i)
-                d_f = d_c * load(c, unit + j) * f * (one - f)
-                d_g = d_c * i * (one - g * g)
-                d_o = d_h * tanh_c * o * (one - o)
-                store(grad_c, unit + j, d_c * f)
-            store_up_to(out, j, left, d_i)
-            store_up_to(out, d + j, left, d_f)
-            store_up_to(out, 2 * d + j, left, d_g)
-            store_up_to(out, 3 * d + j, left, d_o)
+    for m in range(n):
+        for r in range(b.rows):
+            row = m * b.block_rows + r
+            gates, unit = shifted(pre, row * b.gate), row * b.unit
+            out = shifted(d_gates, (line_of(b, t, r) * n + m) * 4 * d)
+            is_active = chosen[r * n + m] != 0
+            for j in range(0, d, b.lanes):
+                left = d - j
+                d_i, d_f, d_g, d_o = zero, zero, zero, zero
+                if is_active:
+                    i, f = load(gates, j), load(gates, d + j)
+                    g, o = load(gates, 2 * d + j), load(gates, 3 * d + j)
+                    tanh_c = load(aux, unit + j)
+                    d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
+                    d_c = load(grad_c, unit + j) + d_h * o * (one - tanh_c * tanh_c)
+                    d_i = d_c * g * i * (one - i)
+                    d_f = d_c * load(c, unit + j) * f * (one - f)
+                    d_g = d_c * i * (one - g * g)
+                    d_o = d_h * tanh_c * o * (one - o)
+                    store(grad_c, unit + j, d_c * f)
+                store_up_to(out, j, left, d_i)
+                store_up_to(out, d + j, left, d_f)
+                store_up_to(out, 2 * d + j, left, d_g)
+                store_up_to(out, 3 * d + j, left, d_o)
 
 
 @kernel
@@ -258,27 +258,27 @@ def gru_gradient(b: Any, t: int) -> None:
     grad_h, d_spoken = b.s_grad_h, b.s_d_spoken
     d_gates = b.d_state_gates
     one, zero = b.one, b.zero
-    for line in range(n * b.rows):
-        m, sample = line // b.rows, line % b.rows
-        row = m * b.block_rows + sample
-        gates, unit = shifted(pre, row * b.gate), row * b.unit
-        out = shifted(d_gates, (line_of(b, t, sample) * n + m) * 3 * d)
-        is_active = chosen[sample * n + m] != 0
-        for j in range(0, d, b.lanes):
-            left = d - j
-            d_r, d_z, d_hn = zero, zero, zero
-            if is_active:
-                r, z, new = load(gates, j), load(gates, d + j), load(gates, 2 * d + j)
-                d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
-                d_n = d_h * (one - z) * (one - new * new)
-                d_r = d_n * load(aux, unit + j) * r * (one - r)
-                d_z = d_h * (load(h, unit + j) - new) * z * (one - z)
-                d_hn = d_n * r
-                store(aux, unit + j, d_n)
-                store(grad_h, unit + j, d_h * z)
-            store_up_to(out, j, left, d_r)
-            store_up_to(out, d + j, left, d_z)
-            store_up_to(out, 2 * d + j, left, d_hn)
+    for m in range(n):
+        for sample in range(b.rows):
+            row = m * b.block_rows + sample
+            gates, unit = shifted(pre, row * b.gate), row * b.unit
+            out = shifted(d_gates, (line_of(b, t, sample) * n + m) * 3 * d)
+            is_active = chosen[sample * n + m] != 0
+            for j in range(0, d, b.lanes):
+                left = d - j
+                d_r, d_z, d_hn = zero, zero, zero
+                if is_active:
+                    r, z, new = load(gates, j), load(gates, d + j), load(gates, 2 * d + j)
+                    d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
+                    d_n = d_h * (one - z) * (one - new * new)
+                    d_r = d_n * load(aux, unit + j) * r * (one - r)
+                    d_z = d_h * (load(h, unit + j) - new) * z * (one - z)
+                    d_hn = d_n * r
+                    store(aux, unit + j, d_n)
+                    store(grad_h, unit + j, d_h * z)
+                store_up_to(out, j, left, d_r)
+                store_up_to(out, d + j, left, d_z)
+                store_up_to(out, 2 * d + j, left, d_hn)
 
 
 @kernel
@@ -289,25 +289,25 @@ def input_gradient(b: Any, t: int) -> None:
     d_state, aux = b.d_state_gates, b.s_aux
     share, d_score = b.s_share, b.s_score
     chosen, d_bias = b.s_chosen, b.s_d_bias
-    for line in range(n * b.rows):
-        m, r = line // b.rows, line % b.rows
-        place = (line_of(b, t, r) * n + m) * gates
-        p = share[r * n + m]
-        is_active = chosen[r * n + m] != 0
-        sums = b.zero
-        for gate in range(b.g):
-            for i in range(0, d, b.lanes):
-                j, left = place + gate * d + i, d - i
-                gradient = b.zero
-                if is_active:
-                    gradient = load_up_to(d_state, j, left)
-                    if b.g == 3 and gate == 2:
-                        gradient = load_up_to(aux, (m * b.block_rows + r) * b.unit + i, left)
-                    sums = sums + gradient * load_up_to(side, j, left)
-                    bias = m * b.gate + gate * d + i
-                    store_up_to(d_bias, bias, left, load(d_bias, bias) + gradient)
-                store_up_to(d_side, j, left, gradient * splat(p))
-        d_score[r * n + m] = total(sums) * (p - p * p)
+    for m in range(n):
+        for r in range(b.rows):
+            place = (line_of(b, t, r) * n + m) * gates
+            p = share[r * n + m]
+            is_active = chosen[r * n + m] != 0
+            sums = b.zero
+            for gate in range(b.g):
+                for i in range(0, d, b.lanes):
+                    j, left = place + gate * d + i, d - i
+                    gradient = b.zero
+                    if is_active:
+                        gradient = load_up_to(d_state, j, left)
+                        if b.g == 3 and gate == 2:
+                            gradient = load_up_to(aux, (m * b.block_rows + r) * b.unit + i, left)
+                        sums = sums + gradient * load_up_to(side, j, left)
+                        bias = m * b.gate + gate * d + i
+                        store_up_to(d_bias, bias, left, load(d_bias, bias) + gradient)
+                    store_up_to(d_side, j, left, gradient * splat(p))
+            d_score[r * n + m] = total(sums) * (p - p * p)
 
 
 @kernel

@@ -16,7 +16,6 @@ from numba import uint8
 from rims.scan.native.matmul import matmul
 from rims.scan.native.simd import (
     exp,
-    first,
     inlined,
     kernel,
     larger,
@@ -109,38 +108,41 @@ def advance(b: Any, t: int) -> None:
 @kernel
 def compete(b: Any, t: int) -> None:
     """Scores of the mechanisms; who is active, in ascending order."""
-    n, d, k = b.n, b.d, b.k
-    h, side = b.s_h, b.query_side
-    share, score = b.s_share, b.s_score
-    picked, chosen = b.s_picked, b.s_chosen
+    n, d = b.n, b.d
     for r in range(b.rows):
         origin = ((t - b.first) * b.batch + b.row + r) * n * d
         for m in range(n):
             place = (m * b.block_rows + r) * b.unit
             sums = b.zero
             for j in range(0, d, b.lanes):
-                sums = sums + load_up_to(h, place + j, d - j) * load_up_to(
-                    side, origin + m * d + j, d - j
-                )
-            score[m] = total(sums)
-            share[r * n + m] = first(sigmoid(splat(score[m])))
-            chosen[r * n + m] = 0
-        for _ in range(k):
-            best = -1
-            for m in range(n):
-                # NaN counts as largest; a later one must be larger, so ties stay with the lowest
-                if chosen[r * n + m] == 0 and (
-                    best < 0
-                    or score[m] > score[best]
-                    or (score[m] != score[m] and score[best] == score[best])
-                ):
-                    best = m
-            chosen[r * n + best] = 1
+                side = load_up_to(b.query_side, origin + m * d + j, d - j)
+                sums = sums + load_up_to(b.s_h, place + j, d - j) * side
+            b.s_score[m] = total(sums)
+        for j in range(0, n, b.lanes):
+            share = sigmoid(load_up_to(b.s_score, j, n - j))
+            store_up_to(b.s_share, r * n + j, n - j, share)
         count = 0
         for m in range(n):
-            if chosen[r * n + m]:
-                picked[r * k + count] = m
+            is_active = rank(b.s_score, n, m) < b.k
+            b.s_chosen[r * n + m] = is_active
+            if is_active:
+                b.s_picked[r * b.k + count] = m
                 count += 1
+
+
+@inlined
+def rank(score: Any, n: int, m: int) -> int:
+    """How many come before ``m``: larger ones, and equal ones of a lower index. NaN is largest.
+
+    Counted, not sorted, and without branches, which nothing could predict.
+    """
+    own, before = score[m], 0
+    for other in range(n):
+        its = score[other]
+        is_larger = (its > own) | ((its != its) & (own == own))
+        is_smaller = (own > its) | ((own != own) & (its == its))
+        before += is_larger | ((other < m) & (not is_smaller))
+    return before
 
 
 @kernel
@@ -152,28 +154,28 @@ def lstm(b: Any, t: int) -> None:
     biases = b.p_b_ih
     c, aux = b.s_c, b.s_aux
     h_cand, c_cand = b.s_cand_h, b.s_cand_c
-    for line in range(n * b.rows):
-        m, r = line // b.rows, line % b.rows
-        row = m * b.block_rows + r
-        origin = (((t - b.first) * b.batch + b.row + r) * n + m) * 4 * d
-        bias = shifted(biases, m * 4 * d)
-        gates, unit = shifted(pre, row * b.gate), row * b.unit
-        p = splat(share[r * n + m])
-        for j in range(0, d, b.lanes):
-            left = d - j
-            i = sigmoid(gate_of(gates, side, origin, bias, p, j, left))
-            f = sigmoid(gate_of(gates, side, origin, bias, p, d + j, left))
-            g = tanh(gate_of(gates, side, origin, bias, p, 2 * d + j, left))
-            o = sigmoid(gate_of(gates, side, origin, bias, p, 3 * d + j, left))
-            new_c = f * load(c, unit + j) + i * g
-            tanh_c = tanh(new_c)
-            store(c_cand, unit + j, new_c)
-            store(aux, unit + j, tanh_c)
-            store(h_cand, unit + j, o * tanh_c)
-            store_up_to(gates, j, left, i)
-            store_up_to(gates, d + j, left, f)
-            store_up_to(gates, 2 * d + j, left, g)
-            store_up_to(gates, 3 * d + j, left, o)
+    for m in range(n):
+        for r in range(b.rows):
+            row = m * b.block_rows + r
+            origin = (((t - b.first) * b.batch + b.row + r) * n + m) * 4 * d
+            bias = shifted(biases, m * 4 * d)
+            gates, unit = shifted(pre, row * b.gate), row * b.unit
+            p = splat(share[r * n + m])
+            for j in range(0, d, b.lanes):
+                left = d - j
+                i = sigmoid(gate_of(gates, side, origin, bias, p, j, left))
+                f = sigmoid(gate_of(gates, side, origin, bias, p, d + j, left))
+                g = tanh(gate_of(gates, side, origin, bias, p, 2 * d + j, left))
+                o = sigmoid(gate_of(gates, side, origin, bias, p, 3 * d + j, left))
+                new_c = f * load(c, unit + j) + i * g
+                tanh_c = tanh(new_c)
+                store(c_cand, unit + j, new_c)
+                store(aux, unit + j, tanh_c)
+                store(h_cand, unit + j, o * tanh_c)
+                store_up_to(gates, j, left, i)
+                store_up_to(gates, d + j, left, f)
+                store_up_to(gates, 2 * d + j, left, g)
+                store_up_to(gates, 3 * d + j, left, o)
 
 
 @inlined
@@ -190,27 +192,29 @@ def gru(b: Any, t: int) -> None:
     side = b.gate_side
     biases, biases_hh = b.p_b_ih, b.p_b_hh
     h, aux, h_cand = b.s_h, b.s_aux, b.s_cand_h
-    for line in range(n * b.rows):
-        m, sample = line // b.rows, line % b.rows
-        row = m * b.block_rows + sample
-        origin = (((t - b.first) * b.batch + b.row + sample) * n + m) * 3 * d
-        bias, bias_hh = shifted(biases, m * 3 * d), shifted(biases_hh, m * 3 * d)
-        gates, unit = shifted(pre, row * b.gate), row * b.unit
-        p = splat(share[sample * n + m])
-        for j in range(0, d, b.lanes):
-            left = d - j
-            s_r = gate_of(gates, side, origin, bias, p, j, left)
-            s_z = gate_of(gates, side, origin, bias, p, d + j, left)
-            h_n = load(gates, 2 * d + j) + load_up_to(bias_hh, 2 * d + j, left)
-            x_n = p * load_up_to(side, origin + 2 * d + j, left) + load_up_to(bias, 2 * d + j, left)
-            r = sigmoid(s_r + load_up_to(bias_hh, j, left))
-            z = sigmoid(s_z + load_up_to(bias_hh, d + j, left))
-            new = tanh(x_n + r * h_n)
-            store(h_cand, unit + j, new + z * (load(h, unit + j) - new))
-            store(aux, unit + j, h_n)
-            store_up_to(gates, j, left, r)
-            store_up_to(gates, d + j, left, z)
-            store_up_to(gates, 2 * d + j, left, new)
+    for m in range(n):
+        for sample in range(b.rows):
+            row = m * b.block_rows + sample
+            origin = (((t - b.first) * b.batch + b.row + sample) * n + m) * 3 * d
+            bias, bias_hh = shifted(biases, m * 3 * d), shifted(biases_hh, m * 3 * d)
+            gates, unit = shifted(pre, row * b.gate), row * b.unit
+            p = splat(share[sample * n + m])
+            for j in range(0, d, b.lanes):
+                left = d - j
+                s_r = gate_of(gates, side, origin, bias, p, j, left)
+                s_z = gate_of(gates, side, origin, bias, p, d + j, left)
+                h_n = load(gates, 2 * d + j) + load_up_to(bias_hh, 2 * d + j, left)
+                x_n = p * load_up_to(side, origin + 2 * d + j, left) + load_up_to(
+                    bias, 2 * d + j, left
+                )
+                r = sigmoid(s_r + load_up_to(bias_hh, j, left))
+                z = sigmoid(s_z + load_up_to(bias_hh, d + j, left))
+                new = tanh(x_n + r * h_n)
+                store(h_cand, unit + j, new + z * (load(h, unit + j) - new))
+                store(aux, unit + j, h_n)
+                store_up_to(gates, j, left, r)
+                store_up_to(gates, d + j, left, z)
+                store_up_to(gates, 2 * d + j, left, new)
 
 
 @kernel
@@ -218,12 +222,12 @@ def keep_idle(b: Any) -> None:
     """Let the others read of an idle mechanism the state it keeps."""
     h, h_cand = b.s_h, b.s_cand_h
     chosen = b.s_chosen
-    for line in range(b.n * b.rows):
-        m, r = line // b.rows, line % b.rows
-        if chosen[r * b.n + m] == 0:
-            unit = (m * b.block_rows + r) * b.unit
-            for j in range(0, b.d, b.lanes):
-                store(h_cand, unit + j, load(h, unit + j))
+    for m in range(b.n):
+        for r in range(b.rows):
+            if chosen[r * b.n + m] == 0:
+                unit = (m * b.block_rows + r) * b.unit
+                for j in range(0, b.d, b.lanes):
+                    store(h_cand, unit + j, load(h, unit + j))
 
 
 @kernel

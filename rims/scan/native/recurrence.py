@@ -35,6 +35,7 @@ class NativeRecurrence(Recurrence):
         self._held: list[Tensor] = []  # what addresses in the table point to
         self._entries = [0] * e.SIZE
         self._table = np.empty((1 + self.sizes["blocks"]) * e.SIZE, dtype=np.int64)
+        self._address = self._table.ctypes.data
         self._arena = self._scratch()
         self._set(self.sizes | self._given())
         self._hold(**self._packed())
@@ -75,7 +76,7 @@ class NativeRecurrence(Recurrence):
     def _run(self, name: str) -> None:
         self._table[: e.SIZE] = self._entries
         count = min(self.num_threads, self.sizes["blocks"])
-        threads.run(build.address(name, self.double), self._table.ctypes.data, count)
+        threads.run(build.address(name, self.double), self._address, count)
 
     def _set(self, entries: dict[str, int]) -> None:
         for name, value in entries.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,8 @@ def _torch_team() -> Any:
 @functools.cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, thread_name_prefix="rims")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has the pool's queue but none of its threads.
+    os.register_at_fork(after_in_child=_pool.cache_clear)

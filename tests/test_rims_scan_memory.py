@@ -1,0 +1,142 @@
+"""The native kernels check no index: they stay within their arrays and read what was written."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from rims.scan import paths
+from scan_cases import (
+    CELLS,
+    Case,
+    all_paths,
+    assert_equal,
+    assert_near,
+    make_case,
+    needs_numba,
+    results,
+)
+
+PAGE = mmap.PAGESIZE
+
+
+def odd_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Sizes around those of vectors and of blocks, with every array there can be."""
+    sizes = itertools.product(CELLS, [1, 3, 8, 17], [(1, 1, 1), (3, 17, 9)], [1, 5])
+    for kind, unit, (heads, key_size, value_size), batch in sizes:
+        torch.manual_seed(unit)
+        yield make_case(
+            kind,
+            (3, unit, 5, 2),
+            3,
+            batch,
+            dtype=dtype,
+            resets=batch > 1,
+            padding=batch > 1,
+            num_comm_heads=heads,
+            comm_key_size=key_size,
+            comm_value_size=value_size,
+            learned_initial_state=True,
+            comm_reads="state" if unit == 3 else "candidate",
+        )
+
+
+@all_paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_read_before_it_was_written(path: Any, dtype: torch.dtype) -> None:
+    for case in odd_cases(dtype):
+        expected = results(path, case)
+        assert not any(value.isnan().any() for value in expected.values())
+        torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+        try:
+            assert_equal(results(path, case), expected)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+class Fence:
+    """Copies of tensors beside a page that may be neither read nor written."""
+
+    def __init__(self, behind: bool) -> None:
+        self.behind = behind
+        self.kept: list[Any] = []
+
+    def around(self, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        size = tensor.numel() * tensor.element_size()
+        pages = -(-size // PAGE)
+        memory = mmap.mmap(-1, (pages + 1) * PAGE)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        closed = begin + (pages * PAGE if self.behind else 0)
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(closed), PAGE, 0) == 0
+        offset = pages * PAGE - size if self.behind else PAGE
+        flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+        self.kept.append((memory, flat))
+        return flat.view(tensor.shape).copy_(tensor)
+
+    def each(self, parts: Any) -> Any:
+        return type(parts)(*map(self.around, parts))
+
+
+def fenced_recurrence(fence: Fence) -> Any:
+    """The native recurrence with a fence around every array it is given."""
+    native: Any = paths.recurrence("native")
+
+    class Fenced(native):  # type: ignore[misc]
+        def __init__(self, w: Any, rules: Any, states: Any, flags: Any) -> None:
+            super().__init__(w, rules, fence.each(states), fence.each(flags))
+
+        def forward(self, first: int, inputs: Any, out: Any) -> None:
+            own = fence.each(out)
+            super().forward(first, fence.each(inputs), own)
+            give_back(own, out)
+
+        def backward(
+            self, first: int, inputs: Any, did: Any, grad: Any, carry: Any, out: Any
+        ) -> None:
+            own_carry, own = fence.each(carry), fence.each(out)
+            given = (fence.each(inputs), fence.each(did), fence.around(grad.contiguous()))
+            super().backward(first, *given, own_carry, own)
+            give_back(own_carry, carry)
+            give_back(own, out)
+
+    return Fenced
+
+
+def give_back(own: Any, parts: Any) -> None:
+    for source, target in zip(own, parts, strict=True):
+        if target is not None:
+            target.copy_(source)
+
+
+def _behind_fences(behind: bool) -> None:
+    torch.set_num_threads(1)
+    for dtype in (torch.float32, torch.float64):
+        for case in odd_cases(dtype):
+            expected, fence = results("native", case), Fence(behind)
+            fenced = fenced_recurrence(fence)
+            with patch.object(paths, "recurrence", return_value=fenced):
+                assert_near(results("native", case), expected, 1e-5)
+            assert len(fence.kept) > 20
+
+
+@needs_numba
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect")
+@pytest.mark.parametrize("behind", [True, False])
+def test_kernels_stay_within_their_arrays(behind: bool) -> None:
+    # One step too far ends the process, so it is another one.
+    child = multiprocessing.get_context("spawn").Process(target=_behind_fences, args=(behind,))
+    child.start()
+    child.join(timeout=120)
+    assert child.exitcode == 0
