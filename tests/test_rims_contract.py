@@ -48,6 +48,7 @@ def test_public_names_are_frozen() -> None:
         "Usage",
         "authors",
         "plot_activations",
+        "scan_path",
         "trace",
     ]
     assert all(hasattr(rims, name) for name in rims.__all__)

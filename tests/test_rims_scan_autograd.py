@@ -369,3 +369,14 @@ def test_results_may_be_changed_in_place(path: Path, kind: LayerKind) -> None:
         total = torch.stack([output.square().sum(), *(part.sum() for part in flat(last))]).sum()
         gradients.append(torch.autograd.grad(total, input)[0])
     torch.testing.assert_close(*gradients)
+
+
+@all_paths
+@both_cells
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_last_states_have_memory_of_their_own(path: Path, kind: Any, with_gradients: bool) -> None:
+    case = make_case(kind, (5, 3, 4, 2), 3, 2)
+    with torch.set_grad_enabled(with_gradients):
+        did = case.run(path)
+    places = {part.untyped_storage().data_ptr() for part in (did.output, *did.state)}
+    assert len(places) == 1 + len(did.state)

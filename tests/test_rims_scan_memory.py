@@ -1,12 +1,14 @@
-"""The native kernels check no index: they stay within their arrays and read what was written."""
+"""Memory: kernels, which check no index, stay within it; nothing is read unwritten or kept."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import mmap
 import multiprocessing
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -15,13 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rims.scan import paths
+from layer_cases import both
+from rims.scan import paths, scan_path
 from scan_cases import (
     CELLS,
     Case,
+    LayerKind,
     all_paths,
     assert_equal,
     assert_near,
+    fast_paths,
     make_case,
     needs_numba,
     results,
@@ -62,6 +67,30 @@ def test_nothing_is_read_before_it_was_written(path: Any, dtype: torch.dtype) ->
             assert_equal(results(path, case), expected)
         finally:
             torch.use_deterministic_algorithms(False)
+
+
+@fast_paths
+@both
+def test_a_loss_that_is_kept_keeps_only_itself(
+    path: Any, kind: LayerKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with every function of autograd: what it needed is let go once the gradient is known."""
+    layer, made = kind(5, 12, 4, 2), []
+    recurrence: Any = paths.recurrence(path)
+    plain = recurrence.__init__
+
+    def noted(self: Any, *args: Any) -> None:
+        plain(self, *args)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(recurrence, "__init__", noted)
+    with scan_path(path):
+        loss = layer(torch.randn(6, 3, 5))[0].square().sum()
+    loss.backward()
+    gc.collect()
+    assert len(made) >= 1
+    assert [ref for ref in made if ref() is not None] == []
+    assert loss.grad_fn is not None
 
 
 class Fence:

@@ -40,7 +40,7 @@ def scan(
     if torch.compiler.is_compiling():
         output, h, c, active, *_ = scan_op(*tensors, w.given(), reset, valid, *rules, path, save)
     elif save:
-        kind = paths.recurrence(path)
+        kind = paths.recurrence(path, input.device)
         output, h, c, active = ScanFunction.apply(*tensors, reset, valid, rules, kind, *w)  # type: ignore[no-untyped-call]
     else:
         # Not through the function either: for a single step that would take as long as the step.
@@ -60,7 +60,7 @@ def _directly(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     input, *states = tensors
     assert input is not None
-    kind = paths.recurrence(path)
+    kind = paths.recurrence(path, input.device)
     out, _ = hoisted.forward(kind, input, States(*states), flags, w, rules, save=False)  # type: ignore[arg-type]
     return out.h, out.h[-1].clone(), None if out.c is None else out.c[-1].clone(), out.active
 

@@ -41,7 +41,6 @@ class ScanFunction(torch.autograd.Function):
         out, saved = hoisted.forward(kind, input, states, Flags(reset, valid), w, rules, save=True)
         assert saved is not None
         ctx.rules, ctx.kind = rules, kind
-        ctx.again = (saved.side, saved.recurrence)
         ctx.mark_non_differentiable(out.active)
         ctx.save_for_backward(
             input, *states, reset, valid, *out, saved.key_value, *saved.inputs, *weights
@@ -58,7 +57,7 @@ class ScanFunction(torch.autograd.Function):
         sequence, key_value = Sequence(*rest[:3]), rest[3]
         inputs, w = Hoisted(*rest[4:6]), Weights(*rest[6:])
         nothing = (None,) * (_HEAD - _DIFFERENTIABLE)
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+        if unrolled.is_needed(grad_output, grad_h, grad_c):
             grads = (grad_output, grad_h, grad_c)
             found = unrolled.gradients(grads, input, states, flags, w, ctx.rules)
             return (*found[:_DIFFERENTIABLE], *nothing, *found[_DIFFERENTIABLE:])
@@ -71,7 +70,7 @@ class ScanFunction(torch.autograd.Function):
             flags,
             w,
             ctx.rules,
-            hoisted.Saved(sequence, key_value, inputs, *ctx.again),
+            hoisted.Saved(sequence, key_value, inputs),
             input_needs_grad=ctx.needs_input_grad[0],
         )
         carry = gradients.carry

@@ -1,8 +1,9 @@
 r"""A whole sequence, the input side before the loop and the weights' gradients after it.
 
 Everything that does not depend on the state is a product over all T B rows at once; the rest is a
-:class:`rims.scan.recurrence.Recurrence`. Steps go in chunks of some thousand rows, so that what one
-part writes is still in the cache when the next reads it, and temporary memory does not grow with T.
+:class:`rims.scan.recurrence.Recurrence`. Steps go in chunks of about a thousand rows, so that what
+one part writes is still in the cache when the next reads it, and temporary memory does not grow
+with T.
 """
 
 from __future__ import annotations
@@ -33,8 +34,6 @@ class Saved(NamedTuple):
     sequence: Sequence
     key_value: Tensor  # (T, B, dk + A), x W^k beside x W^v
     inputs: Hoisted  # (T, B, ...)
-    side: _InputSide | None = None  # of the way there, to be used again
-    recurrence: Recurrence | None = None
 
 
 class Gradients(NamedTuple):
@@ -82,7 +81,7 @@ def _forward(
         side.project(input[first:last], key_value[where], inputs)
         recurrence.forward(first, inputs, out)
     inputs = Hoisted(query_side, gate_side)
-    kept = Saved(out, key_value, inputs, side, recurrence) if save else None
+    kept = Saved(out, key_value, inputs) if save else None
     return out, kept
 
 
@@ -101,7 +100,13 @@ def backward(
 ) -> Gradients:
     """Gradients by hand-written backpropagation through time; ``carry`` ends at the first step."""
     with _exactly(input):
-        recurrence = saved.recurrence or kind(w, rules, states, flags)
+        recurrence = kind(w, rules, states, flags)
+        # Operators and hooks on saved tensors promise numbers, not the order they lie in.
+        saved = Saved(
+            Sequence(*map(_dense, saved.sequence)),  # type: ignore[arg-type]
+            saved.key_value.contiguous(),
+            Hoisted(*map(_dense, saved.inputs)),  # type: ignore[arg-type]
+        )
         return _backward(
             recurrence, grad_output, carry, input.contiguous(), saved, input_needs_grad
         )
@@ -117,7 +122,7 @@ def _backward(
 ) -> Gradients:
     steps, batch, _ = input.shape
     w = recurrence.w
-    side = saved.side or _InputSide(w)
+    side = _InputSide(w)
     sums = _WeightSums(w, side)
     slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
     buffer = _empty_gradients(input, w, _chunk_length(batch, steps), slots)
@@ -274,6 +279,10 @@ def _empty_gradients(input: Tensor, w: Weights, length: int, slots: int) -> Loop
     lead = (length, input.shape[1])
     steps = [piece.view(*lead, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
     return LoopGradients(*steps, bias_ih=torch.zeros_like(w.hh[..., 0]))  # type: ignore[misc]
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _rows(sequence: Tensor) -> Tensor:

@@ -16,17 +16,17 @@ from rims.scan import hoisted, paths, unrolled
 from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Hoisted, Sequence, new_carry
 
-#: Everything the operator takes that has a gradient, then what steers it.
-_Schema = (
+#: What the operator takes.
+_SCHEMA = (
     "(Tensor input, Tensor h, Tensor? c, Tensor? fresh_h, Tensor? fresh_c, Tensor[] weights, "
     "Tensor? reset, Tensor? valid, int k, int num_heads, bool reads_state, str path, bool save)"
 )
 # The last four are for the gradient: empty unless asked for.
-_Results = " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-_Results_of_gradient = " -> Tensor[]"
+_RESULTS = " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+_GRADIENTS = " -> Tensor[]"
 
 
-@torch.library.custom_op("rims::scan", mutates_args=(), schema=_Schema + _Results)
+@torch.library.custom_op("rims::scan", mutates_args=(), schema=_SCHEMA + _RESULTS)
 def scan_op(
     input: Tensor,
     h: Tensor,
@@ -44,7 +44,7 @@ def scan_op(
 ) -> tuple[Tensor, ...]:
     """h of every step, the last h, the last c, active; c of every step, x W, U, G."""
     out, saved = hoisted.forward(
-        paths.recurrence(path),
+        paths.recurrence(path, input.device),
         input,
         States(h, c, fresh_h, fresh_c),
         Flags(reset, valid),
@@ -105,8 +105,8 @@ def _present(input: Tensor, parts: Iterable[Tensor | None]) -> list[Tensor]:
     mutates_args=(),
     schema="(Tensor grad_output, Tensor grad_h, Tensor grad_c, Tensor output, Tensor active, "
     "Tensor all_c, Tensor key_value, Tensor query_side, Tensor gate_side, bool input_needs_grad, "
-    + _Schema[1:]
-    + _Results_of_gradient,
+    + _SCHEMA[1:]
+    + _GRADIENTS,
 )
 def scan_backward_op(
     grad_output: Tensor,
@@ -137,7 +137,7 @@ def scan_backward_op(
     sequence = Sequence(output, None if c is None else all_c, active)
     carry = new_carry(grad_h, None if c is None else grad_c)
     gradients = hoisted.backward(
-        paths.recurrence(path),
+        paths.recurrence(path, input.device),
         grad_output,
         carry,
         input,
@@ -190,8 +190,10 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     kept, weights = rest[:4], rest[4:]
     states = (input, h, c, fresh_h, fresh_c)
     nothing = (None,) * 7
-    if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-        k, num_heads, reads_state, *_ = ctx.rules
+    k, num_heads, reads_state, _, save = ctx.rules
+    if (
+        unrolled.is_needed(*grads[:3]) or not save
+    ):  # a program exported under no_grad has kept nothing
         gradients = unrolled.gradients(
             grads[:3],
             input,

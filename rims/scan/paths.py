@@ -71,7 +71,9 @@ def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
     forced = _forced.path
     if forced == "reference":
         return "reference"
-    obstacle = "recording attentions" if record else why_not(cell) or _obstacle(input)
+    obstacle = (
+        "recording attentions" if record else why_not(cell) or _obstacle(input, cell.weight_hh)
+    )
     if forced is not None:
         obstacle = obstacle or unavailable(forced, input, cell)
         if obstacle:
@@ -96,31 +98,38 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
     return None
 
 
-def recurrence(path: str) -> type[Recurrence]:
-    """What computes the recurrent part on this path."""
-    if path == "native":
+def recurrence(path: str, device: torch.device) -> type[Recurrence]:
+    """What computes the recurrent part on this path.
+
+    An exported program names the path of the machine it was made on; where that is not to be had
+    PyTorch computes the same.
+    """
+    if path == "native" and device.type == "cpu" and _HAS_NUMBA:
         from rims.scan.native.recurrence import NativeRecurrence
 
         return NativeRecurrence
-    if path == "triton":
+    if path == "triton" and device.type == "cuda":
         from rims.scan.triton import TritonRecurrence
 
         return TritonRecurrence
     return TorchRecurrence
 
 
-def _obstacle(input: Tensor) -> str | None:
+def _obstacle(input: Tensor, weight: Tensor) -> str | None:
     """What about a call, not its layer, only the readable loop can do."""
     if torch.onnx.is_in_onnx_export():
         return "it is being exported to ONNX"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms it"
     if torch.compiler.is_compiling():
         return None
     if torch._C._get_tracing_state() is not None:
         return "it is being traced"
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms it"
-    if type(input) is not Tensor and type(input) is not torch.nn.Parameter:
-        return f"input is a {type(input).__name__}"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode watches every operation"
+    for tensor in (input, weight):
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"it is made of {type(tensor).__name__}"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode derivatives are on"
     if input.device.type == "meta" or 0 in input.shape:

@@ -111,6 +111,8 @@ def why_not(cell: RIMCell) -> str | None:
         and type(cell).candidate in (RIM_LSTMCell.candidate, RIM_GRUCell.candidate)
         and type(read).forward is InputAttention.forward
         and type(comm).forward is CommunicationAttention.forward
+        and not {"step", "candidate"} & vars(cell).keys()
+        and not any("forward" in vars(part) for part in (read, comm))
     ):
         return "a method of its own"
     if any(_is_hooked(part) for part in (read, comm)):

@@ -12,6 +12,16 @@ from rims.scan import loop
 from rims.scan.problem import Flags, Rules, States, Weights
 
 
+def is_needed(*grads: Tensor | None) -> bool:
+    """Whether a gradient is itself to be differentiated, or taken of many outputs at once."""
+    batched = torch._C._functorch
+    return torch.is_grad_enabled() or any(
+        grad is not None
+        and (batched.is_batchedtensor(grad) or batched.is_legacy_batchedtensor(grad))
+        for grad in grads
+    )
+
+
 def gradients(
     grad_outputs: tuple[Tensor | None, ...],
     input: Tensor,
@@ -24,10 +34,15 @@ def gradients(
 
     ``grad_outputs`` are those of the output, the last h and the last c.
     """
-    arguments = [input, *states, *w]
-    sources = [a for a in arguments if a is not None and a.requires_grad]
+    # Aliases: one argument may come of another (h of an earlier sequence, say), and what flows on
+    # from one to the other is for autograd to follow, not for this function.
     with torch.enable_grad():
-        outputs = _run(input, states, flags, w, rules)
+        arguments = [None if a is None else a.view_as(a) for a in (input, *states, *w)]
+        assert arguments[0] is not None
+        split = 1 + len(states)
+        own_states, own_w = States(*arguments[1:split]), Weights(*arguments[split:])  # type: ignore[arg-type]
+        sources = [a for a in arguments if a is not None and a.requires_grad]
+        outputs = _run(arguments[0], own_states, flags, own_w, rules)
         found = torch.autograd.grad(
             outputs, sources, grad_outputs[: len(outputs)], create_graph=True, allow_unused=True
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from numba import cfunc, config, types
 
 from rims.scan.native import entry
 from rims.scan.native.table import as_table
+
+#: Numba's settings are the process's: one thread at a time changes them.
+_settings = threading.RLock()
 
 _ENTRY = types.void(types.CPointer(types.int64))
 
@@ -39,12 +43,13 @@ def _compiled(name: str, double: bool) -> Any:
 @contextmanager
 def _quickly() -> Iterator[None]:
     """Compile with few optimisations: the kernels spell vectors out, so the rest finds nothing."""
-    before = config.OPT, config.LOOP_VECTORIZE
-    config.OPT, config.LOOP_VECTORIZE = type(config.OPT)(1), 0
-    try:
-        yield
-    finally:
-        config.OPT, config.LOOP_VECTORIZE = before
+    with _settings:
+        before = config.OPT, config.LOOP_VECTORIZE
+        config.OPT, config.LOOP_VECTORIZE = type(config.OPT)(1), 0
+        try:
+            yield
+        finally:
+            config.OPT, config.LOOP_VECTORIZE = before
 
 
 @functools.cache

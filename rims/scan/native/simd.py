@@ -241,16 +241,6 @@ def _larger(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def first(typingctx: Any, value: Any) -> Any:
-    """The first lane."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        return builder.extract_element(args[0], I32(0))
-
-    return value.scalar(value), codegen
-
-
-@intrinsic
 def exp(typingctx: Any, x: Any) -> Any:
     """e to the power of every lane, within 2 units in the last place.
 
