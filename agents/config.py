@@ -92,6 +92,9 @@ class PPOConfig:
     )
     num_rims: int = _option(4, "Network", "RIM cores: number of mechanisms; divides --hidden-size.")
     k: int = _option(3, "Network", "RIM cores: mechanisms active at each step.")
+    learned_initial_state: bool = _option(
+        True, "Network", "Let episodes start from a learned state instead of zeros."
+    )
     direction: bool = _option(
         False, "Network", "Let the policy see the compass direction of the agent."
     )

@@ -47,18 +47,21 @@ class RecurrentCore(nn.Module):
         initialize(self.module)
         self.handles_reset = isinstance(self.module, RIM_LSTM | RIM_GRU)
         self.state_sizes = _STATE_SIZES[config.core](config)
+        learns_start = config.learned_initial_state and not self.handles_reset
+        starts = [torch.zeros(size) for size in self.state_sizes if size] if learns_start else []
+        self.starts = nn.ParameterList(starts)
 
     def initial_state(self, num_envs: int) -> CoreState:
-        """Zeros, as at the start of every episode."""
+        """The state before a first observation; what it holds does not count, its reset does."""
         like = next(self.parameters())
         return tuple(like.new_zeros(1, num_envs, size) for size in self.state_sizes)
 
     def forward(self, input: Tensor, state: CoreState, reset: Tensor) -> tuple[Tensor, CoreState]:
-        """Run the sequence; the state is zeroed before every step where ``reset`` is true."""
+        """Run the sequence; the state starts anew before every step where ``reset`` is true."""
         if self.handles_reset:
             output, hx = self.module(input, self._pack(state), reset=reset)
             return output, _as_tuple(hx)
-        state = tuple(s.masked_fill(reset[0, :, None], 0.0) for s in state)
+        state = self._start_where(reset[0], state)
         if not self.state_sizes[0] or not bool(reset[1:].any()):
             output, hx = self.module(input, self._pack(state))
             return output, _as_tuple(hx)
@@ -75,11 +78,18 @@ class RecurrentCore(nn.Module):
         padded = input.new_zeros(int(parts.lengths.max()), len(parts.lengths), input.shape[-1])
         padded[parts.step, parts.row] = input
         packed = pack_padded_sequence(padded, parts.lengths, enforce_sorted=False)
-        # A part that starts the chunk continues its environment's state; the others start at zero.
-        start = tuple(s[:, parts.env].masked_fill(parts.later[None, :, None], 0.0) for s in state)
+        # A part that starts the chunk continues its environment's state; the others start anew.
+        start = self._start_where(parts.later, tuple(s[:, parts.env] for s in state))
         packed_output, hx = self.module(packed, self._pack(start))
         output, _ = pad_packed_sequence(packed_output)
         return output[parts.step, parts.row], tuple(s[:, parts.last] for s in _as_tuple(hx))
+
+    def _start_where(self, flag: Tensor, state: CoreState) -> CoreState:
+        """The state (1, S, H), anew where ``flag`` (S,) is true."""
+        flag = flag.unsqueeze(-1)
+        if not len(self.starts):
+            return tuple(s.masked_fill(flag, 0.0) for s in state)
+        return tuple(torch.where(flag, new, s) for new, s in zip(self.starts, state, strict=True))
 
     def _pack(self, state: CoreState) -> CoreState | Tensor:
         return state if len(state) > 1 else state[0]
@@ -93,7 +103,7 @@ def initialize(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if "bias" in name:
             nn.init.zeros_(parameter)
-        else:
+        elif parameter.dim() > 1:  # not a learned initial state
             for matrix in parameter if parameter.dim() == 3 else [parameter]:
                 nn.init.orthogonal_(matrix)
 
@@ -128,10 +138,20 @@ def _as_tuple(hx: Tensor | CoreState) -> CoreState:
     return (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
 
+def _rim(layer: type[RIM_LSTM | RIM_GRU], input_size: int, config: PPOConfig) -> nn.Module:
+    return layer(
+        input_size,
+        config.hidden_size,
+        config.num_rims,
+        config.k,
+        learned_initial_state=config.learned_initial_state,
+    )
+
+
 #: Name -> constructor. Every module maps (T, E, I), hx to (T, E, hidden_size), hx.
 CORES: dict[str, Callable[[int, PPOConfig], nn.Module]] = {
-    "rim_lstm": lambda size, c: RIM_LSTM(size, c.hidden_size, c.num_rims, c.k),
-    "rim_gru": lambda size, c: RIM_GRU(size, c.hidden_size, c.num_rims, c.k),
+    "rim_lstm": lambda size, c: _rim(RIM_LSTM, size, c),
+    "rim_gru": lambda size, c: _rim(RIM_GRU, size, c),
     "lstm": lambda size, c: nn.LSTM(size, c.hidden_size),
     "gru": lambda size, c: nn.GRU(size, c.hidden_size),
     "none": lambda size, c: Memoryless(size, c.hidden_size),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents.config import PPOConfig
 from agents.cores import CoreState, RecurrentCore
-from agents.encoder import ObservationEncoder, Observations
+from agents.encoder import ObservationEncoder, Observations, RepeatedObservations
 
 
 class PolicyOutput(NamedTuple):
@@ -49,7 +49,12 @@ class RecurrentActorCritic(nn.Module):
         """The state before the first observation of an episode."""
         return self.core.initial_state(num_envs)
 
-    def forward(self, observations: Observations, state: CoreState, reset: Tensor) -> PolicyOutput:
+    def forward(
+        self,
+        observations: Observations | RepeatedObservations,
+        state: CoreState,
+        reset: Tensor,
+    ) -> PolicyOutput:
         """Run the sequence; ``reset`` is true where an observation is the first of an episode."""
         features = self.encoder(observations)  # (T, E, H)
         features, state = self.core(features, state, reset)  # (T, E, H)

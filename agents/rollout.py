@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.cores import CoreState
-from agents.encoder import Observations
+from agents.encoder import Observations, RepeatedObservations
 from agents.policy import PolicyOutput, RecurrentActorCritic
 from envs import StepResult, VectorEnv
 
@@ -28,7 +28,7 @@ class Episode(NamedTuple):
 class Rollout(NamedTuple):
     """T steps of E environments. Row t: the observation, what was done, what came of it."""
 
-    observations: Observations  # (T, E, ...)
+    observations: RepeatedObservations  # (T, E)
     episode_start: Tensor  # (T, E) bool: the observation is the first of an episode
     actions: Tensor  # (T, E)
     log_probs: Tensor  # (T, E) of the actions, when they were taken
@@ -137,7 +137,7 @@ def collect(runner: Runner, num_steps: int) -> tuple[Rollout, list[Episode]]:
     actions = torch.stack([s.action for s in steps])  # (T, E)
     log_probs = torch.cat([s.output.log_probs for s in steps])  # (T, E, actions)
     rollout = Rollout(
-        observations=Observations.stack([s.observation for s in steps]),
+        observations=RepeatedObservations.of(Observations.stack([s.observation for s in steps])),
         episode_start=torch.stack([s.episode_start for s in steps]),
         actions=actions,
         log_probs=log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1),

@@ -196,7 +196,7 @@ class Trainer:
         policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
         self.policy = policy.to(self.device)
         self.optimizer = torch.optim.Adam(
-            self.policy.parameters(), lr=config.learning_rate, eps=config.adam_epsilon
+            self.policy.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
         )
         self._has_agent = True
 

@@ -30,7 +30,7 @@ FRACTIONS = ("gamma", "gae_lambda")
 NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
 POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
-FLAGS = ("direction", "anneal_learning_rate", "bootstrap_truncated")
+FLAGS = ("learned_initial_state", "direction", "anneal_learning_rate", "bootstrap_truncated")
 TEXTS = ("suite", "env", "core", "mission", "backend", "device")
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [

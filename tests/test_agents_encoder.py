@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.encoder import CHANNEL_SIZES, ObservationEncoder, Observations
+from agents.encoder import CHANNEL_SIZES, ObservationEncoder, Observations, RepeatedObservations
 from envs import (
     MISSION_LENGTH,
     BackendName,
@@ -225,11 +225,64 @@ def test_from_numpy_keeps_values_and_types() -> None:
     assert tensors.mission.dtype == torch.int64
 
 
-def test_stack_and_envs_select_time_and_environment() -> None:
+def test_stack_puts_time_first() -> None:
     steps = [random_observations(4), random_observations(4)._replace(direction=torch.arange(4))]
     stacked = Observations.stack(steps)
     assert stacked.image.shape == (2, 4, 7, 7, 3)
-    chosen = stacked.envs(torch.tensor([3, 1]))
-    assert chosen.direction[1].tolist() == [3, 1]
-    assert torch.equal(chosen.image[0], steps[0].image[[3, 1]])
-    assert chosen.mission.shape == (2, 2, MISSION_LENGTH)
+    assert stacked.direction[1].tolist() == [0, 1, 2, 3]
+    assert torch.equal(stacked.image[0], steps[0].image)
+
+
+# Observations kept once -------------------------------------------------------------------------
+
+
+def repeating(num_steps: int = 6, num_envs: int = 5) -> Observations:
+    """Few views, directions and missions, so that some observations are alike in all of them."""
+    views = random_observations(2, missions=["get a key", "go to the red ball"])
+    chosen = torch.randint(2, (3, num_steps, num_envs))
+    return Observations(
+        views.image[chosen[0]],
+        chosen[1] + 2,
+        views.mission[chosen[2]].reshape(*chosen[2].shape, -1),
+    )
+
+
+def test_repeated_observations_are_those_they_were_made_of() -> None:
+    observations = repeating()
+    repeated = RepeatedObservations.of(observations)
+    for part, kept in zip(observations, repeated.distinct, strict=True):
+        assert torch.equal(kept[repeated.place], part)
+        assert kept.dtype == part.dtype
+    keys = {
+        tuple(torch.cat([p.flatten() for p in row]).tolist())
+        for row in zip(*repeated.distinct, strict=True)
+    }
+    assert len(keys) == len(repeated.distinct.direction) <= 8  # none of them twice
+
+
+def test_environments_keep_only_what_they_see() -> None:
+    observations = repeating()
+    observations.direction[:, 3] = 0  # only environment 3 looks there
+    repeated = RepeatedObservations.of(observations)
+    index = torch.tensor([4, 1])
+    chosen = repeated.envs(index)
+    assert torch.equal(chosen.distinct.image[chosen.place], observations.image[:, index])
+    assert torch.equal(chosen.distinct.direction[chosen.place], observations.direction[:, index])
+    assert 0 not in chosen.distinct.direction
+    assert 0 in repeated.distinct.direction
+
+
+def test_encoding_distinct_observations_equals_encoding_all() -> None:
+    encoder = make_encoder(direction=True, mission=True).double()
+    observations = repeating()
+    weight = torch.randn(6, 5, encoder.linear.out_features, dtype=torch.float64)
+    gradients = []
+    for form in (observations, RepeatedObservations.of(observations)):
+        encoder.zero_grad()
+        output = encoder(form)
+        (output * weight).sum().backward()
+        grads = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+        assert len(grads) == len(list(encoder.parameters()))
+        gradients.append([output.detach(), *grads])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
-from agents import options
 from agents import train as training
 from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.commands import options
 from agents.config import PPOConfig, read_settings
 from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
 from command_line import (

@@ -27,6 +27,7 @@ _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
 
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 def flag(field: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from agents.options import COUNT, FOLDER, CommaSeparated, Decorated, plain_option
+from agents.commands.options import COUNT, FOLDER, CommaSeparated, Decorated, plain_option
 
 #: What --quick replaces, unless it was typed: one size, two shapes, few rounds.
 QUICK: dict[str, Any] = {

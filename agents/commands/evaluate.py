@@ -1,0 +1,79 @@
+"""``rims evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from agents.commands import options
+from agents.commands.options import checking_input
+from agents.config import ActionMode
+from envs import BackendChoice, get_suite, get_task
+
+
+@click.command()
+@options.RUN
+@options.SUITE
+@options.ENVS
+@options.BACKEND
+@options.EPISODES
+@options.SEED
+@options.MODE
+@options.JSON
+def evaluate(
+    run: Path,
+    suite: str | None,
+    envs: tuple[str, ...],
+    backend: BackendChoice | None,
+    episodes: int,
+    seed: int,
+    mode: ActionMode,
+    as_json: bool,
+) -> None:
+    """Evaluate a trained agent.
+
+    RUN is its folder; the task is the one it was trained on unless options name others. Every
+    episode is a level of its own, never a training level's seed. Success means the episode ended
+    with a reward above 0. Intervals hold for this agent; another seed may differ by more.
+    """
+    import torch
+
+    from agents.checkpoint import load_checkpoint
+    from agents.display import print_evaluations, show_progress
+    from agents.evaluate import check_task
+    from agents.evaluate import evaluate as run_evaluation
+
+    with checking_input():
+        tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
+        checkpoint = load_checkpoint(run)
+        config = checkpoint.config
+        torch.set_num_threads(config.threads)
+        tasks = tasks or [config.task]
+        backend = backend or config.backend
+        policy = checkpoint.make_policy()
+        for task in tasks:
+            check_task(policy, task, backend)
+    results = []
+    with show_progress("episodes", len(tasks) * episodes) as advance:
+        for task in tasks:
+            results.append(
+                run_evaluation(
+                    policy,
+                    task,
+                    episodes=episodes,
+                    seed=seed,
+                    mode=mode,
+                    backend=backend,
+                    on_progress=advance,
+                )
+            )
+    if as_json:
+        about = {"run": str(run), "core": config.core, "env_steps": checkpoint.env_steps}
+        about["trained_on"] = config.task.id
+        click.echo(json.dumps({**about, "tasks": [r.to_dict() for r in results]}, indent=2))
+    else:
+        by = " and ".join(sorted({result.backend for result in results}))
+        title = f"{run}: {config.core}, actions by '{mode}', seed {seed}, environments by {by}"
+        print_evaluations(title, results, config.task)

@@ -1,0 +1,35 @@
+"""``rims suites``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from agents.commands import options
+from agents.commands.options import flag
+from envs import SUITES
+
+
+@click.command()
+@options.JSON
+def suites(as_json: bool) -> None:
+    """List the suites and their tasks."""
+    if as_json:
+        table = {
+            s.name: {
+                "train": s.train.id,
+                "unseen": [t.id for t in s.unseen],
+                "preset": dict(s.preset),
+            }
+            for s in SUITES.values()
+        }
+        click.echo(json.dumps(table, indent=2))
+        return
+    for suite in SUITES.values():
+        click.echo(f"{suite.name}: {suite.description}")
+        click.echo(f"  train   {suite.train.id}")
+        for task in suite.unseen:
+            click.echo(f"  unseen  {task.id}")
+        for name, value in suite.preset.items():
+            click.echo(f"  preset  {flag(name)} {value}")
