@@ -10,9 +10,12 @@ from agents.commands.bench import bench
 from agents.commands.compare import compare
 from agents.commands.evaluate import evaluate
 from agents.commands.options import EXIT_INTERRUPTED
+from agents.commands.plot import plot
 from agents.commands.record import record
 from agents.commands.suites import suites
+from agents.commands.sweep import sweep
 from agents.commands.train import train
+from agents.commands.watch import watch
 
 
 @click.group(
@@ -33,7 +36,7 @@ def rims(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (train, evaluate, compare, record, suites, bench):
+for command in (train, watch, evaluate, compare, record, plot, suites, sweep, bench):
     rims.add_command(command)
 
 

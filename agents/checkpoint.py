@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from agents.config import PPOConfig
+from agents.config import CoreImportError, PPOConfig
 from agents.policy import RecurrentActorCritic
 
 CHECKPOINT_NAME = "checkpoint.pt"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read the checkpoint of a run folder.
 
+    Nothing in the file is executed. An agent whose core was given by import path has only the
+    path in it: the class is imported by that name from the user's own code.
+
     Raises:
-        ValueError: in one line, if the folder or file is missing, damaged or of another format.
+        ValueError: in one line, if the folder or file is missing, damaged or of another format,
+            or the module of its core cannot be imported.
     """
     if not folder.is_dir():
         raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
@@ -81,6 +85,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         checkpoint.make_policy()
     except RuntimeError:  # of torch, many lines long
         raise ValueError(f"{path}: its weights do not fit the agent it describes.") from None
+    except CoreImportError as error:
+        raise ValueError(
+            f"{path}: {error} Make module {error.module!r} importable: call from the folder it is "
+            "in, or put that on PYTHONPATH."
+        ) from None
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a complete checkpoint ({error}).") from None
     return checkpoint

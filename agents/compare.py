@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint
-from agents.config import ActionMode, PPOConfig
-from agents.evaluate import evaluate
-from agents.policy import count_parameters
+from agents.comparison import Comparison, Flag, Run, grouped
+from agents.config import ActionMode, PPOConfig, folder_name
+from agents.cores import require_usable
+from agents.evaluations import cached_results, evaluate_run
+from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import run_all
 from agents.run_folder import PROGRESS_NAME, is_empty, lock_folder, read_progress, write_text
-from agents.statistics import Estimate, mean_over_seeds, success_over_seeds
 from agents.train import Trainer
 from envs import Suite, Task, resolve_backend
 
-EVALUATION_NAME = "evaluation.json"
-
-#: Holds how many runs were trained at a time, without which a run's speed says little.
-JOBS_NAME = "jobs.txt"
+#: Holds why a run's training ended before its time, in one line.
+FAILURE_NAME = "failure.txt"
 
 #: Settings that change how long a run takes, not what comes out of it.
 _WITHOUT_EFFECT = ("checkpoint_every", "threads")
 
 
 class JudgingError(RuntimeError):
-    """Some runs could not be evaluated; one line names each and why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training run of a comparison."""
-
-    config: PPOConfig
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """Short label."""
-        return f"{self.config.core} seed {self.config.seed}"
+    """There is nothing to compare; one line says of each run why."""
 
 
 class RunProgress(NamedTuple):
@@ -54,53 +40,56 @@ class RunProgress(NamedTuple):
     success_rate: float
 
 
-class Cell(NamedTuple):
-    """One core on one task, over seeds."""
-
-    success_rate: Estimate
-    mean_return: Estimate
-    mean_length: float
-    per_seed_success: list[float]
-    per_seed_return: list[float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """All that a comparison found."""
-
-    suite: Suite
-    tasks: tuple[Task, ...]
-    cores: tuple[str, ...]
-    seeds: tuple[int, ...]
-    episodes: int
-    mode: ActionMode
-    config: PPOConfig
-    training_backends: tuple[str, ...]
-    backends: tuple[str, ...]  # of the evaluation
-    jobs: int | None  # most runs that were trained at a time; None if unknown
-    parameters: dict[str, tuple[int, int]]  # core -> (of the core, in total)
-    env_steps_per_second: dict[str, float]  # median over updates and seeds
-    cells: dict[tuple[str, str], Cell]  # (core, task id)
-    curves: dict[str, list[dict[str, list[float]]]]  # core -> progress columns per seed
-
-
-def plan(base: PPOConfig, cores: Sequence[str], seeds: Sequence[int], root: Path) -> list[Run]:
+def plan(
+    base: PPOConfig,
+    cores: Sequence[str],
+    seeds: Sequence[int],
+    root: Path,
+    *,
+    match_params: bool = False,
+    as_found: bool = False,
+) -> list[Run]:
     """Every core with every seed, each in a folder of its own.
 
+    Args:
+        base: settings of all runs but for core and seed.
+        cores: names or import paths.
+        seeds: of the runs of each core.
+        root: folder of the runs' folders.
+        match_params: choose each core's hidden size so that it has as many parameters as the first.
+        as_found: take folders whatever is in them; :func:`judge` says where that differs.
+
     Raises:
-        ValueError: for a core that cannot be built, or a folder that holds another experiment.
+        ValueError: for a core that cannot be built or matched, or a folder that holds another
+            experiment.
     """
     if not cores:
         raise ValueError("the comparison names no core.")
-    runs = []
-    for core in cores:
-        for seed in seeds:
-            config = replace(base, core=core, seed=seed)  # type: ignore[arg-type]
-            runs.append(Run(config=config, folder=root / f"{core}-seed{seed}"))
-    for run in runs:
-        _check_same_experiment(run)
+    configs = [replace(base, core=core) for core in cores]
+    for config in configs:
+        require_usable(config)
+    if match_params:
+        configs = _matched(configs)
+    runs = [
+        Run(
+            config=replace(config, seed=seed),
+            folder=root / f"{folder_name(config.core)}-seed{seed}",
+        )
+        for config in configs
+        for seed in seeds
+    ]
+    if not as_found:
+        for run in runs:
+            _check_same_experiment(run)
     resolve_backend(base.task, base.backend)
     return runs
+
+
+def _matched(configs: Sequence[PPOConfig]) -> list[PPOConfig]:
+    from agents.matching import matched_hidden_size
+
+    sizes = [matched_hidden_size(config, configs[0]) for config in configs]
+    return [replace(c, hidden_size=size) for c, size in zip(configs, sizes, strict=True)]
 
 
 def is_complete(run: Run) -> bool:
@@ -112,22 +101,22 @@ def is_complete(run: Run) -> bool:
 
 def train_missing(
     runs: Sequence[Run], jobs: int, on_progress: Callable[[list[RunProgress]], None]
-) -> list[str]:
+) -> list[Flag]:
     """Train the runs that are not complete, ``jobs`` at a time, each in its own process.
 
     What an interrupted run left is kept beside the new folder under another name.
 
     Returns:
-        One line for each run that failed; the others were trained all the same.
+        A flag for each run that failed; the others were trained all the same.
     """
     missing, failures = [], []
     for run in runs:
-        if not is_complete(run):
-            try:
+        try:
+            if not is_complete(run):
                 _set_aside(run.folder)
                 missing.append(run)
-            except (ValueError, OSError) as error:  # such as: another command is writing there
-                failures.append(_failure(run, str(error)))
+        except (ValueError, OSError) as error:  # such as: another command is writing there
+            failures.append(Flag("failed", run.name, f"not trained: {error}"))
     jobs = min(jobs, len(missing))
     outcomes = run_all(
         _train,
@@ -136,7 +125,7 @@ def train_missing(
         lambda _: on_progress([_progress(run) for run in missing]),
     )
     return failures + [
-        _failure(run, outcome.error)
+        Flag("failed", run.name, f"training failed: {outcome.error}")
         for run, outcome in zip(missing, outcomes, strict=True)
         if outcome.error is not None
     ]
@@ -151,219 +140,127 @@ def judge(
     mode: ActionMode,
     jobs: int,
     on_progress: Callable[[int], None],
+    flags: Sequence[Flag] = (),
 ) -> Comparison:
-    """Evaluate complete runs on ``tasks``; what was evaluated before is not done again.
+    """Evaluate the complete ones of ``runs``; what was evaluated before is not done again.
 
     Args:
-        runs: the runs of :func:`plan`, trained.
+        runs: the runs of :func:`plan`.
         suite: their suite.
         tasks: tasks of the suite.
         episodes: per run and task.
         mode: how actions are chosen.
         jobs: runs at a time.
         on_progress: called with the number of runs newly done.
+        flags: what is known to be wrong already, of :func:`train_missing`.
+
+    Returns:
+        What the runs that could be evaluated amount to, flagged with all that is wrong.
 
     Raises:
-        JudgingError: if any run cannot be evaluated; the others are evaluated all the same.
+        JudgingError: if there is no such run.
     """
-    calls = [(run, tuple(tasks), episodes, mode) for run in runs]
-    todo = [call for call in calls if _cached_results(*call) is None]
-    on_progress(len(calls) - len(todo))
-    outcomes = run_all(_evaluate, todo, jobs, on_progress)
-    errors = {call[0].folder: o.error for call, o in zip(todo, outcomes, strict=True) if o.error}
-    measured: dict[Path, _Measured] = {}
+    known = {flag.of for flag in flags}
+    complete, noticed = survey(runs)
+    flags = [*flags, *(flag for flag in noticed if flag.of not in known)]
+    calls = [(run, tuple(tasks), episodes, mode) for run in complete]
+    todo = [call for call in calls if cached_results(*call) is None]
+    on_progress(len(runs) - len(todo))
+    outcomes = run_all(evaluate_run, todo, jobs, on_progress)
+    errors = {call[0].name: o.error for call, o in zip(todo, outcomes, strict=True) if o.error}
+    measured: list[Measured] = []
     for call in calls:
-        run = call[0]
+        name = call[0].name
         try:
-            if run.folder not in errors:
-                measured[run.folder] = _measure(*call)
+            if name not in errors:
+                measured.append(measure(*call))
         except (ValueError, OSError) as error:
-            errors[run.folder] = str(error)
-    if errors:
-        lines = [_failure(run, errors[run.folder]) for run in runs if run.folder in errors]
-        raise JudgingError("some runs could not be evaluated. " + " ".join(lines))
-    return _assemble(runs, suite, tasks, episodes, mode, measured)
+            errors[name] = str(error)
+    flags += [Flag("failed", name, f"not evaluated: {why}") for name, why in errors.items()]
+    if not measured:
+        raise JudgingError("no run could be compared. " + " ".join(grouped(flags)))
+    return assemble(runs, suite, tasks, episodes, mode, measured, flags)
 
 
-class _Measured(NamedTuple):
-    """All that is reported of one run."""
-
-    results: dict[str, dict[str, Any]]  # by task id
-    curve: dict[str, list[float]]
-    parameters: tuple[int, int]
-    training_backend: str
-    jobs: int | None
-
-
-def _measure(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> _Measured:
-    results = _cached_results(run, tasks, episodes, mode)
-    if results is None:
-        raise ValueError(f"{EVALUATION_NAME} was changed by something else meanwhile.")
-    curve = read_progress(run.folder)
-    if not curve:
-        raise ValueError(f"{PROGRESS_NAME} holds no rows.")
-    checkpoint = load_checkpoint(run.folder)
-    policy = checkpoint.make_policy()
-    return _Measured(
-        results=results,
-        curve=curve,
-        parameters=(count_parameters(policy.core), count_parameters(policy)),
-        training_backend=checkpoint.backend,
-        jobs=_read_jobs(run.folder),
-    )
-
-
-def _assemble(
-    runs: Sequence[Run],
-    suite: Suite,
-    tasks: Sequence[Task],
-    episodes: int,
-    mode: ActionMode,
-    measured: dict[Path, _Measured],
-) -> Comparison:
-    of_core: dict[str, list[_Measured]] = {}
+def survey(runs: Sequence[Run]) -> tuple[list[Run], list[Flag]]:
+    """Which runs are complete, and what there is to know of the others and of differing ones."""
+    complete, flags = [], []
     for run in runs:
-        of_core.setdefault(run.config.core, []).append(measured[run.folder])
-    jobs = [m.jobs for m in measured.values()]
-    backends = {r["backend"] for m in measured.values() for r in m.results.values()}
-    return Comparison(
-        suite=suite,
-        tasks=tuple(tasks),
-        cores=tuple(of_core),
-        seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),
-        episodes=episodes,
-        mode=mode,
-        config=runs[0].config,
-        training_backends=tuple(sorted({m.training_backend for m in measured.values()})),
-        backends=tuple(sorted(backends)),
-        jobs=None if None in jobs else max(j for j in jobs if j is not None),
-        parameters={core: own[0].parameters for core, own in of_core.items()},
-        env_steps_per_second={
-            core: _median([x for m in own for x in m.curve["env_steps_per_second"]])
-            for core, own in of_core.items()
-        },
-        cells={
-            (core, task.id): _cell([m.results[task.id] for m in own])
-            for core, own in of_core.items()
-            for task in tasks
-        },
-        curves={core: [m.curve for m in own] for core, own in of_core.items()},
+        try:
+            flag, usable = _look_at(run)
+        except ValueError as error:  # damaged
+            flag, usable = Flag("failed", run.name, str(error)), False
+        flags += [flag] if flag else []
+        complete += [run] if usable else []
+    return complete, flags
+
+
+def _look_at(run: Run) -> tuple[Flag | None, bool]:
+    """What there is to know of a run, and whether it can be judged."""
+    if is_empty(run.folder):
+        return Flag("missing", run.name, "there is no such run."), False
+    asked = run.config
+    checkpoint = load_checkpoint(run.folder) if (run.folder / CHECKPOINT_NAME).is_file() else None
+    if checkpoint is None or checkpoint.env_steps < checkpoint.config.total_steps:
+        total = asked.total_steps if checkpoint is None else checkpoint.config.total_steps
+        steps = _progress(run).env_steps
+        what = f"not complete, {steps:,} of {total:,} environment steps{_reason(run.folder)}."
+        return Flag("incomplete", run.name, what), False
+    there = checkpoint.config
+    differing = "; ".join(
+        f"{name}={before!r}, asked for {now!r}"
+        for name, (before, now) in _differences(run, checkpoint).items()
     )
+    if (there.core, there.seed, there.task) != (asked.core, asked.seed, asked.task):
+        return Flag("different", run.name, f"another run, left out: {differing}."), False
+    if differing:
+        return Flag("different", run.name, f"trained with {differing}."), True
+    return None, True
 
 
-def _failure(run: Run, reason: str) -> str:
-    return f"{run.name} ({run.folder}): {reason}"
-
-
-def _cell(evaluations: list[dict[str, Any]]) -> Cell:
-    success = [e["success_rate"]["mean"] for e in evaluations]
-    returns = [e["mean_return"]["mean"] for e in evaluations]
-    lengths = [e["mean_length"]["mean"] for e in evaluations]
-    return Cell(
-        success_rate=success_over_seeds(success, evaluations[0]["episodes"]),
-        mean_return=mean_over_seeds(returns, bounds=(0.0, 1.0)),
-        mean_length=sum(lengths) / len(lengths),
-        per_seed_success=success,
-        per_seed_return=returns,
-    )
+def _reason(folder: Path) -> str:
+    """Why its training ended, if that is known."""
+    try:
+        text = (folder / FAILURE_NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return ": " + " ".join(text.split()).removesuffix(".")
 
 
 def _train(run: Run, jobs: int) -> None:
-    Trainer(run.config, run.folder).run()
+    trainer = Trainer(run.config, run.folder)
+    try:
+        trainer.run()
+    except Exception as error:  # kept for a later report, which has nothing else to go by
+        with contextlib.suppress(OSError):
+            write_text(run.folder / FAILURE_NAME, " ".join(str(error).split()) + "\n")
+        raise
     write_text(run.folder / JOBS_NAME, f"{jobs}\n")
-
-
-def _read_jobs(folder: Path) -> int | None:
-    """How many runs were trained at a time; None for a run that was not trained by a comparison."""
-    try:
-        return int((folder / JOBS_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
-    """Evaluate a run on those tasks that its cache does not have, and write them there."""
-    import torch
-
-    torch.set_num_threads(run.config.threads)
-    checkpoint = load_checkpoint(run.folder)
-    results = _read_cache(run, checkpoint, episodes, mode)
-    key = _cache_key(checkpoint, episodes, mode)
-    policy = checkpoint.make_policy(run.config.device)
-    for task in tasks:
-        if task.id not in results:
-            evaluation = evaluate(
-                policy,
-                task,
-                episodes=episodes,
-                seed=run.config.seed,
-                mode=mode,
-                backend=run.config.backend,
-            )
-            results[task.id] = evaluation.to_dict()
-            content = json.dumps({"key": key, "tasks": results}, indent=1)
-            write_text(run.folder / EVALUATION_NAME, content)
-
-
-def _cached_results(
-    run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
-) -> dict[str, dict[str, Any]] | None:
-    """Evaluations by task id if the run's cache has all of them."""
-    try:
-        known = _read_cache(run, load_checkpoint(run.folder), episodes, mode)
-    except ValueError:  # the evaluation will say what is wrong
-        return None
-    if not all(task.id in known for task in tasks):
-        return None
-    return {task.id: known[task.id] for task in tasks}
-
-
-def _cache_key(checkpoint: Checkpoint, episodes: int, mode: ActionMode) -> dict[str, Any]:
-    return {
-        "env_steps": checkpoint.env_steps,
-        "training_backend": checkpoint.backend,
-        "episodes": episodes,
-        "mode": mode,
-    }
-
-
-def _read_cache(
-    run: Run, checkpoint: Checkpoint, episodes: int, mode: ActionMode
-) -> dict[str, dict[str, Any]]:
-    """What is known of this very agent on the backend that would run each task now."""
-    try:
-        content = json.loads((run.folder / EVALUATION_NAME).read_text(encoding="utf-8"))
-        if content["key"] != _cache_key(checkpoint, episodes, mode):
-            return {}
-        return {
-            id: result
-            for id, result in content["tasks"].items()
-            if result["backend"] == resolve_backend(id, run.config.backend)
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # none, or damaged: it is only a cache
 
 
 def _check_same_experiment(run: Run) -> None:
     """Refuse a folder trained with other settings rather than mix two experiments in a table."""
     if not (run.folder / CHECKPOINT_NAME).is_file():
         return
-    checkpoint = load_checkpoint(run.folder)
+    for name, (before, asked) in _differences(run, load_checkpoint(run.folder)).items():
+        raise ValueError(
+            f"{str(run.folder)!r} was trained with {name}={before!r}, now asked for "
+            f"{asked!r}. Give another folder, or the same settings."
+        )
+
+
+def _differences(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
+    """Settings of a trained run that are not those asked for: as they are, as asked for."""
     there = asdict(checkpoint.config)
-    changed = {
-        name: (there[name], value)
-        for name, value in asdict(run.config).items()
+    pairs = {
+        name: (there[name], asked)
+        for name, asked in asdict(run.config).items()
         if name not in _WITHOUT_EFFECT
     }
-    if checkpoint.env_steps >= run.config.total_steps:  # else it will be trained again
+    if checkpoint.env_steps >= checkpoint.config.total_steps:  # else it will be trained again
         now = resolve_backend(run.config.task, run.config.backend)
-        changed["environments"] = (checkpoint.backend, now)
-    for name, (before, asked) in changed.items():
-        if before != asked:
-            raise ValueError(
-                f"{str(run.folder)!r} was trained with {name}={before!r}, now asked for "
-                f"{asked!r}. Give another folder, or the same settings."
-            )
+        pairs["environments"] = (checkpoint.backend, now)
+    return {name: (before, asked) for name, (before, asked) in pairs.items() if before != asked}
 
 
 def _set_aside(folder: Path) -> None:
@@ -384,8 +281,3 @@ def _progress(run: Run) -> RunProgress:
     if not columns:
         return RunProgress(run, 0, math.nan)
     return RunProgress(run, int(columns["env_steps"][-1]), columns["success_rate"][-1])
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else math.nan

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import math
+import os
+import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -14,7 +19,9 @@ import tomli_w
 
 from envs import BackendChoice, Task, get_suite, get_task
 
+#: Cores that come with the agents; any other is given as ``package.module:Class``.
 CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
+CORE_NAMES: tuple[str, ...] = get_args(CoreName)
 MissionChoice = Literal["auto", "on", "off"]
 ActionMode = Literal["sample", "greedy"]
 
@@ -28,11 +35,108 @@ class ConfigError(ValueError):
         self.rule = rule
 
 
+class CoreImportError(ConfigError):
+    """A core's import path that leads to no usable class; ``module`` is what it should be in."""
+
+    def __init__(self, core: str, module: str, cause: str) -> None:
+        super().__init__("core", f"{core!r} cannot be used: {cause}.")
+        self.module = module
+
+
 class TaskChoiceError(ConfigError):
     """Neither or both of suite and env."""
 
     def __init__(self) -> None:
         super().__init__("suite", "and env: give exactly one of them to name the task to train on.")
+
+
+def check_core(core: str) -> None:
+    """See that there is a core of this name or import path.
+
+    Raises:
+        ConfigError: in one line, if there is not.
+    """
+    if ":" in core:
+        import_core(core)
+    elif core not in CORE_NAMES:
+        close = difflib.get_close_matches(core, CORE_NAMES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        names = ", ".join(CORE_NAMES)
+        rule = f"must be one of {names}, or package.module:Class; got {core!r}{hint}"
+        raise ConfigError("core", rule)
+
+
+def import_core(path: str) -> type[Any]:
+    """The class that ``package.module:Class`` names; its module is imported.
+
+    Modules are looked for in the current directory first, as ``python -m`` does. Nothing but a
+    subclass of ``torch.nn.Module`` is let through: a checkpoint holds such a path too, and must not
+    get any other function called.
+
+    Raises:
+        ConfigError: in one line, for a path of another form.
+        CoreImportError: in one line, if there is no such module or class, or it is no subclass of
+            ``torch.nn.Module``.
+
+    Example:
+        >>> import_core("torch.nn:GRU").__name__
+        'GRU'
+    """
+    module_name, _, class_name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        raise ConfigError("core", f"must have the form package.module:Class; got {path!r}.")
+    try:
+        with _looking_in_current_directory():
+            module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # it is the user's code: anything can happen in it
+        raise CoreImportError(path, module_name, one_line(error)) from error
+    if not hasattr(module, class_name):
+        cause = f"module {module_name!r} has no {class_name!r}"
+        raise CoreImportError(path, module_name, cause)
+    found = getattr(module, class_name)
+    from torch import nn  # here, because reading a configuration must not take seconds
+
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        cause = f"{class_name!r} is no class that derives from torch.nn.Module"
+        raise CoreImportError(path, module_name, cause)
+    return found
+
+
+@contextlib.contextmanager
+def _looking_in_current_directory() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the module may have taken it out
+            sys.path.remove(here)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and message without line breaks and without a full stop."""
+    message = " ".join(str(error).split()).removesuffix(".")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def core_label(core: str) -> str:
+    """What a core is called in tables and titles.
+
+    Example:
+        >>> core_label("package.module:MyLSTM"), core_label("lstm")
+        ('MyLSTM', 'lstm')
+    """
+    return core.rpartition(":")[2]
+
+
+def folder_name(core: str) -> str:
+    """A core's name as part of the name of a file or folder.
+
+    Example:
+        >>> folder_name("package.module:MyLSTM"), folder_name("lstm")
+        ('package.module.MyLSTM', 'lstm')
+    """
+    return core.replace(":", ".")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -81,12 +185,16 @@ class PPOConfig:
 
     suite: str = _option("", "Task", "Suite whose training task to train on; see 'rims suites'.")
     env: str = _option("", "Task", "Environment id to train on, instead of a suite.")
-    core: CoreName = _option(
-        "rim_lstm", "Network", "Recurrent core; 'none' is a memoryless control."
+    core: str = _option(
+        "rim_lstm",
+        "Network",
+        "Recurrent core; 'none' is a memoryless control. A class of your own is given by its "
+        "import path; it is made and called as nn.LSTM is.",
     )
     seed: int = _option(0, "Task", "Seed of the run: weights, actions and levels derive from it.")
     total_steps: int = _option(200_000, "Task", "Environment steps to train for.")
 
+    encoder_size: int = _option(128, "Network", "Features the core reads: the encoder's output.")
     hidden_size: int = _option(
         128, "Network", "Features of the core's output: the total over mechanisms."
     )
@@ -141,6 +249,7 @@ class PPOConfig:
         if bool(self.suite) == bool(self.env):
             raise TaskChoiceError
         self.task  # noqa: B018  (raises for an unknown suite or environment)
+        check_core(self.core)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 rule = f"must be one of {', '.join(choices)}; got {getattr(self, name)!r}."
@@ -152,7 +261,7 @@ class PPOConfig:
         if self.num_envs % self.minibatches:
             rule = f"must divide the {self.num_envs} environments; got {self.minibatches}."
             raise ConfigError("minibatches", rule)
-        if self.core.startswith("rim"):
+        if self.core in ("rim_lstm", "rim_gru"):
             self._check_mechanisms()
 
     def _check_mechanisms(self) -> None:
@@ -194,7 +303,6 @@ class PPOConfig:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "core": get_args(CoreName),
     "mission": get_args(MissionChoice),
     "backend": get_args(BackendChoice),
 }
@@ -210,6 +318,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(
         (
             "total_steps",
+            "encoder_size",
             "hidden_size",
             "num_rims",
             "k",

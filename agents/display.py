@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import Progress
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from agents.compare import RunProgress
-from agents.evaluate import Evaluation
-from agents.statistics import Estimate
-from envs import Task
+if TYPE_CHECKING:  # they need torch, which is not needed to watch others train
+    from agents.compare import RunProgress
+    from agents.evaluate import Evaluation
+    from agents.statistics import Estimate
+    from envs import Task
 
 #: Columns of a table that goes into a file or pipe, which has no width of its own.
 PIPE_WIDTH = 120
@@ -42,11 +45,16 @@ _SHOWN = {
 class Display:
     """Shows a renderable that changes; prints lines instead where output is not a terminal.
 
-    Everything goes to standard error, so that results on standard output can be piped.
+    Args:
+        console: where to. Default: standard error, so that results on standard output can be piped.
+        plain_interval: seconds between two lines where output is not a terminal.
     """
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(
+        self, console: Console | None = None, plain_interval: float = PLAIN_INTERVAL
+    ) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._plain_interval = plain_interval
         self._live = Live(console=self.console, auto_refresh=False)
         self._last_line = -math.inf
 
@@ -67,7 +75,7 @@ class Display:
         """Show ``picture`` on a terminal, elsewhere at intervals ``lines`` (always if final)."""
         if self.console.is_terminal:
             self._live.update(picture, refresh=True)
-        elif final or time.monotonic() - self._last_line > PLAIN_INTERVAL:
+        elif final or time.monotonic() - self._last_line > self._plain_interval:
             self._last_line = time.monotonic()
             for line in lines:
                 self.console.print(line, soft_wrap=True)
@@ -83,24 +91,47 @@ class TrainingDisplay(Display):
 
     def update(self, row: Mapping[str, float]) -> None:
         """Show the row of the newest update."""
-        steps, seconds = row["env_steps"], row["seconds"]
-        left = seconds / steps * max(0, self.total_steps - steps)
-        table = Table(title=self.title, title_justify="left", show_header=False, box=None)
-        table.add_column(style="cyan")
-        table.add_column(justify="right")
-        for name, label in _SHOWN.items():
-            table.add_row(label, _number(row[name]))
-        table.add_row("environment steps", f"{int(steps):,} of {self.total_steps:,}")
-        table.add_row("time", f"{_clock(seconds)}, {_clock(left)} left")
-        bar = ProgressBar(total=self.total_steps, completed=min(steps, self.total_steps), width=60)
-        line = (
-            f"{int(steps):,}/{self.total_steps:,} steps  "
-            f"{row['env_steps_per_second']:.0f} steps/s  "
-            f"return {_number(row['episode_return_mean'])}  "
-            f"success {_number(row['success_rate'])}  "
-            f"entropy {_number(row['entropy'])}  {_clock(left)} left"
-        )
-        self.show(Group(table, bar), [line], final=steps >= self.total_steps)
+        picture = training_picture(self.title, row, self.total_steps)
+        line = training_line(row, self.total_steps)
+        self.show(picture, [line], final=row["env_steps"] >= self.total_steps)
+
+
+def training_picture(title: str, row: Mapping[str, float], total_steps: int) -> RenderableType:
+    """The newest metrics of a run, a bar and the time left.
+
+    Args:
+        title: stands above.
+        row: of the newest update.
+        total_steps: environment steps to train for.
+    """
+    table = Table(show_header=False, box=None)
+    table.add_column(style="cyan")
+    table.add_column(justify="right")
+    for name, label in _SHOWN.items():
+        if name in row:
+            table.add_row(label, number(row[name]))
+    steps = row["env_steps"]
+    table.add_row("environment steps", f"{int(steps):,} of {total_steps:,}")
+    table.add_row("time", f"{clock(row['seconds'])}, {clock(seconds_left(row, total_steps))} left")
+    bar = ProgressBar(total=total_steps, completed=min(steps, total_steps), width=60)
+    # A title of the table would be wrapped to its width, and a bar alone does not end its line.
+    return Group(Text(title, style="italic"), table, Padding(bar, 0))
+
+
+def training_line(row: Mapping[str, float], total_steps: int) -> str:
+    """The newest metrics of a run as one line."""
+    return (
+        f"{int(row['env_steps']):,}/{total_steps:,} steps  "
+        f"{row['env_steps_per_second']:.0f} steps/s  "
+        f"return {number(row['episode_return_mean'])}  "
+        f"success {number(row['success_rate'])}  "
+        f"entropy {number(row['entropy'])}  {clock(seconds_left(row, total_steps))} left"
+    )
+
+
+def seconds_left(row: Mapping[str, float], total_steps: int) -> float:
+    """Time to the end of the training at its mean speed so far."""
+    return row["seconds"] / row["env_steps"] * max(0.0, total_steps - row["env_steps"])
 
 
 class RunsDisplay(Display):
@@ -116,16 +147,26 @@ class RunsDisplay(Display):
             run, total = progress.run, progress.run.config.total_steps
             steps = f"{progress.env_steps:,}/{total:,}"
             bar = ProgressBar(total=total, completed=min(progress.env_steps, total), width=30)
-            table.add_row(run.name, bar, steps, _number(progress.success_rate))
-            lines.append(f"{run.name}: {steps} steps, success {_number(progress.success_rate)}")
+            table.add_row(run.name, bar, steps, number(progress.success_rate))
+            lines.append(f"{run.name}: {steps} steps, success {number(progress.success_rate)}")
         self.show(table, lines)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A value in a table; a dash for NaN.
+
+    >>> number(0.12345), number(12345.6), number(math.nan)
+    ('0.123', '12,346', '-')
+    """
     return "-" if math.isnan(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time in minutes, or hours if it is longer.
+
+    >>> clock(75), clock(3675)
+    ('1:15', '1:01:15')
+    """
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

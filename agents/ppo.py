@@ -61,6 +61,7 @@ def update(
     targets = advantages + rollout.values[:-1]
     advantages = normalize(advantages, rollout.valid)
 
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, float] = defaultdict(float)
     num_minibatches = 0
     ratio_error = 0.0
@@ -76,9 +77,9 @@ def update(
                 + config.value_coefficient * parts["value_loss"]
                 - config.entropy_coefficient * parts["entropy"]
             )
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
             optimizer.step()
             for name, value in parts.items():
                 sums[name] += float(value.detach())

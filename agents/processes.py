@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -43,9 +43,10 @@ def usable_processors() -> int:
 
 def run_all(
     function: Callable[..., Any],
-    calls: Sequence[tuple[Any, ...]],
+    calls: Iterable[tuple[Any, ...]],
     jobs: int,
     on_wait: Callable[[int], None] = lambda _: None,
+    on_end: Callable[[int, Outcome], None] = lambda _place, _outcome: None,
 ) -> list[Outcome]:
     """Call ``function`` with each of ``calls``, ``jobs`` at a time, each in a fresh process.
 
@@ -53,30 +54,36 @@ def run_all(
 
     Args:
         function: of a module, as it has to be found again in the new process.
-        calls: arguments, which are pickled.
+        calls: arguments, which are pickled. The next ones are asked for when a process is free, so
+            that they may depend on what has ended.
         jobs: processes at a time.
         on_wait: called about every second with the number of calls that have just ended.
+        on_end: called with the place and outcome of every call when it ends, before the next one
+            is asked for.
 
     Returns:
         What became of each call, in their order.
     """
-    waiting = deque(enumerate(calls))
+    waiting = enumerate(calls)
     running: dict[Any, _Worker] = {}  # by what becomes ready when the process has ended
     outcomes: dict[int, Outcome] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                worker = _start(function, *waiting.popleft())
+        while True:
+            for place, arguments in itertools.islice(waiting, jobs - len(running)):
+                worker = _start(function, place, arguments)
                 running[worker.process.sentinel] = worker
+            if not running:
+                break
             ready = wait(list(running), timeout=POLL_SECONDS)
             for ended in ready:
                 worker = running.pop(ended)
                 outcomes[worker.place] = _outcome(worker)
+                on_end(worker.place, outcomes[worker.place])
             on_wait(len(ready))
     finally:
         for worker in running.values():
             worker.process.join()
-    return [outcomes[place] for place in range(len(calls))]
+    return [outcomes[place] for place in sorted(outcomes)]
 
 
 def _start(function: Callable[..., Any], place: int, arguments: tuple[Any, ...]) -> _Worker:

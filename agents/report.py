@@ -1,80 +1,109 @@
-"""What a comparison shows: tables as Markdown, everything as JSON, figures as PNG."""
+"""What a comparison shows: tables as Markdown, everything as JSON."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from agents.compare import Cell, Comparison
-from agents.run_folder import write_bytes, write_text
+from agents.comparison import Cell, Comparison, grouped
+from agents.curves import LEARNED, median_steps
+from agents.figures import series_labels, write_figures
+from agents.run_folder import write_text
 from agents.statistics import Estimate
-
-#: One colour per core in every figure (Okabe and Ito, distinguishable for the colour-blind).
-COLOURS = {
-    "rim_lstm": "#D55E00",
-    "rim_gru": "#E69F00",
-    "lstm": "#0072B2",
-    "gru": "#56B4E9",
-    "none": "#7F7F7F",
-}
+from envs import Task
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``comparison.md``, ``comparison.json`` and the figures; return their paths."""
-    paths = [
-        folder / name
-        for name in ("comparison.md", "comparison.json", "learning_curves.png", "tasks.png")
-    ]
-    write_text(paths[0], to_markdown(comparison))
-    write_text(paths[1], json.dumps(to_dict(comparison), indent=2) + "\n")
-    _write_figure(paths[2], plot_curves(comparison))
-    _write_figure(paths[3], plot_tasks(comparison))
-    return paths
+    markdown, plain = folder / "comparison.md", folder / "comparison.json"
+    write_text(markdown, to_markdown(comparison))
+    write_text(plain, json.dumps(to_dict(comparison), indent=2) + "\n")
+    return [markdown, plain, *write_figures(comparison, folder)]
 
 
-def _write_figure(path: Path, figure: Figure) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120, format="png")
-    write_bytes(path, picture.getvalue())
+def improvements(comparison: Comparison) -> dict[tuple[str, str], Estimate]:
+    """Probability of improvement of each core over each other one, on the tasks of :func:`pooled`.
+
+    Each pair is drawn once and the other direction is its complement, so that the two agree.
+    """
+    found = {}
+    for core, other in combinations(comparison.cores, 2):
+        there = comparison.probability_of_improvement(core, other, pooled(comparison))
+        found[core, other] = there
+        found[other, core] = Estimate(1 - there.mean, 1 - there.high, 1 - there.low)
+    return found
+
+
+def pooled(comparison: Comparison) -> tuple[Task, ...]:
+    """Tasks that aggregates are over: the unseen ones, or where there are none, all."""
+    return comparison.unseen or comparison.tasks
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
     """Plain values for JSON; an interval that cannot be given is null."""
+    pairs = improvements(comparison)
     return {
         "suite": comparison.suite.name,
         "trained_on": comparison.suite.train.id,
-        "total_steps": comparison.config.total_steps,
+        "chance": comparison.chance,
+        "flags": [flag._asdict() for flag in comparison.flags],
+        "total_steps": _if_one(comparison.budgets),
         "seeds": list(comparison.seeds),
         "episodes_per_seed": comparison.episodes,
         "mode": comparison.mode,
         "training_backends": list(comparison.training_backends),
         "evaluation_backends": list(comparison.backends),
         "jobs": comparison.jobs,
-        "threads": comparison.config.threads,
+        "threads": _if_one(comparison.threads),
         "env_steps_per_second_measured": _speed_note(comparison),
         "interval": "95 % Student t over seeds; success rates: at least Wilson over all episodes; "
         "null: one seed, or returns that are equal",
-        "config": {k: v for k, v in asdict(comparison.config).items() if k not in ("core", "seed")},
-        "cores": {
+        "bootstrap_interval": "95 % percentile bootstrap over seeds, of each task on its own; "
+        "null: one seed, or draws that are all equal; too narrow for few seeds",
+        "aggregated_tasks": [task.id for task in pooled(comparison)],
+        "learned_at_success_rate": LEARNED,
+        "config": comparison.settings,
+        "cores": {core: _core_dict(comparison, core) for core in comparison.cores},
+        "probability_of_improvement": {
             core: {
-                "core_parameters": comparison.parameters[core][0],
-                "total_parameters": comparison.parameters[core][1],
-                "env_steps_per_second": comparison.env_steps_per_second[core],
-                "tasks": {
-                    task.id: _cell_dict(comparison.cells[core, task.id])
-                    for task in comparison.tasks
-                },
+                other: _named("probability", pairs[core, other])
+                for other in comparison.cores
+                if other != core
             }
             for core in comparison.cores
+        },
+    }
+
+
+def _if_one(values: Sequence[int]) -> int | None:
+    """What all runs share; flags say how they differ."""
+    return values[0] if len(values) == 1 else None
+
+
+def _core_dict(comparison: Comparison, core: str) -> dict[str, Any]:
+    steps = comparison.steps_to_learn(core)
+    return {
+        "seeds": list(comparison.seeds_of(core)),
+        **comparison.costs[core]._asdict(),
+        "env_steps_per_second": comparison.env_steps_per_second[core],
+        "aggregated_success_iqm": _named(
+            "iqm", comparison.interquartile_mean(core, pooled(comparison))
+        ),
+        "env_steps_to_learn": {
+            "median": median_steps(steps),
+            "reached": sum(s is not None for s in steps),
+            "per_seed": steps,
+        },
+        "tasks": {
+            task.id: {
+                **_cell_dict(comparison.cells[core, task.id]),
+                "success_iqm": _named("iqm", comparison.interquartile_mean(core, [task])),
+            }
+            for task in comparison.tasks
         },
     }
 
@@ -89,161 +118,190 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
     }
 
 
+def _named(name: str, estimate: Estimate) -> dict[str, float | None]:
+    plain = estimate.to_dict()
+    return {name: plain.pop("mean"), **plain}
+
+
 def to_markdown(comparison: Comparison) -> str:
     """The tables, with what is needed to read them."""
-    seeds = len(comparison.seeds)
-    interval = (
-        f"mean over {seeds} seeds [95 % Student t interval over seeds; for success rates at least "
-        "as wide as the Wilson interval of all episodes; none for returns that are all equal]"
-        if seeds > 1
-        else "one seed, so no interval: this says nothing about other seeds"
-    )
-    lines = [
-        f"# {comparison.suite.name}: {', '.join(comparison.cores)}",
-        "",
-        f"Trained on {comparison.suite.train.id} for {comparison.config.total_steps} environment "
-        f"steps per run, environments by {' and '.join(comparison.training_backends)}. "
-        f"Evaluated on {comparison.episodes} episodes per seed and task, one level "
-        f"each, actions by '{comparison.mode}', environments by "
-        f"{' and '.join(comparison.backends)}.",
-        f"Numbers: {interval}.",
-        "",
+    blocks = [
+        *_head(comparison),
+        *_flags(comparison),
         "## Success rate",
-        "",
-        *_table(comparison, lambda cell: _text(cell.success_rate)),
-        "",
+        f"Here and under Return: {_interval_note(comparison)}.",
+        _by_task(comparison, lambda cell: _text(cell.success_rate)),
+        *_aggregates(comparison),
+        *_improvements(comparison),
         "## Return (1 - 0.9 steps / step limit on success, else 0)",
-        "",
-        *_table(comparison, lambda cell: _text(cell.mean_return)),
-        "",
+        _by_task(comparison, lambda cell: _text(cell.mean_return)),
         "## Steps per episode",
-        "",
-        *_table(comparison, lambda cell: f"{cell.mean_length:.0f}"),
-        "",
-        "## Cores",
-        "",
-        f"Training speed: median over updates and seeds, {_speed_note(comparison)}.",
-        "",
-        "| core | parameters of the core | of the agent | training steps/s |",
-        "|---|---|---|---|",
+        _by_task(comparison, lambda cell: f"{cell.mean_length:.0f}"),
+        *_efficiency(comparison),
+        *_cores(comparison),
     ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _head(comparison: Comparison) -> list[str]:
+    suite = comparison.suite
+    chance = comparison.chance
+    lines = [
+        f"- Trained on {suite.train.id}, the training task of suite {suite.name}."
+        + ("" if chance is None else f" Chance there: success rate {chance:.2f}."),
+        f"- Budget: {' or '.join(f'{steps:,}' for steps in comparison.budgets)} environment steps "
+        f"per run. Seeds: {', '.join(map(str, comparison.seeds))}.",
+        f"- Evaluated on {comparison.episodes} episodes per seed and task, one level each, actions "
+        f"by '{comparison.mode}'.",
+        f"- Environments by {' and '.join(comparison.training_backends)} in training, by "
+        f"{' and '.join(comparison.backends)} in evaluation.",
+    ]
+    return [f"# {suite.name}: {', '.join(_names(comparison))}", "\n".join(lines)]
+
+
+def _names(comparison: Comparison) -> list[str]:
+    return list(series_labels(comparison).values())
+
+
+def _flags(comparison: Comparison) -> list[str]:
+    if not comparison.flags:
+        return []
+    return ["## Flags", "\n".join(f"- {line}" for line in grouped(comparison.flags))]
+
+
+def _interval_note(comparison: Comparison) -> str:
+    counts = sorted({len(comparison.seeds_of(core)) for core in comparison.cores})
+    if counts == [1]:
+        return "one seed, so no interval: this says nothing about other seeds"
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else "the seeds there are"
+    return (
+        f"mean over {seeds} [95 % Student t interval over seeds; for success rates at least as "
+        f"wide as the Wilson interval of all episodes; none for {'one seed or ' * (counts[0] == 1)}"
+        "returns that are all equal]"
+    )
+
+
+def _aggregates(comparison: Comparison) -> list[str]:
+    which = _pooled_name(comparison)
+    rows: list[tuple[str, Sequence[Task]]] = [
+        *((_task_name(comparison, task), (task,)) for task in comparison.tasks),
+        (f"**{which}**", pooled(comparison)),
+    ]
+    return [
+        "## Interquartile mean of the success rate",
+        f"Mean of the middle half of the seeds' success rates; last row: of those on {which} "
+        "together [95 % bootstrap interval, seeds drawn anew for each task; none for one seed or "
+        "seeds that are all equal]. Over few seeds a bootstrap interval is too narrow; Student's, "
+        "above, is the careful one.",
+        _table(
+            ["task", *_names(comparison)],
+            [
+                [name, *(_text(comparison.interquartile_mean(c, own)) for c in comparison.cores)]
+                for name, own in rows
+            ],
+        ),
+    ]
+
+
+def _improvements(comparison: Comparison) -> list[str]:
+    if len(comparison.cores) < 2:
+        return []
+    pairs = improvements(comparison)
+    rows = [
+        [name, *("-" if c == core else _text(pairs[core, c]) for c in comparison.cores)]
+        for core, name in series_labels(comparison).items()
+    ]
+    return [
+        "## Probability of improvement",
+        "Probability that a run of the core in the row has a higher success rate than one of the "
+        f"core in the column, mean over {_pooled_name(comparison)}; ties count half, so 0.50 is no "
+        "difference [bootstrap interval as above; none where every draw gives the same].",
+        _table(["core", *_names(comparison)], rows),
+    ]
+
+
+def _pooled_name(comparison: Comparison) -> str:
+    return "unseen tasks" if comparison.unseen else "all tasks"
+
+
+def _efficiency(comparison: Comparison) -> list[str]:
+    rows = []
+    for core, name in series_labels(comparison).items():
+        steps = comparison.steps_to_learn(core)
+        median = median_steps(steps)
+        reached = sum(s is not None for s in steps)
+        shown = "-" if median is None else f"{median:,.0f}"
+        rows.append([name, shown, f"{reached} of {len(steps)}"])
+    return [
+        "## Sample efficiency",
+        "Environment steps until the success rate in training, over a window of the latest "
+        f"episodes, is first {LEARNED} or more. A seed that never gets there counts as later than "
+        "any in the median.",
+        _table(["core", f"steps to {LEARNED}, median over seeds", "seeds that reached it"], rows),
+    ]
+
+
+def _cores(comparison: Comparison) -> list[str]:
+    rows = []
     for core in comparison.cores:
-        of_core, total = comparison.parameters[core]
         rate = comparison.env_steps_per_second[core]
-        lines.append(f"| {core} | {of_core} | {total} | {rate:.0f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([core, *map(_count, comparison.costs[core]), f"{rate:,.0f}"])
+    heads = (
+        "core",
+        "hidden size",
+        "parameters of the core",
+        "of the agent",
+        "multiply-adds per step of the core",
+        "of the agent",
+        "training steps/s",
+    )
+    return [
+        "## Cores",
+        f"Training speed: median over updates and seeds, {_speed_note(comparison)}.",
+        _table(heads, rows),
+    ]
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
 
 
 def _speed_note(comparison: Comparison) -> str:
     """What a speed depends on besides the core."""
-    jobs, threads = comparison.jobs, comparison.config.threads
+    jobs, threads = comparison.jobs, comparison.threads
     shared = (
         "measured while an unknown number of runs shared the machine"
         if jobs is None
         else f"{jobs} job{'s' * (jobs > 1)}: measured while up to {jobs} "
         f"run{'s' * (jobs > 1)} shared the machine"
     )
-    return f"{threads} thread{'s' * (threads > 1)} per run, {shared}"
+    used = " or ".join(map(str, threads))
+    return f"{used} thread{'s' * (threads != (1,))} per run, {shared}"
 
 
-def _table(comparison: Comparison, show: Any) -> list[str]:
-    rows = [
-        f"| task | {' | '.join(comparison.cores)} |",
-        "|---" * (len(comparison.cores) + 1) + "|",
-    ]
-    for task in comparison.tasks:
-        cells = (show(comparison.cells[core, task.id]) for core in comparison.cores)
-        trained = " (trained)" if task == comparison.suite.train else ""
-        rows.append(f"| {task.name}{trained} | {' | '.join(cells)} |")
-    return rows
+def _by_task(comparison: Comparison, show: Callable[[Cell], str]) -> str:
+    return _table(
+        ["task", *_names(comparison)],
+        [
+            [
+                _task_name(comparison, task),
+                *(show(comparison.cells[core, task.id]) for core in comparison.cores),
+            ]
+            for task in comparison.tasks
+        ],
+    )
+
+
+def _task_name(comparison: Comparison, task: Task) -> str:
+    return task.name + (" (trained)" if task == comparison.suite.train else "")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(line)} |" for line in (heads, *rows))
+    return "\n".join([head, "|---" * len(heads) + "|", *body])
 
 
 def _text(estimate: Estimate) -> str:
     if math.isnan(estimate.low):
         return f"{estimate.mean:.2f}"
     return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
-def plot_curves(comparison: Comparison) -> Figure:
-    """Success rate and return during training: thin line per seed, thick line their mean."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for ax, column, label in (
-        (axes[0], "success_rate", "success rate"),
-        (axes[1], "episode_return_mean", "return"),
-    ):
-        for core in comparison.cores:
-            _draw_curves(ax, comparison.curves[core], column, core)
-        ax.set_xlabel("environment steps")
-        ax.set_ylabel(f"{label}, latest episodes")
-        ax.set_ylim(-0.02, 1.02)
-        ax.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-        _tidy(ax)
-    axes[0].legend(frameon=False)
-    seeds = len(comparison.seeds)
-    figure.suptitle(
-        f"Training on {comparison.suite.train.name}, "
-        + ("one seed per core" if seeds == 1 else f"{seeds} seeds per core and their mean")
-    )
-    return figure
-
-
-def _draw_curves(ax: Axes, seeds: list[dict[str, list[float]]], column: str, core: str) -> None:
-    colour = COLOURS.get(core, "black")
-    grid = np.linspace(0, max(seed["env_steps"][-1] for seed in seeds), 200)
-    on_grid = []
-    for seed in seeds:
-        ax.plot(seed["env_steps"], seed[column], color=colour, linewidth=0.8, alpha=0.45)
-        on_grid.append(np.interp(grid, seed["env_steps"], seed[column]))
-    ax.plot(grid, np.mean(on_grid, axis=0), color=colour, linewidth=2.2, label=core)
-
-
-def plot_tasks(comparison: Comparison) -> Figure:
-    """Success rate and return on every task, bars with intervals, one dot per seed."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    width = 0.8 / len(comparison.cores)
-    places = np.arange(len(comparison.tasks))
-    for i, core in enumerate(comparison.cores):
-        cells = [comparison.cells[core, task.id] for task in comparison.tasks]
-        x = places + (i - (len(comparison.cores) - 1) / 2) * width
-        for ax, estimates, dots in (
-            (axes[0], [c.success_rate for c in cells], [c.per_seed_success for c in cells]),
-            (axes[1], [c.mean_return for c in cells], [c.per_seed_return for c in cells]),
-        ):
-            means = [e.mean for e in estimates]
-            ax.bar(x, means, width * 0.92, color=COLOURS.get(core, "black"), label=core)
-            _draw_intervals(ax, x, estimates)
-            for place, values in zip(x, dots, strict=True):
-                ax.plot([place] * len(values), values, "o", color="white", mec="#222222", ms=4)
-    for ax, label in ((axes[0], "success rate"), (axes[1], "return")):
-        ax.set_xticks(places, ["\n".join(t.name.rsplit("-", 1)) for t in comparison.tasks])
-        ax.set_ylabel(label)
-        ax.set_ylim(0, 1.04)
-        _tidy(ax)
-    # Outside the axes: on easy tasks every bar reaches the top.
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    interval = (
-        "bars: mean and 95 % interval over seeds" if len(comparison.seeds) > 1 else "one seed"
-    )
-    figure.suptitle(f"Trained on {comparison.suite.train.name} ({interval}; dots: seeds)")
-    return figure
-
-
-def _draw_intervals(ax: Axes, x: Any, estimates: list[Estimate]) -> None:
-    known = [(p, e) for p, e in zip(x, estimates, strict=True) if not math.isnan(e.low)]
-    if known:
-        ax.errorbar(
-            [place for place, _ in known],
-            [e.mean for _, e in known],
-            yerr=[[e.mean - e.low for _, e in known], [e.high - e.mean for _, e in known]],
-            fmt="none",
-            ecolor="#222222",
-            capsize=3,
-        )
-
-
-def _tidy(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", alpha=0.3)

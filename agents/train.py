@@ -14,6 +14,8 @@ import torch
 
 from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, save_checkpoint
 from agents.config import PPOConfig
+from agents.cores import require_usable
+from agents.optimizer import make_optimizer
 from agents.policy import RecurrentActorCritic
 from agents.ppo import UPDATE_METRICS, update
 from agents.rollout import Episode, Runner, collect
@@ -47,8 +49,8 @@ class Trainer:
         folder: the run folder; must be absent or empty.
 
     Raises:
-        ValueError: before any work, for a task the backend cannot run, an unusable device or
-            a folder that is not empty or in use.
+        ValueError: before any work, for a task the backend cannot run, an unusable device, a core
+            given by import path that cannot be used, or a folder that is not empty or in use.
     """
 
     def __init__(self, config: PPOConfig, folder: Path) -> None:
@@ -56,6 +58,7 @@ class Trainer:
         self.folder = folder
         self.device = usable_device(config.device)
         self.backend = resolve_backend(config.task, config.backend)
+        require_usable(config)
         self._made_folder = not folder.exists()
         self._lock = claim_run_folder(folder)
         self.env_steps = 0
@@ -123,12 +126,7 @@ class Trainer:
         """Collect, learn, and return the row to log."""
         lap = time.perf_counter()
         self._anneal()
-        try:
-            rollout, episodes = collect(runner, self.config.rollout_steps_per_env)
-        except RuntimeError as error:
-            if "probability tensor" not in str(error):  # what torch calls it when sampling fails
-                raise
-            raise TrainingError("the action probabilities", self.updates + 1) from error
+        rollout, episodes = collect(runner, self.config.rollout_steps_per_env)
         metrics = update(self.policy, self.optimizer, rollout, self.config, shuffle)
         steps = int(rollout.valid.sum())
         self.env_steps += steps
@@ -195,9 +193,7 @@ class Trainer:
         )
         policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
         self.policy = policy.to(self.device)
-        self.optimizer = torch.optim.Adam(
-            self.policy.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
-        )
+        self.optimizer = make_optimizer(self.policy, config)
         self._has_agent = True
 
     def _anneal(self) -> None:

@@ -12,6 +12,7 @@ import torch
 import cli
 from agents.config import PPOConfig
 from command_line import Result, Rims
+from compare_cases import comparison, done, root  # noqa: F401  (fixtures)
 
 #: A run of a second: one update of 8 environments by 16 steps at a time.
 TOY = {

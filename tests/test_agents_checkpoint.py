@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,90 @@ def test_code_above_would_run_in_a_careless_reader(tmp_path: Path) -> None:
     target = tmp_path / "touched"
     pickle.loads(pickle.dumps(Touch(target)))
     assert target.exists()
+
+
+# Cores by import path ---------------------------------------------------------------------------
+
+MINE = """from pathlib import Path
+from torch import nn
+
+class Mine(nn.GRU):
+    pass
+
+def called(*sizes):
+    Path("called").touch()
+
+class NoModule:
+    def __init__(self, *sizes):
+        Path("called").touch()
+"""
+
+
+@pytest.fixture
+def own_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder with an agent of a class in a module of the current folder."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "checkpoint_core", raising=False)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("checkpoint_core.py").write_text(MINE)
+    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="checkpoint_core:Mine", hidden_size=8)
+    policy = RecurrentActorCritic(config, 7, read_mission=False)
+    with torch.no_grad():
+        for start in policy.core.starts:
+            start.normal_()
+    (tmp_path / "run").mkdir()
+    checkpoint = Checkpoint(
+        config=config,
+        num_actions=7,
+        read_mission=False,
+        backend="gymnasium",
+        env_steps=1,
+        updates=1,
+        policy=policy.state_dict(),
+        optimizer={},
+    )
+    save_checkpoint(tmp_path / "run", checkpoint)
+    return tmp_path / "run"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "checkpoint_core")
+
+
+def test_agent_with_a_core_by_path_comes_back(
+    own_core: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(monkeypatch)
+    loaded = load_checkpoint(own_core)
+    policy = loaded.make_policy()
+    assert type(policy.core.module).__module__ == "checkpoint_core"
+    assert_same(dict(policy.state_dict()), dict(loaded.policy))
+
+
+def test_missing_module_of_a_core_is_told_by_name(
+    own_core: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(monkeypatch)
+    monkeypatch.chdir("../away")
+    message = refusal(own_core)
+    assert "'checkpoint_core:Mine'" in message
+    assert "No module named 'checkpoint_core'" in message
+    assert "Make module 'checkpoint_core' importable" in message
+
+
+def test_other_weights_of_a_core_by_path_are_refused(
+    own_core: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(monkeypatch)
+    Path("checkpoint_core.py").write_text(MINE.replace("nn.GRU", "nn.LSTM"))
+    assert "do not fit" in refusal(own_core)
+
+
+@pytest.mark.parametrize("name", ["called", "NoModule"])
+def test_a_path_in_a_checkpoint_calls_nothing_but_modules(own_core: Path, name: str) -> None:
+    content = torch.load(own_core / CHECKPOINT_NAME, weights_only=True)
+    rewrite(own_core, config={**content["config"], "core": f"checkpoint_core:{name}"})
+    assert "torch.nn.Module" in refusal(own_core)
+    assert not Path("called").exists()

@@ -10,101 +10,40 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from agents.compare import (
-    EVALUATION_NAME,
-    Comparison,
-    JudgingError,
-    Run,
     RunProgress,
-    _cached_results,
     is_complete,
     judge,
     plan,
     train_missing,
 )
-from agents.config import ConfigError, PPOConfig
+from agents.comparison import Comparison, Flag, Run
+from agents.config import ConfigError
+from agents.cost import multiply_adds
+from agents.evaluations import EVALUATION_NAME, cached_results, evaluate_run
+from agents.matching import core_parameters
 from agents.policy import count_parameters
 from agents.report import to_dict, to_markdown, write_report
-from agents.run_folder import PROGRESS_NAME, lock_folder, read_progress
-from agents.statistics import mean_over_seeds, success_over_seeds
+from agents.run_folder import lock_folder, read_progress
+from agents.statistics import interquartile_mean, mean_over_seeds, success_over_seeds
 from agents.train import Trainer
-from envs import SUITES
-
-SUITE = SUITES["empty"]
-TASKS = SUITE.tasks[:2]
-CORES = ["rim_gru", "none"]
-SEEDS = [0, 1]
-EPISODES = 6
-
-
-def make_config(**changes: Any) -> PPOConfig:
-    settings: dict[str, Any] = {
-        "suite": "empty",
-        "num_envs": 8,
-        "rollout_steps_per_env": 16,
-        "minibatches": 2,
-        "epochs": 1,
-        "total_steps": 256,
-        "hidden_size": 16,
-        "num_rims": 4,
-        "k": 2,
-        **changes,
-    }
-    return PPOConfig(**settings)
-
-
-def ignore(_: object) -> None:
-    pass
-
-
-def interrupt(_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def compare(root: Path, **changes: Any) -> Comparison:
-    settings: dict[str, Any] = {"episodes": EPISODES, "mode": "sample", "jobs": 2, **changes}
-    return judge(
-        plan(make_config(), CORES, SEEDS, root), SUITE, TASKS, on_progress=ignore, **settings
-    )
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, list[RunProgress]]:
-    """A finished comparison. Only to be read."""
-    root = tmp_path_factory.mktemp("compare")
-    seen: list[RunProgress] = []
-    assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, seen.extend) == []
-    comparison = compare(root)
-    write_report(comparison, root)
-    return root, comparison, seen
-
-
-@pytest.fixture
-def root(done: tuple[Path, Comparison, list[RunProgress]], tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
-    return Path(shutil.copytree(done[0], tmp_path / "copy"))
-
-
-@pytest.fixture
-def comparison(done: tuple[Path, Comparison, list[RunProgress]]) -> Comparison:
-    return done[1]
-
-
-def folder_times(root: Path, pattern: str) -> dict[str, int]:
-    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in sorted(root.glob(pattern))}
-
-
-def evaluations(root: Path, core: str) -> list[dict[str, Any]]:
-    return [
-        json.loads((root / f"{core}-seed{seed}" / EVALUATION_NAME).read_text())["tasks"]
-        for seed in SEEDS
-    ]
-
+from compare_cases import (
+    CORES,
+    EPISODES,
+    SEEDS,
+    SUITE,
+    TASKS,
+    compare,
+    evaluations,
+    folder_times,
+    ignore,
+    interrupt,
+    make_config,
+)
 
 # Planning ---------------------------------------------------------------------------------------
 
@@ -203,9 +142,9 @@ def test_failing_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
     (tmp_path / "none-seed0").touch()  # a file where a folder should be
     runs = plan(make_config(), ["none"], SEEDS, tmp_path)
     (failure,) = train_missing(runs, 1, ignore)
-    assert failure.startswith("none seed 0 (")
-    assert "cannot be written" in failure
-    assert "\n" not in failure
+    assert (failure.kind, failure.of) == ("failed", "none seed 0")
+    assert "cannot be written" in failure.what
+    assert "\n" not in failure.what
     assert [is_complete(run) for run in runs] == [False, True]
 
 
@@ -222,7 +161,8 @@ def test_killed_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
             killed.append(child)
 
     (failure,) = train_missing([endless, runs[1]], 1, kill)
-    assert failure == f"none seed 0 ({runs[0].folder}): its process was killed (SIGKILL)."
+    what = "training failed: its process was killed (SIGKILL)."
+    assert failure == Flag("failed", "none seed 0", what)
     assert is_complete(runs[1])
     # The lock went with the process.
     lock_folder(runs[0].folder).release()
@@ -233,7 +173,7 @@ def test_run_another_command_is_writing_is_left_alone(tmp_path: Path) -> None:
     trainer = Trainer(run.config, run.folder)
     (run.folder / "notes.txt").touch()
     (failure,) = train_missing([run], 1, ignore)
-    assert "in use by another command" in failure
+    assert "in use by another command" in failure.what
     assert (run.folder / "notes.txt").is_file()
     with pytest.raises(KeyboardInterrupt):
         trainer.run(interrupt)
@@ -266,20 +206,53 @@ def test_unreadable_evaluation_is_none(root: Path, comparison: Comparison, conte
         assert compare(root).cells == comparison.cells
     else:
         run = plan(make_config(), ["none"], [0], root)[0]
-        assert _cached_results(run, TASKS, EPISODES, "sample") is None
+        assert cached_results(run, TASKS, EPISODES, "sample") is None
 
 
-def test_runs_that_cannot_be_judged_are_named_in_one_line(root: Path) -> None:
-    runs = plan(make_config(), CORES, SEEDS, root)
-    (root / "rim_gru-seed1" / PROGRESS_NAME).write_text("")
-    (root / "none-seed0" / CHECKPOINT_NAME).write_bytes(b"damaged")
-    with pytest.raises(JudgingError) as caught:
-        judge(runs, SUITE, TASKS, episodes=6, mode="sample", jobs=2, on_progress=ignore)
-    line = str(caught.value)
-    assert "\n" not in line
-    assert "rim_gru seed 1" in line
-    assert "none seed 0" in line
-    assert "none seed 1" not in line
+def test_run_under_evaluation_by_another_command_is_left_alone(root: Path) -> None:
+    run = plan(make_config(), ["none"], [0], root)[0]
+    lock = lock_folder(run.folder)
+    before = folder_times(root, "**/*.json")
+    with pytest.raises(ValueError, match="in use by another command"):
+        evaluate_run(run, TASKS, EPISODES + 1, "sample")
+    lock.release()
+    evaluate_run(run, TASKS, EPISODES, "sample")  # done before
+    assert folder_times(root, "**/*.json") == before
+    lock_folder(run.folder).release()
+
+
+# Cores of one size ------------------------------------------------------------------------------
+
+
+def test_matched_cores_have_as_many_parameters_as_the_first(tmp_path: Path) -> None:
+    base = make_config(hidden_size=64)
+    runs = plan(base, ["rim_lstm", "lstm", "gru", "none"], [0, 3], tmp_path, match_params=True)
+    assert [run.config.seed for run in runs] == [0, 3] * 4
+    first = core_parameters(runs[0].config)
+    assert runs[0].config.hidden_size == 64
+    for run in runs[:6]:
+        assert core_parameters(run.config) == pytest.approx(first, rel=0.02)
+    assert runs[2].config.hidden_size != 64
+    assert {run.config.hidden_size for run in runs[6:]} == {64}
+    unmatched = plan(base, ["rim_lstm", "lstm"], [0], tmp_path)
+    assert {run.config.hidden_size for run in unmatched} == {64}
+
+
+def test_nothing_can_be_matched_to_no_memory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no recurrent parameters"):
+        plan(make_config(), ["none", "lstm"], [0], tmp_path, match_params=True)
+
+
+def test_folder_with_another_size_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match="was trained with hidden_size=16, now asked for"):
+        plan(make_config(hidden_size=64), ["lstm", "rim_gru"], SEEDS, root, match_params=True)
+
+
+def test_core_from_elsewhere_has_its_folder(tmp_path: Path) -> None:
+    (run,) = plan(make_config(), ["torch.nn:RNN"], [0], tmp_path)
+    assert run.folder.name == "torch.nn.RNN-seed0"
+    with pytest.raises(ValueError, match="Linear"):  # before any training
+        plan(make_config(), ["torch.nn:Linear"], [0], tmp_path)
 
 
 # Reporting --------------------------------------------------------------------------------------
@@ -308,9 +281,11 @@ def test_cells_are_means_over_the_evaluations(root: Path, comparison: Comparison
 def test_parameters_and_speed_are_those_of_the_runs(root: Path, comparison: Comparison) -> None:
     for core in CORES:
         policy = load_checkpoint(root / f"{core}-seed0").make_policy()
-        assert comparison.parameters[core] == (
+        assert comparison.costs[core] == (
+            16,
             count_parameters(policy.core),
             count_parameters(policy),
+            *multiply_adds(policy),
         )
         speeds = [
             speed
@@ -357,6 +332,9 @@ def test_markdown_and_json_agree_with_the_evaluations(root: Path, comparison: Co
                 assert numbers == pytest.approx(wanted, abs=0.0051)  # two digits are shown
             mean = sum(r["mean_length"]["mean"] for r in results) / 2
             assert float(lengths[task.name][column]) == pytest.approx(mean, abs=0.51)
+            rates = [[r["success_rate"]["mean"]] for r in results]
+            of_json = plain["cores"][core]["tasks"][task.id]["success_iqm"]
+            assert of_json["iqm"] == pytest.approx(interquartile_mean(rates).mean)
     assert f"{TASKS[0].name} (trained)" in markdown
     assert f"{TASKS[1].name} (trained)" not in markdown
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from agents.config import ActionMode, ConfigError, CoreName, PPOConfig, read_settings
+from agents.config import (
+    ActionMode,
+    ConfigError,
+    CoreImportError,
+    CoreName,
+    PPOConfig,
+    import_core,
+    read_settings,
+)
 from envs import SUITES
 
 ENV = "MiniGrid-Empty-5x5-v0"
 
 COUNTS = (
     "total_steps",
+    "encoder_size",
     "hidden_size",
     "num_rims",
     "k",
@@ -196,6 +206,96 @@ def test_every_field_has_help_and_a_group() -> None:
         assert field.metadata["group"] in ("Task", "Network", "Learning", "Machine")
 
 
+# Cores by import path ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("core", "close"), [("lsmt", "lstm"), ("rim-lstm", "rim_lstm"), ("transformer", None)]
+)
+def test_unknown_core_is_refused_with_all_that_is_possible(core: str, close: str | None) -> None:
+    error = refusal(core=core)
+    assert_names_field(error, "core")
+    names = "rim_lstm, rim_gru, lstm, gru, none"
+    assert error.rule.startswith(f"must be one of {names}, or package.module:Class; got {core!r}")
+    assert error.rule.endswith(f"did you mean {close!r}?" if close else f"{core!r}.")
+
+
+@pytest.mark.parametrize(
+    "core",
+    [":", "a:", ":A", "a:B:C", "../a:B", "a/b:C", "a.py:B", "a..b:C", ".a:B", "a:B.C", "a :B"],
+)
+def test_path_of_another_form_is_refused(core: str) -> None:
+    error = refusal(core=core)
+    assert_names_field(error, "core")
+    if core == "a.py:B":  # has the form, but there is no such module
+        assert isinstance(error, CoreImportError)
+    else:
+        assert error.rule == f"must have the form package.module:Class; got {core!r}."
+
+
+MODULES = {
+    "core_fine": ("from torch.nn import GRU\nclass Mine(GRU):\n    pass\n", ""),
+    "core_other": (
+        "class Mine:\n    pass\n",
+        "'Mine' is no class that derives from torch.nn.Module",
+    ),
+    "core_function": ("def Mine(*sizes):\n    raise SystemExit\n", "'Mine' is no class"),
+    "core_number": ("Mine = 3\n", "'Mine' is no class"),
+    "core_none": ("Mine = None\n", "'Mine' is no class"),
+    "core_elsewhere": ("class Yours:\n    pass\n", "module 'core_elsewhere' has no 'Mine'"),
+    "core_typo": ("class Mine(\n", "SyntaxError: "),
+    "core_needs": ("import core_that_is_nowhere\n", "No module named 'core_that_is_nowhere'"),
+    "core_fails": ("raise RuntimeError('two\\nlines.')\n", "RuntimeError: two lines."),
+    "core_silent": ("raise RuntimeError\n", ": RuntimeError."),
+    "core_script": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+}
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which holds MODULES and is not on sys.path."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for name, (source, _) in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path) not in sys.path
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "core_fine"])
+def test_path_to_no_usable_class_is_refused_with_the_cause(modules: Path, name: str) -> None:
+    before = list(sys.path)
+    error = refusal(core=f"{name}:Mine")
+    assert_names_field(error, "core")
+    assert error.rule.startswith(f"'{name}:Mine' cannot be used: ")
+    assert MODULES[name][1] in error.rule
+    assert isinstance(error, CoreImportError)
+    assert error.module == name
+    assert sys.path == before
+
+
+def test_path_is_found_in_the_current_directory(modules: Path) -> None:
+    before = list(sys.path)
+    config = PPOConfig(env=ENV, core="core_fine:Mine", hidden_size=30, num_rims=4)
+    assert sys.path == before
+    assert import_core(config.core).__module__ == "core_fine"
+    assert PPOConfig(**dataclasses.asdict(config)) == config
+    assert sys.modules["core_fine"].__file__ == str(modules / "core_fine.py")
+
+
+def test_current_directory_comes_first(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (modules / "other").mkdir()
+    (modules / "other" / "core_fine.py").write_text("")
+    monkeypatch.syspath_prepend(str(modules / "other"))
+    assert import_core("core_fine:Mine").__name__ == "Mine"
+
+
+def test_mechanisms_are_not_checked_for_a_path_that_sounds_like_them() -> None:
+    class_path = "rims:RIM_GRU"
+    assert PPOConfig(env=ENV, core=class_path, hidden_size=30, num_rims=4).core == class_path
+
+
 # Files ------------------------------------------------------------------------------------------
 
 CHANGED = PPOConfig(
@@ -203,9 +303,11 @@ CHANGED = PPOConfig(
     core="gru",
     seed=7,
     total_steps=12_345,
+    encoder_size=40,
     hidden_size=48,
     num_rims=6,
     k=1,
+    learned_initial_state=False,
     direction=True,
     mission="off",
     num_envs=12,

@@ -1,85 +1,30 @@
-"""Every core over sequences with episode ends equals stepping and zeroing the state by hand."""
+"""Every core over sequences with episode ends equals stepping and starting anew by hand."""
 
 from __future__ import annotations
-
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from agents.config import CoreName, PPOConfig
-from agents.cores import CORES, CoreState, RecurrentCore
-
-NAMES = get_args(CoreName)
-WITH_MEMORY = [name for name in NAMES if name != "none"]
-NUM_STEPS, NUM_ENVS, INPUT_SIZE, HIDDEN_SIZE = 7, 5, 6, 12
-
-
-def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """In double precision: both sides do the same sums, in blocks of different sizes."""
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
-
-
-def make_core(name: str, seed: int = 0) -> RecurrentCore:
-    config = PPOConfig(
-        env="MiniGrid-Empty-5x5-v0",
-        core=name,  # type: ignore[arg-type]
-        hidden_size=HIDDEN_SIZE,
-        num_rims=4,
-        k=2,
-    )
-    torch.manual_seed(seed)
-    core = RecurrentCore(INPUT_SIZE, config).double()
-    with torch.no_grad():  # biases may start at zero, which would hide one that is left out
-        for parameter in core.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return core
-
-
-def make_sequence(core: RecurrentCore, seed: int = 1) -> tuple[Tensor, CoreState]:
-    generator = torch.Generator().manual_seed(seed)
-    input = torch.randn(NUM_STEPS, NUM_ENVS, INPUT_SIZE, generator=generator, dtype=torch.float64)
-    state = tuple(
-        torch.randn(part.shape, generator=generator, dtype=torch.float64)
-        for part in core.initial_state(NUM_ENVS)
-    )
-    return input, state
-
-
-def make_reset(kind: str) -> Tensor:
-    reset = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
-    if kind == "at the start":
-        reset[0, [0, 3]] = True
-    elif kind == "inside":
-        reset[3, 1] = reset[5, 2] = True
-    elif kind == "at the end":
-        reset[-1, [0, 4]] = True
-    elif kind == "in a row":
-        reset[2:5, 1] = True
-    elif kind == "everywhere":
-        reset[:] = True
-    elif kind == "random":
-        reset = torch.rand(reset.shape, generator=torch.Generator().manual_seed(2)) < 0.3
-        assert bool(reset[1:].any())
-        assert not bool(reset.all(0).any())
-    return reset
-
-
-KINDS = ("none", "at the start", "inside", "at the end", "in a row", "everywhere", "random")
-
-
-def step_by_step(
-    core: RecurrentCore, input: Tensor, state: CoreState, reset: Tensor
-) -> tuple[Tensor, CoreState]:
-    """The definition: zero the state where an episode starts, then take one step."""
-    never = torch.zeros(1, NUM_ENVS, dtype=torch.bool)
-    outputs = []
-    for t in range(NUM_STEPS):
-        keep = (~reset[t])[None, :, None].to(input.dtype)
-        output, state = core(input[[t]], tuple(part * keep for part in state), never)
-        outputs.append(output)
-    return torch.cat(outputs), state
+from agents.config import CORE_NAMES
+from agents.cores import CORES, CoreState, RecurrentCore, find_state_form
+from core_cases import (
+    HIDDEN_SIZE,
+    INPUT_SIZE,
+    KINDS,
+    NAMES,
+    NUM_ENVS,
+    NUM_STEPS,
+    WITH_MEMORY,
+    assert_same,
+    learned_start,
+    make_config,
+    make_core,
+    make_reset,
+    make_sequence,
+    start_of,
+    step_by_step,
+)
 
 
 def gradients(core: RecurrentCore, output: Tensor, state: CoreState) -> list[Tensor]:
@@ -93,9 +38,11 @@ def gradients(core: RecurrentCore, output: Tensor, state: CoreState) -> list[Ten
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_sequence_equals_stepping_and_zeroing(name: str, kind: str) -> None:
-    core = make_core(name)
+def test_sequence_equals_stepping_and_starting_anew(name: str, learned: bool, kind: str) -> None:
+    core = make_core(name, learned)
+    assert bool(learned_start(core)) == (learned and name != "none")
     input, state = make_sequence(core)
     reset = make_reset(kind)
     output, final = core(input, state, reset)
@@ -111,6 +58,13 @@ def test_sequence_equals_stepping_and_zeroing(name: str, kind: str) -> None:
     assert any(bool((g != 0).any()) for g in wanted)
     for part, expected_part in zip(found, wanted, strict=True):
         assert_same(part, expected_part)
+    names = [parameter_name for parameter_name, _ in core.named_parameters()]
+    taught = [
+        bool((g != 0).any())
+        for parameter_name, g in zip(names, found, strict=True)
+        if "initial_" in parameter_name or "starts" in parameter_name
+    ]
+    assert taught == [kind != "none"] * len(learned_start(core))
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
@@ -137,15 +91,21 @@ def test_state_before_a_reset_does_not_matter(name: str) -> None:
     assert not torch.allclose(core(input, state, never)[0], core(input, other, never)[0])
 
 
+@pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("name", WITH_MEMORY)
-def test_starting_an_episode_is_the_initial_state(name: str) -> None:
-    core = make_core(name)
+def test_an_episode_starts_from_zeros_or_what_was_learned(name: str, learned: bool) -> None:
+    core = make_core(name, learned)
     input, state = make_sequence(core)
-    start = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
-    start[0] = True
-    zeroed, _ = core(input, state, start)
-    initial, _ = core(input, core.initial_state(NUM_ENVS), torch.zeros_like(start))
-    assert torch.equal(zeroed, initial)
+    begin = torch.zeros(NUM_STEPS, NUM_ENVS, dtype=torch.bool)
+    begin[0] = True
+    never = torch.zeros_like(begin)
+    output, _ = core(input, state, begin)
+    from_start = tuple(part.expand(-1, NUM_ENVS, -1).contiguous() for part in start_of(core))
+    assert torch.equal(output, core(input, from_start, never)[0])
+    # What is handed in with the first observations is replaced, as by any reset.
+    initial = core.initial_state(NUM_ENVS)
+    assert torch.equal(output, core(input, initial, begin)[0])
+    assert torch.equal(output, core(input, initial, never)[0]) != learned
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,7 +139,7 @@ def test_two_chunks_are_one_sequence(name: str) -> None:
         assert_same(a, b)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CORE_NAMES)
 def test_initial_state_is_zero_of_the_size_and_type_of_the_core(name: str) -> None:
     core = make_core(name)
     state = core.initial_state(3)
@@ -224,4 +184,10 @@ def test_none_depends_on_the_present_input_only() -> None:
 
 
 def test_every_name_of_the_configuration_is_a_core() -> None:
-    assert tuple(CORES) == NAMES
+    assert tuple(CORES) == CORE_NAMES
+
+
+@pytest.mark.parametrize("name", CORE_NAMES)
+def test_the_state_of_the_cores_that_come_along_is_known(name: str) -> None:
+    core = RecurrentCore(INPUT_SIZE, make_config(name))
+    assert core.form == find_state_form(core.module, name, INPUT_SIZE, HIDDEN_SIZE)

@@ -19,7 +19,7 @@ NUM_STEPS, NUM_ENVS, NUM_ACTIONS = 4, 3, 7
 def make_policy(core: str, **changes: Any) -> RecurrentActorCritic:
     torch.manual_seed(0)
     settings = {"hidden_size": 16, "num_rims": 4, "k": 2, **changes}
-    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core=core, **settings)  # type: ignore[arg-type]
+    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core=core, **settings)
     return RecurrentActorCritic(config, NUM_ACTIONS, read_mission=False)
 
 
@@ -70,11 +70,14 @@ def test_nothing_but_actions_is_random(core: str) -> None:
     assert torch.equal(first.log_probs, policy.eval()(observations, state, NEVER).log_probs)
 
 
+@pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("core", NAMES)
-def test_every_parameter_learns(core: str) -> None:
-    policy = make_policy(core, k=3)
+def test_every_parameter_learns(core: str, learned: bool) -> None:
+    policy = make_policy(core, k=3, learned_initial_state=learned)
     observations = make_observations(NUM_STEPS, NUM_ENVS)
-    output = policy(observations, policy.initial_state(NUM_ENVS), NEVER)
+    begin = NEVER.clone()
+    begin[0] = True  # as in every first rollout; learned starts take part nowhere else
+    output = policy(observations, policy.initial_state(NUM_ENVS), begin)
     (output.log_probs[..., 0].sum() + output.values.sum()).backward()
     idle = [n for n, p in policy.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert idle == []
@@ -127,9 +130,9 @@ def test_act_depends_on_its_generator_only() -> None:
 
 
 def test_count_parameters_by_hand() -> None:
-    policy = make_policy("none")
-    encoder = (7 * 7 * 21) * 16 + 16
-    core = 16 * 16 + 16
+    policy = make_policy("none", encoder_size=24)
+    encoder = (7 * 7 * 21) * 24 + 24
+    core = 24 * 16 + 16
     heads = (16 * 7 + 7) + (16 + 1)
     assert count_parameters(policy) == encoder + core + heads
     policy.critic.requires_grad_(False)

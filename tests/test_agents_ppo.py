@@ -30,7 +30,7 @@ def make_config(core: str = "lstm", **changes: Any) -> PPOConfig:
         "k": 2,
         **changes,
     }
-    return PPOConfig(env=SHORT.id, core=core, **settings)  # type: ignore[arg-type]
+    return PPOConfig(env=SHORT.id, core=core, **settings)
 
 
 def make_policy(config: PPOConfig) -> RecurrentActorCritic:

@@ -1,119 +1,36 @@
-"""Figures of a comparison made by hand: what is drawn is what was measured."""
+"""Tables and JSON of a comparison made by hand."""
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.container import BarContainer, ErrorbarContainer
-from PIL import Image
 
-from agents.compare import Cell, Comparison
-from agents.config import PPOConfig
-from agents.report import COLOURS, plot_curves, plot_tasks, to_dict, to_markdown, write_report
-from agents.statistics import Estimate
-from envs import SUITES
-
-NAN = math.nan
-SUITE = SUITES["empty"]
-TASKS = SUITE.tasks[:2]
-CORES = ("lstm", "none")
-
-
-def cell(success: float, returns: float, *, interval: bool) -> Cell:
-    low, high = (returns - 0.125, returns + 0.0625) if interval else (NAN, NAN)
-    return Cell(
-        success_rate=Estimate(success, success - 0.25, success + 0.125),
-        mean_return=Estimate(returns, low, high),
-        mean_length=20.0,
-        per_seed_success=[success - 0.1, success + 0.1],
-        per_seed_return=[returns - 0.05, returns + 0.05],
-    )
-
-
-def curve(*success: float) -> dict[str, list[float]]:
-    return {
-        "env_steps": [100.0, 200.0, 300.0],
-        "success_rate": list(success),
-        "episode_return_mean": [value / 2 for value in success],
-        "env_steps_per_second": [10.0, 20.0, 30.0],
-    }
+from agents.comparison import Comparison, Flag
+from agents.report import improvements, to_dict, to_markdown, write_report
+from agents.statistics import interquartile_mean, probability_of_improvement
+from report_cases import CORES, TASKS, make_comparison, with_chance, with_seeds
 
 
 @pytest.fixture
 def comparison() -> Comparison:
-    return Comparison(
-        suite=SUITE,
-        tasks=TASKS,
-        cores=CORES,
-        seeds=(0, 1),
-        episodes=10,
-        mode="sample",
-        config=PPOConfig(suite="empty"),
-        training_backends=("envpool",),
-        backends=("envpool", "gymnasium"),
-        jobs=None,
-        parameters={core: (1000, 2000) for core in CORES},
-        env_steps_per_second=dict.fromkeys(CORES, 20.0),
-        cells={
-            ("lstm", TASKS[0].id): cell(0.75, 0.5, interval=True),
-            ("lstm", TASKS[1].id): cell(0.5, 0.25, interval=False),
-            ("none", TASKS[0].id): cell(0.25, 0.125, interval=False),
-            ("none", TASKS[1].id): cell(0.375, 0.1875, interval=False),
-        },
-        curves={
-            "lstm": [curve(NAN, 0.5, 0.75), curve(NAN, 0.25, 0.25)],
-            "none": [curve(0.0, 0.25, 0.5), curve(0.0, 0.25, 0.5)],
-        },
-    )
+    return make_comparison()
 
 
-def test_curves_are_those_of_the_runs(comparison: Comparison) -> None:
-    figure = plot_curves(comparison)
-    for ax, scale, label in zip(figure.axes, (1.0, 0.5), ("success rate", "return"), strict=True):
-        assert ax.get_ylabel().startswith(label)
-        assert ax.get_xlabel() == "environment steps"
-        lines = [line for line in ax.lines if line.get_color() == COLOURS["lstm"]]
-        first, second, mean = (np.asarray(line.get_data(), dtype=float) for line in lines)
-        np.testing.assert_array_equal(first, [[100, 200, 300], [NAN, 0.5 * scale, 0.75 * scale]])
-        np.testing.assert_array_equal(second, [[100, 200, 300], [NAN, 0.25 * scale, 0.25 * scale]])
-        # Nothing is shown where nothing was measured.
-        assert np.isnan(mean[1][mean[0] < 200]).all()
-        assert mean[1][-1] == pytest.approx(0.5 * scale)
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == list(CORES)
+def section(markdown: str, heading: str) -> str:
+    (found,) = [part for part in markdown.split("\n## ") if part.startswith(heading)]
+    return found
 
 
-def test_bars_are_the_means_and_only_known_intervals_are_drawn(comparison: Comparison) -> None:
-    figure = plot_tasks(comparison)
-    for ax, key, label in zip(
-        figure.axes, ("success_rate", "mean_return"), ("success rate", "return"), strict=True
-    ):
-        assert ax.get_ylabel() == label
-        assert [text.get_text().replace("\n", "-") for text in ax.get_xticklabels()] == [
-            task.name for task in TASKS
-        ]
-        bars = [c for c in ax.containers if isinstance(c, BarContainer)]
-        errors = [c for c in ax.containers if isinstance(c, ErrorbarContainer)]
-        assert [bar.get_label() for bar in bars] == list(CORES)
-        drawn = []
-        for core, container in zip(CORES, bars, strict=True):
-            estimates = [getattr(comparison.cells[core, task.id], key) for task in TASKS]
-            assert [bar.get_height() for bar in container] == [e.mean for e in estimates]
-            drawn += [[e.low, e.high] for e in estimates if not math.isnan(e.low)]
-        reach = [s[:, 1].tolist() for c in errors for s in c.lines[2][0].get_segments()]
-        assert reach == drawn
-
-
-def test_figures_are_written_whole(comparison: Comparison, tmp_path: Path) -> None:
+def test_report_is_two_texts_and_two_figures_twice(comparison: Comparison, tmp_path: Path) -> None:
     paths = write_report(comparison, tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-    for path in paths[2:]:
-        with Image.open(path) as image:
-            assert (image.format, image.size) == ("PNG", (1200, 480))
+    assert [path.name for path in paths[:2]] == ["comparison.md", "comparison.json"]
+    assert [path.suffix for path in paths[2:]] == [".png", ".svg"] * 2
+    assert paths[0].read_text() == to_markdown(comparison)
+    assert json.loads(paths[1].read_text()) == to_dict(comparison)
 
 
 def test_unknown_interval_is_null_and_the_mean_alone(comparison: Comparison) -> None:
@@ -122,4 +39,124 @@ def test_unknown_interval_is_null_and_the_mean_alone(comparison: Comparison) -> 
     markdown = to_markdown(comparison)
     assert f"| {TASKS[1].name} | 0.25 | 0.19 |" in markdown
     assert "an unknown number of runs shared the machine" in markdown
-    assert "environments by envpool and gymnasium" in markdown
+    assert "Environments by envpool in training, by envpool and gymnasium in evaluation" in markdown
+
+
+def test_head_says_what_was_done(comparison: Comparison) -> None:
+    head = to_markdown(comparison).split("\n## ")[0]
+    for text in (
+        "# empty: lstm, none",
+        TASKS[0].id,
+        "200,000 environment steps per run",
+        "Seeds: 0, 1.",
+        "10 episodes per seed and task",
+        "'sample'",
+    ):
+        assert text in head
+    assert "Chance" not in head
+    assert "Chance there: success rate 0.12." in to_markdown(with_chance(comparison))
+    assert to_dict(comparison)["chance"] is None
+    assert to_dict(with_chance(comparison))["chance"] == 0.125
+
+
+def test_flags_stand_before_all_tables_and_say_the_same_once(comparison: Comparison) -> None:
+    assert "Flags" not in to_markdown(comparison)
+    flags = (Flag("missing", "a", "x."), Flag("failed", "b", "y."), Flag("missing", "c", "x."))
+    flagged = make_comparison(flags=flags)
+    headings = to_markdown(flagged).split("\n## ")
+    assert headings[1] == "Flags\n\n- a, c: x.\n- b: y.\n"
+    assert to_dict(flagged)["flags"][1] == {"kind": "failed", "of": "b", "what": "y."}
+
+
+def test_aggregate_is_over_the_unseen_tasks_only() -> None:
+    comparison = with_seeds(make_comparison(), (5, 4))
+    unseen = TASKS[1].id
+    table = section(to_markdown(comparison), "Interquartile mean")
+    last = table.rstrip().splitlines()[-1]
+    plain = to_dict(comparison)
+    assert plain["aggregated_tasks"] == [unseen]
+    for core in CORES:
+        rates = np.array(comparison.cells[core, unseen].per_seed_success)[:, None]
+        wanted = interquartile_mean(rates)
+        shown = f"{wanted.mean:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]"
+        assert shown in last
+        assert plain["cores"][core]["aggregated_success_iqm"] == {
+            "iqm": wanted.mean,
+            "low": wanted.low,
+            "high": wanted.high,
+        }
+    assert last.startswith("| **unseen tasks** |")
+
+
+def test_without_unseen_tasks_the_aggregate_is_over_all(comparison: Comparison) -> None:
+    only = make_comparison(tasks=TASKS[:1])
+    assert to_dict(only)["aggregated_tasks"] == [TASKS[0].id]
+    assert "| **all tasks** |" in to_markdown(only)
+
+
+def test_improvement_is_of_the_row_over_the_column() -> None:
+    comparison = make_comparison()
+    pairs = improvements(comparison)
+    success = {core: comparison.cells[core, TASKS[1].id].per_seed_success for core in CORES}
+    wanted = probability_of_improvement(
+        *(np.array(success[core])[:, None] for core in ("lstm", "none"))
+    )
+    assert pairs["lstm", "none"] == wanted
+    assert wanted.mean > 0.5
+    assert pairs["none", "lstm"] == pytest.approx(
+        (1 - wanted.mean, 1 - wanted.high, 1 - wanted.low), nan_ok=True
+    )
+    rows = section(to_markdown(comparison), "Probability").splitlines()[-3:]
+    assert rows[1].startswith(f"| lstm | - | {wanted.mean:.2f}")
+    assert rows[2].startswith(f"| none | {1 - wanted.mean:.2f}")
+    plain = to_dict(comparison)["probability_of_improvement"]
+    assert plain["lstm"]["none"]["probability"] == wanted.mean
+    assert list(plain["lstm"]) == ["none"]
+
+
+def test_one_core_improves_on_nothing(comparison: Comparison) -> None:
+    alone = make_comparison(configs={"lstm": comparison.configs["lstm"]})
+    assert "Probability" not in to_markdown(alone)
+    assert to_dict(alone)["probability_of_improvement"] == {"lstm": {}}
+
+
+def test_sample_efficiency_is_median_and_number_of_seeds(comparison: Comparison) -> None:
+    rows = section(to_markdown(comparison), "Sample efficiency").splitlines()[-3:]
+    assert "| lstm | - | 0 of 2 |" in rows
+    assert "| none | 250 | 2 of 2 |" in rows
+    plain = to_dict(comparison)["cores"]
+    assert plain["lstm"]["env_steps_to_learn"] == {
+        "median": None,
+        "reached": 0,
+        "per_seed": [None, None],
+    }
+    assert plain["none"]["env_steps_to_learn"] == {
+        "median": 250.0,
+        "reached": 2,
+        "per_seed": [300.0, 200.0],
+    }
+
+
+def test_costs_are_shown_and_unknown_ones_said(comparison: Comparison) -> None:
+    cores = section(to_markdown(comparison), "Cores")
+    assert "| lstm | 128 | 1,000 | 2,000 | 30,000 | unknown | 20 |" in cores
+    plain = to_dict(comparison)["cores"]["lstm"]
+    assert plain["hidden_size"] == 128
+    assert plain["core_multiply_adds"] == 30000
+    assert plain["total_multiply_adds"] is None
+
+
+def test_core_from_elsewhere_is_short_in_tables_and_whole_once() -> None:
+    comparison = make_comparison()
+    path = "torch.nn:RNN"
+    there = make_comparison(
+        configs={path: comparison.configs["lstm"]},
+        costs={path: comparison.costs["lstm"]},
+        env_steps_per_second={path: 20.0},
+        cells={(path, task.id): comparison.cells["lstm", task.id] for task in TASKS},
+        curves={path: comparison.curves["lstm"]},
+    )
+    markdown = to_markdown(there)
+    assert "| task | RNN |" in markdown
+    assert f"| {path} | 128 |" in section(markdown, "Cores")
+    assert list(to_dict(there)["cores"]) == [path]

@@ -51,7 +51,7 @@ def make_policy(core: str, num_actions: int = 7) -> RecurrentActorCritic:
     torch.manual_seed(0)
     config = PPOConfig(
         env=SHORT.id,
-        core=core,  # type: ignore[arg-type]
+        core=core,
         hidden_size=16,
         num_rims=4,
         k=2,

@@ -345,7 +345,7 @@ def test_probabilities_not_finite_keep_the_last_checkpoint(tmp_path: Path) -> No
         with torch.no_grad():
             trainer.policy.actor.bias[0] = math.nan
 
-    with pytest.raises(TrainingError, match="update 2: the action probabilities"):
+    with pytest.raises(TrainingError, match="update 2: policy_loss"):
         trainer.run(break_policy)
     assert bool(load_checkpoint(tmp_path / "run").policy["actor.bias"].isfinite().all())
 

@@ -64,7 +64,7 @@ MISTAKES = {
     ),
     "record no output": (("record", "nowhere"), "--out"),
     "record missing run": (("record", "nowhere", "--out", "a.gif"), "nowhere"),
-    "record not a GIF": (("record", "nowhere", "--out", "a.mp4"), "--out"),
+    "record another format": (("record", "nowhere", "--out", "a.avi"), "--out"),
     "record folder": (("record", "nowhere", "--out", "nowhere/a.gif"), "--out"),
     "record into a file": (("record", "nowhere", "--out", "../file/a.gif"), "--out"),
     "record speed": (("record", "nowhere", "--out", "a.gif", "--fps", "0"), "--fps"),

@@ -4,14 +4,28 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from envs import SUITES, Task, get_suite, get_task
+from envs import SUITES, Task, get_suite, get_task, make_vector_env
 
 
 def test_suites_hold_the_tasks_that_are_promised() -> None:
     table = {name: [task.id for task in suite.tasks] for name, suite in SUITES.items()}
     assert table == {
+        "gotoredball": [
+            "BabyAI-GoToRedBallNoDists-v0",
+            "BabyAI-GoToRedBallGrey-v0",
+            "BabyAI-GoToRedBall-v0",
+        ],
+        "memory": [
+            "MiniGrid-MemoryS7-v0",
+            "MiniGrid-MemoryS9-v0",
+            "MiniGrid-MemoryS11-v0",
+            "MiniGrid-MemoryS13-v0",
+            "MiniGrid-MemoryS13Random-v0",
+            "MiniGrid-MemoryS17Random-v0",
+        ],
         "doorkey": [
             "MiniGrid-DoorKey-5x5-v0",
             "MiniGrid-DoorKey-6x6-v0",
@@ -24,12 +38,51 @@ def test_suites_hold_the_tasks_that_are_promised() -> None:
             "MiniGrid-Empty-8x8-v0",
             "MiniGrid-Empty-16x16-v0",
         ],
+        "oneroom": [
+            "BabyAI-OneRoomS8-v0",
+            "BabyAI-OneRoomS12-v0",
+            "BabyAI-OneRoomS16-v0",
+            "BabyAI-OneRoomS20-v0",
+        ],
         "multiroom": [
             "MiniGrid-MultiRoom-N2-S4-v0",
             "MiniGrid-MultiRoom-N4-S5-v1",
             "MiniGrid-MultiRoom-N6-v0",
         ],
+        "keycorridor": [
+            "MiniGrid-KeyCorridorS3R1-v0",
+            "MiniGrid-KeyCorridorS3R2-v0",
+            "MiniGrid-KeyCorridorS3R3-v0",
+        ],
+        "crossing": [
+            "MiniGrid-SimpleCrossingS9N1-v0",
+            "MiniGrid-SimpleCrossingS9N2-v0",
+            "MiniGrid-SimpleCrossingS9N3-v0",
+            "MiniGrid-SimpleCrossingS11N5-v0",
+        ],
     }
+
+
+@pytest.mark.parametrize("name", sorted(SUITES.keys() - {"memory"}))
+def test_chance_is_the_success_rate_of_random_actions(name: str) -> None:
+    suite, count = SUITES[name], 400
+    successes, running = 0, np.ones(count, dtype=bool)
+    rng = np.random.default_rng(0)
+    with make_vector_env(suite.train, count, 0) as env:
+        if env.backend != "envpool":
+            pytest.skip("too slow without EnvPool")
+        env.reset()
+        while running.any():
+            step = env.step(rng.integers(0, env.num_actions, count))
+            ended = (step.terminated | step.truncated) & running
+            successes += int((step.reward[ended] > 0).sum())
+            running &= ~ended
+    assert suite.chance is not None
+    assert abs(successes / count - suite.chance) < 3 * (0.25 / count) ** 0.5
+
+
+def test_chance_of_memory_is_a_guess() -> None:
+    assert SUITES["memory"].chance == 0.5
 
 
 def test_suites_train_first_and_every_id_and_label_unique() -> None:
@@ -58,7 +111,7 @@ def test_suites_can_be_sent_to_another_process() -> None:
 def test_get_suite_unknown_name_gives_close_match_on_one_line() -> None:
     with pytest.raises(ValueError, match=r"^unknown suite 'dorkey'; did you mean 'doorkey'\?$"):
         get_suite("dorkey")
-    with pytest.raises(ValueError, match=r"the suites are doorkey, empty, multiroom\.$"):
+    with pytest.raises(ValueError, match=r"the suites are gotoredball, memory, doorkey, .*\.$"):
         get_suite("qqq")
 
 
@@ -68,7 +121,7 @@ def test_get_task_prefers_the_table() -> None:
     assert task.envpool_id == "MiniGrid-MultiRoom-N4-S5-v0"
 
 
-@pytest.mark.parametrize("id", ["MiniGrid-MemoryS7-v0", "BabyAI-GoToRedBall-v0"])
+@pytest.mark.parametrize("id", ["MiniGrid-LavaGapS5-v0", "BabyAI-GoToLocal-v0"])
 def test_get_task_knows_every_registered_id(id: str) -> None:
     assert get_task(id) == Task(id=id)
 

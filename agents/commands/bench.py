@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agents.commands import bench_options
-from agents.commands.options import EXIT_INTERRUPTED, checking_input
+from agents.commands.options import (
+    EXIT_INTERRUPTED,
+    GroupedCommand,
+    checking_input,
+    make_config,
+)
+
+if TYPE_CHECKING:
+    from agents.throughput.run import Contest
 
 
 @click.group(invoke_without_command=True)
@@ -76,3 +86,97 @@ def first_call(threads: int | None) -> None:
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     click.echo(to_markdown(runs), nl=False)
+
+
+@bench.command(cls=GroupedCommand)
+@bench_options.agents_options
+def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
+    """Time the training of agents against sb3-contrib.
+
+    Environment steps per second, collecting and updating together, of every core with our PPO and
+    of sb3-contrib's RecurrentPPO with the same settings. Contenders run alternately, each in a
+    fresh process. agents.json and agents.md are complete after every round. Without --suite and
+    --env the task is that of suite doorkey.
+    """
+    from agents.processes import usable_processors
+    from agents.run_folder import lock_folder, require_writable
+    from agents.throughput.run import SB3_NAMES, Contest
+    from envs import resolve_backend
+
+    given = bench_options.apply_quick(given, bench_options.QUICK_AGENTS)
+    rounds, updates = given.pop("rounds"), given.pop("updates")
+    if not given["suite"] and not given["env"]:
+        given["suite"] = "doorkey"
+    config = make_config({**given, "threads": given["threads"] or usable_processors()})
+    contenders = cores + SB3_NAMES * (sb3 and _has_sb3())
+    contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
+    with checking_input():
+        resolve_backend(config.task, config.backend)
+        require_writable(out)
+        lock = lock_folder(out)
+    try:
+        report = _measure_agents(contest, out)
+    finally:
+        lock.release()
+    click.echo(report, nl=False)
+
+
+def _has_sb3() -> bool:
+    there = importlib.util.find_spec("sb3_contrib") is not None
+    if not there:
+        notice = "sb3-contrib is not installed (pip install 'rims-toolkit[examples]'): without it."
+        click.echo(notice, err=True)
+    return there
+
+
+def _measure_agents(contest: Contest, out: Path) -> str:
+    from agents.run_folder import write_text
+    from agents.throughput.ours import Round
+    from agents.throughput.report import progress_line, to_dict, to_markdown
+    from agents.throughput.run import Measured, MeasuringError, measure
+
+    machine = _machine(contest.config.threads)
+
+    def write(name: str, newest: Round, measured: Measured) -> None:
+        click.echo(progress_line(contest, name, newest, measured), err=True)
+        plain = json.dumps(to_dict(contest, measured, machine), indent=1)
+        write_text(out / "agents.json", plain + "\n")
+        write_text(out / "agents.md", to_markdown(contest, measured, machine))
+
+    try:
+        return to_markdown(contest, measure(contest, write), machine)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except MeasuringError as error:
+        raise click.ClickException(str(error)) from None
+
+
+#: What the speed of training depends on besides the processor.
+_PACKAGES = ("torch", "numpy", "gymnasium", "minigrid", "envpool", "sb3-contrib")
+
+
+def _machine(threads: int) -> dict[str, Any]:
+    """What a measurement of agents was made on."""
+    import importlib.metadata
+
+    import agents as package
+    from rims.bench import machine
+
+    about = machine.describe("cpu", threads, shlex.join(("rims", *sys.argv[1:])))
+    folder = Path(package.__file__).parent
+    versions = {"Python": about.pop("python")}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    del about["torch"], about["numpy"]
+    # "dirty" where either package differs from the commit
+    commits = {about["commit"], machine.commit(folder)}
+    return {
+        **about,
+        "commit": max(commits, key=len),
+        "source": {"rims": about["source"], "agents": machine.source_digest(folder)},
+        "versions": versions,
+    }

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from agents.commands.options import COUNT, FOLDER, CommaSeparated, Decorated, plain_option
+from agents.commands.options import (
+    COUNT,
+    FOLDER,
+    CommaSeparated,
+    Decorated,
+    config_options,
+    plain_option,
+)
+from agents.config import CORE_NAMES
 
 #: What --quick replaces, unless it was typed: one size, two shapes, few rounds.
 QUICK: dict[str, Any] = {
@@ -16,6 +24,15 @@ QUICK: dict[str, Any] = {
     "steps": (1, 50),
     "rounds": 3,
 }
+
+#: The same of ``rims bench agents``.
+QUICK_AGENTS: dict[str, Any] = {"rounds": 2, "updates": 2, "num_envs": 8}
+
+#: Settings of PPOConfig that are no part of ``rims bench agents``, or that it has its own of.
+_NOT_OF_AGENTS = (
+    *("core", "seed", "total_steps", "anneal_learning_rate", "bootstrap_truncated"),
+    *("threads", "device", "checkpoint_every"),
+)
 
 KINDS = ("lstm", "gru")
 PASSES = ("inference", "training")
@@ -146,12 +163,68 @@ def cells_options(command: Decorated) -> Decorated:
     return command
 
 
-def apply_quick(given: dict[str, Any]) -> dict[str, Any]:
+_AGENTS = (
+    plain_option(
+        "--cores",
+        type=CommaSeparated(CORE_NAMES),
+        metavar="NAMES",
+        default=",".join(CORE_NAMES),
+        help="Cores of ours, separated by commas.",
+    ),
+    plain_option(
+        "--sb3/--no-sb3",
+        default=True,
+        help="Measure sb3-contrib's RecurrentPPO beside them.",
+    ),
+    plain_option(
+        "--rounds",
+        type=click.IntRange(1, 10**4),
+        metavar="N",
+        default=5,
+        help="Times that every contender runs.",
+    ),
+    plain_option(
+        "--updates",
+        type=click.IntRange(1, 10**4),
+        metavar="N",
+        default=5,
+        help="Updates timed per round, after a first one that is not.",
+    ),
+    plain_option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="CPU threads of torch.  [default: number of usable processors]",
+    ),
+    plain_option(
+        "--quick",
+        is_flag=True,
+        help="2 rounds of 2 updates with 8 environments, to see it work; options given here win.",
+    ),
+    plain_option(
+        "--out",
+        type=FOLDER,
+        metavar="NAME",
+        default="bench-agents",
+        help="Folder for agents.json and agents.md.",
+    ),
+)
+
+
+def agents_options(command: Decorated) -> Decorated:
+    """The options of ``rims bench agents``."""
+    command = config_options(*_NOT_OF_AGENTS)(command)
+    for option in reversed(_AGENTS):
+        command = option(command)
+    return command
+
+
+def apply_quick(given: dict[str, Any], quick: dict[str, Any] = QUICK) -> dict[str, Any]:
     """``given`` without "quick", with what it stands for in place of defaults."""
     source = click.get_current_context().get_parameter_source
     replaced = {
         name: value
-        for name, value in QUICK.items()
+        for name, value in quick.items()
         if source(name) is click.core.ParameterSource.DEFAULT
     }
     rest = {name: value for name, value in given.items() if name != "quick"}

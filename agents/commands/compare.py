@@ -3,25 +3,79 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from agents.commands import options
-from agents.commands.options import GroupedCommand, checking_input, make_config
+from agents.commands.options import GroupedCommand, UserError, checking_input, make_config
 from agents.config import ActionMode
-from envs import Suite, Task, get_suite
+from envs import get_suite
 
 if TYPE_CHECKING:
-    from agents.compare import Comparison, Run
+    from agents.comparison import Comparison, Flag, Run
+
+
+MOST_SEEDS = 10**6
+
+
+class Seeds(click.ParamType[tuple[int, ...]]):
+    """How many seeds, counted from 0, or which: ``3,7``, ``0-4``."""
+
+    name = "seeds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Write out; what is a tuple already was checked before."""
+        if isinstance(value, tuple):
+            return value
+        text = str(value).replace(" ", "")
+        if not re.fullmatch(r"\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*", text):
+            self.fail(f"{value!r} is no number of seeds, and no list such as 3,7 or 0-4.")
+        parts = [part.partition("-") for part in text.split(",")]
+        ends = [(int(first), int(last or first)) for first, _, last in parts]
+        if text.isdigit():
+            ends = [(0, int(text) - 1)]
+        if any(last < first or last >= 2**31 for first, last in ends):
+            self.fail(f"{value!r}: at least one seed is needed, and none above 2**31 - 1.")
+        if sum(last - first + 1 for first, last in ends) > MOST_SEEDS:
+            self.fail(f"{value!r} are more than {MOST_SEEDS} seeds.")
+        every = (seed for first, last in ends for seed in range(first, last + 1))
+        return tuple(dict.fromkeys(every))
+
+
+SEEDS = options.plain_option(
+    "--seeds",
+    type=Seeds(),
+    default="2",
+    metavar="N",
+    help="Runs per core, with seeds from 0; or a list of seeds such as 3,7 or 0-4.",
+)
+MATCH_PARAMS = options.plain_option(
+    "--match-params",
+    is_flag=True,
+    help="Choose each core's hidden size so that it has as many parameters as the first core.",
+)
+REPORT_ONLY = options.plain_option(
+    "--report-only",
+    is_flag=True,
+    help="Train nothing: compare the complete runs there are, and say which are missing.",
+)
 
 
 @click.command(cls=GroupedCommand)
 @options.SUITE_TO_COMPARE_ON
 @options.CORES
-@options.SEEDS
+@SEEDS
 @options.RUN_ROOT
+@MATCH_PARAMS
+@REPORT_ONLY
 @options.TASKS
 @options.EPISODES
 @options.MODE
@@ -30,8 +84,10 @@ if TYPE_CHECKING:
 @options.config_options("suite", "env", "core", "seed")
 def compare(
     cores: tuple[str, ...],
-    seeds: int,
+    seeds: tuple[int, ...],
     run_root: Path,
+    match_params: bool,
+    report_only: bool,
     tasks: tuple[str, ...] | None,
     episodes: int,
     mode: ActionMode,
@@ -43,47 +99,66 @@ def compare(
 
     Every core is trained on the suite's training task and judged on all its tasks. Runs that are
     complete in RUN_ROOT are not trained again. Tables, JSON and figures are written
-    there: comparison.md, comparison.json, learning_curves.png, tasks.png.
+    there: comparison.md, comparison.json, and learning_curves and tasks as .png and .svg.
+
+    If a run fails, the others are compared, the report names it and the exit code is 1.
     """
     from agents import compare as comparing
     from agents.processes import usable_processors
     from agents.report import to_dict, to_markdown, write_report
-    from agents.run_folder import lock_folder, require_writable
 
     config = make_config({**given, "core": cores[0]})
     with checking_input():
         suite = get_suite(config.suite)
         chosen = options.choose_tasks(suite, tasks)
-        runs = comparing.plan(config, cores, range(seeds), run_root)
-        require_writable(run_root)
-        lock = lock_folder(run_root)
+        runs = comparing.plan(
+            config, cores, seeds, run_root, match_params=match_params, as_found=report_only
+        )
     jobs = min(jobs or usable_processors(), len(runs))
-    try:
-        comparison = _train_and_judge(runs, suite, chosen, episodes, mode, jobs)
-    finally:
-        lock.release()
+    judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=jobs)
+    with _claimed(run_root, report_only):
+        comparison = _judge(judge, runs, [] if report_only else _train(runs, jobs))
     written = write_report(comparison, run_root)
     if as_json:
         click.echo(json.dumps(to_dict(comparison), indent=2))
     else:
         click.echo(to_markdown(comparison))
     click.echo("Written: " + ", ".join(str(path) for path in written), err=True)
+    if comparison.failed:
+        raise click.ClickException("some runs failed; the report's flags say which.")
 
 
-def _train_and_judge(
-    runs: list[Run], suite: Suite, tasks: list[Task], episodes: int, mode: ActionMode, jobs: int
-) -> Comparison:
+@contextmanager
+def _claimed(run_root: Path, report_only: bool) -> Iterator[None]:
+    """Keep other comparisons out of the folder, unless this one only reports."""
+    from agents.run_folder import lock_folder, require_writable
+
+    if report_only and not run_root.is_dir():
+        raise UserError(f"--run-root: folder {str(run_root)!r} does not exist.")
+    with checking_input():
+        require_writable(run_root)
+        lock = None if report_only else lock_folder(run_root)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _train(runs: list[Run], jobs: int) -> list[Flag]:
     from agents import compare as comparing
-    from agents.display import RunsDisplay, show_progress
+    from agents.display import RunsDisplay
 
     with RunsDisplay() as display:
-        failures = comparing.train_missing(runs, jobs, display.update)
-    if failures:
-        raise click.ClickException("some runs failed. " + " ".join(failures))
+        return comparing.train_missing(runs, jobs, display.update)
+
+
+def _judge(judge: Callable[..., Comparison], runs: list[Run], flags: list[Flag]) -> Comparison:
+    from agents.compare import JudgingError
+    from agents.display import show_progress
+
     with show_progress("evaluating", len(runs)) as advance:
         try:
-            return comparing.judge(
-                runs, suite, tasks, episodes=episodes, mode=mode, jobs=jobs, on_progress=advance
-            )
-        except comparing.JudgingError as error:
+            return judge(on_progress=advance, flags=flags)
+        except JudgingError as error:
             raise click.ClickException(str(error)) from None

@@ -11,12 +11,13 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import click
 
 from agents.config import (
+    CORE_NAMES,
     ActionMode,
     ConfigError,
-    CoreName,
     Group,
     PPOConfig,
     TaskChoiceError,
+    check_core,
     read_settings,
 )
 from envs import BackendChoice, Suite, Task, get_suite
@@ -24,6 +25,7 @@ from envs import BackendChoice, Suite, Task, get_suite
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
+_METAVAR_OF = {"core": f"[{'|'.join(CORE_NAMES)}|PACKAGE.MODULE:CLASS]"}
 
 
 EXIT_USER_ERROR = 2
@@ -36,12 +38,18 @@ def flag(field: str) -> str:
 
 
 class CommaSeparated(click.ParamType[tuple[str, ...]]):
-    """One or more words with commas between them, each once, from ``choices`` if given."""
+    """One or more words with commas between them, each once, from ``choices`` if given.
+
+    ``check`` raises ConfigError for a word that cannot be.
+    """
 
     name = "names"
 
-    def __init__(self, choices: Sequence[str] = ()) -> None:
+    def __init__(
+        self, choices: Sequence[str] = (), check: Callable[[str], None] | None = None
+    ) -> None:
         self.choices = choices
+        self.check = check
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -55,6 +63,11 @@ class CommaSeparated(click.ParamType[tuple[str, ...]]):
         for word in words:
             if self.choices and word not in self.choices:
                 self.fail(f"{word!r} is not one of {', '.join(self.choices)}.", param, ctx)
+            if self.check is not None:
+                try:
+                    self.check(word)
+                except ConfigError as error:
+                    self.fail(error.rule, param, ctx)
         return words
 
 
@@ -100,7 +113,7 @@ def config_options(*leave_out: str) -> Callable[[Decorated], Decorated]:
                 cls=GroupedOption,
                 group=field.metadata["group"],
                 type=click.Choice(choices) if choices else hint,
-                metavar=_METAVARS.get(hint),
+                metavar=_METAVAR_OF.get(field.name) or _METAVARS.get(hint),
                 default=field.default,
                 show_default=field.default != "",
                 help=field.metadata["help"],
@@ -183,12 +196,11 @@ SUITE_TO_COMPARE_ON = plain_option(
 )
 CORES = plain_option(
     "--cores",
-    type=CommaSeparated(get_args(CoreName)),
+    type=CommaSeparated(check=check_core),
     metavar="NAMES",
     default="rim_lstm,lstm",
-    help="Cores to compare, separated by commas.",
+    help="Cores to compare, separated by commas; any that --core of 'rims train' takes.",
 )
-SEEDS = plain_option("--seeds", default=2, type=COUNT, metavar="N", help="Runs per core.")
 RUN_ROOT = plain_option(
     "--run-root",
     required=True,
@@ -213,7 +225,9 @@ JOBS = plain_option(
 ENV = plain_option(
     "--env", metavar="ID", help="Environment to show.  [default: the one trained on]"
 )
-OUT = plain_option("--out", required=True, type=_FILE, metavar="NAME", help="The GIF to write.")
+OUT = plain_option(
+    "--out", required=True, type=_FILE, metavar="NAME", help="The .gif or .mp4 to write."
+)
 FPS = plain_option(
     "--fps", default=4.0, type=click.FloatRange(0.5, 50), metavar="X", help="Frames per second."
 )

@@ -29,19 +29,20 @@ def record(
     fps: float,
     max_steps: int,
 ) -> None:
-    """Record one episode as an animated GIF.
+    """Record one episode as GIF or MP4.
 
-    RUN is the folder of the agent. Beside the grid: which mechanisms are active at each step, and
-    the action probabilities.
+    RUN is the folder of the agent. Beside the grid: what the agent itself sees of it, the action
+    probabilities, which mechanisms are active at each step, and the value.
     """
     import torch
 
     from agents.checkpoint import load_checkpoint
     from agents.evaluate import check_task
-    from agents.record import check_output, record_episode, save_gif
+    from agents.record import record_episode
+    from agents.video import check_animation, save_animation
 
     with checking_input():
-        check_output(out)
+        check_animation(out)
         checkpoint = load_checkpoint(run)
         torch.set_num_threads(checkpoint.config.threads)
         task = get_task(env) if env else checkpoint.config.task
@@ -49,5 +50,8 @@ def record(
         check_task(policy, task, "gymnasium")
     core = checkpoint.config.core
     recording = record_episode(policy, task, core, seed=seed, mode=mode, max_steps=max_steps)
-    frames = save_gif(recording, out, fps)
+    try:
+        frames = save_animation(recording, out, fps)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(f"{recording.outcome}. {frames} frames: {out}")

@@ -10,6 +10,7 @@ import click
 
 from agents.commands import options
 from agents.commands.options import EXIT_INTERRUPTED, GroupedCommand, checking_input, make_config
+from agents.config import folder_name
 
 
 @click.command(cls=GroupedCommand)
@@ -23,7 +24,8 @@ def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     Ctrl-C stops and saves the agent; an interrupted run cannot be continued yet.
     """
     settings = make_config(given, config)
-    folder = run_dir or Path("runs") / f"{settings.task.name}-{settings.core}-{settings.seed}"
+    default = f"{settings.task.name}-{folder_name(settings.core)}-{settings.seed}"
+    folder = run_dir or Path("runs") / default
     from agents.display import TrainingDisplay
     from agents.train import Trainer, TrainingError
 

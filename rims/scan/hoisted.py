@@ -72,7 +72,7 @@ def _forward(
     out = _empty_sequence(input, states, w)
     recurrence = kind(w, rules, states, flags)
     side = _InputSide(w)
-    sizes = (side.key_value.shape[1], w.num_rims * w.unit_size, w.num_rims * w.hh.shape[1])
+    sizes = (sum(side.sizes), w.num_rims * w.unit_size, w.num_rims * w.hh.shape[1])
     length = steps if save else _chunk_length(batch, steps)
     key_value, query_side, gate_side = (input.new_empty(length, batch, size) for size in sizes)
     for first, last in _chunks(batch, steps):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import struct
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +32,20 @@ class NativeRecurrence(Recurrence):
         super().__init__(w, rules, States(*map(_dense, states)), Flags(*map(_dense, flags)))  # type: ignore[arg-type]
         self.double = w.hh.dtype == torch.float64
         self.num_threads = torch.get_num_threads()
-        self.sizes = self._sizes(states.h.shape[0])
+        layout = _lay_out(
+            states.h.shape[0], w.hh.shape, w.comm_key.shape[2], w.comm_value.shape[2],
+            rules, w.hh.element_size(), self.num_threads,
+        )  # fmt: skip
+        self.sizes = layout.sizes
         self._held: list[Tensor] = []  # what addresses in the table point to
-        self._entries = [0] * e.SIZE
+        self._entries = list(layout.entries)
         self._table = np.empty((1 + self.sizes["blocks"]) * e.SIZE, dtype=np.int64)
         self._address = self._table.ctypes.data
-        self._arena = self._scratch()
-        self._set(self.sizes | self._given())
+        self._arena = torch.empty(layout.arena_bytes, dtype=torch.uint8)
+        start = _round_up(self._arena.data_ptr(), 64)
+        for index, offset in layout.scratch:
+            self._entries[index] = start + offset
+        self._set(self._given())
         self._hold(**self._packed())
         self._is_packed_back = False
 
@@ -87,24 +95,6 @@ class NativeRecurrence(Recurrence):
         self._held += tensors.values()
         self._set({name: tensor.data_ptr() for name, tensor in tensors.items()})
 
-    def _sizes(self, batch: int) -> dict[str, int]:
-        w, rules = self.w, self.rules
-        lanes = VECTOR_BYTES // w.hh.element_size()
-        n, gates, d = w.hh.shape
-        heads = rules.num_heads
-        values = w.comm_value.shape[2]
-        keys = w.comm_key.shape[2]
-        share = -(-batch // self.num_threads)  # rounded up
-        rows = min(MAX_BLOCK_ROWS, _round_up(share, 4) if batch > 1 else 1)
-        return {
-            "blocks": -(-batch // rows), "block_rows": rows, "batch": batch,
-            "n": n, "k": rules.k, "d": d, "g": gates // d, "m": heads,
-            "dk": keys // heads, "dv": values // heads, "reads_state": int(rules.reads_state),
-            "unit": _round_up(d, lanes), "gate": _round_up(gates, lanes),
-            "width": _round_up(2 * keys + values, lanes), "heads": _round_up(values, lanes),
-            "pair": _round_up(2 * d, lanes), "others": _round_up(n, lanes),
-        }  # fmt: skip
-
     def _given(self) -> dict[str, int]:
         tensors = {
             "reset": self.flags.reset, "valid": self.flags.valid,
@@ -112,12 +102,10 @@ class NativeRecurrence(Recurrence):
             "fresh_h": self.states.fresh_h, "fresh_c": self.states.fresh_c,
         }  # fmt: skip
         addresses = {name: _address(tensor) for name, tensor in tensors.items()}
-        scale = 1 / math.sqrt(self.sizes["dk"])
         return addresses | {
             "has_reset": int(self.flags.reset is not None),
             "has_valid": int(self.flags.valid is not None),
             "has_fresh": int(self.states.fresh_h is not None),
-            "scale": struct.unpack("q", struct.pack("d", scale))[0],
         }
 
     def _packed(self) -> dict[str, Tensor]:
@@ -150,29 +138,6 @@ class NativeRecurrence(Recurrence):
             "p_out_back": _padded(torch.cat([w.output, w.gate]), s["heads"]),
         }
 
-    def _scratch(self) -> Tensor:
-        """Room for what blocks write for themselves; their addresses go into the table."""
-        s = self.sizes
-        rows = s["block_rows"]
-        all_units, readers = s["n"] * rows * s["unit"], rows * s["k"]
-        counts = dict.fromkeys(e.SCRATCH, all_units) | {
-            "s_share": rows * s["n"], "s_score": rows * s["n"],
-            "s_picked": 2 * readers, "s_chosen": 2 * rows * s["n"],  # int64
-            "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
-            "s_alpha": readers * s["m"] * s["others"],
-            "s_d_alpha": s["k"] * s["others"],
-            "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
-            "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"],
-        }  # fmt: skip
-        # One vector more each: the last row of an array is read in whole vectors too.
-        item = self.w.hh.element_size()
-        sizes = [_round_up(c * item, 64) + VECTOR_BYTES for c in counts.values()]
-        s["scratch_bytes"] = _round_up(sum(sizes), 64)
-        arena = torch.empty(s["blocks"] * s["scratch_bytes"] + 64, dtype=torch.uint8)
-        starts = accumulate(sizes, initial=_round_up(arena.data_ptr(), 64))
-        self._set(dict(zip(counts, starts, strict=False)))
-        return arena
-
     def _range(self, first: int, inputs: Hoisted, did: Sequence) -> dict[str, int]:
         return {
             "first": first, "last": first + len(inputs.query_side),
@@ -188,6 +153,67 @@ class NativeRecurrence(Recurrence):
         numbers = self._arena[begin:end].view(self.w.hh.dtype)
         shape = (s["blocks"], s["n"], s["g"] * s["d"])
         return numbers.as_strided(shape, (s["scratch_bytes"] // item, s["gate"], 1)).sum(0)
+
+
+class _Layout(NamedTuple):
+    """What of a table depends on sizes alone."""
+
+    sizes: dict[str, int]
+    entries: tuple[int, ...]
+    scratch: tuple[tuple[int, int], ...]  # index of an entry, bytes from the arena's start
+    arena_bytes: int
+
+
+# A layer is called with few different sizes, and for a single step this would take a tenth of it.
+@functools.lru_cache(maxsize=256)
+def _lay_out(
+    batch: int,
+    hh: tuple[int, int, int],
+    keys: int,
+    values: int,
+    rules: Rules,
+    item: int,
+    num_threads: int,
+) -> _Layout:
+    lanes = VECTOR_BYTES // item
+    n, gates, d = hh
+    share = -(-batch // num_threads)  # rounded up
+    rows = min(MAX_BLOCK_ROWS, _round_up(share, 4) if batch > 1 else 1)
+    sizes = {
+        "blocks": -(-batch // rows), "block_rows": rows, "batch": batch,
+        "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
+        "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
+        "reads_state": int(rules.reads_state),
+        "unit": _round_up(d, lanes), "gate": _round_up(gates, lanes),
+        "width": _round_up(2 * keys + values, lanes), "heads": _round_up(values, lanes),
+        "pair": _round_up(2 * d, lanes), "others": _round_up(n, lanes),
+    }  # fmt: skip
+    counts = _scratch_counts(sizes)
+    # One vector more each: the last row of an array is read in whole vectors too.
+    bytes_ = [_round_up(count * item, 64) + VECTOR_BYTES for count in counts.values()]
+    sizes["scratch_bytes"] = _round_up(sum(bytes_), 64)
+    entries = [0] * e.SIZE
+    for name, value in sizes.items():
+        entries[e.INDEX[name]] = value
+    entries[e.INDEX["scale"]] = struct.unpack("q", struct.pack("d", sizes["dk"] ** -0.5))[0]
+    starts = accumulate(bytes_, initial=0)
+    scratch = tuple(zip((e.INDEX[name] for name in counts), starts, strict=False))
+    return _Layout(sizes, tuple(entries), scratch, sizes["blocks"] * sizes["scratch_bytes"] + 64)
+
+
+def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
+    """Numbers in each array that a block writes for itself."""
+    rows = s["block_rows"]
+    all_units, readers = s["n"] * rows * s["unit"], rows * s["k"]
+    return dict.fromkeys(e.SCRATCH, all_units) | {
+        "s_share": rows * s["n"], "s_score": rows * s["n"],
+        "s_picked": 2 * readers, "s_chosen": 2 * rows * s["n"],  # int64
+        "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
+        "s_alpha": readers * s["m"] * s["others"],
+        "s_d_alpha": s["k"] * s["others"],
+        "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
+        "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"],
+    }  # fmt: skip
 
 
 def _padded(matrix: Tensor, width: int) -> Tensor:

@@ -1,0 +1,48 @@
+"""``rims plot``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agents.commands.options import FOLDER, CommaSeparated, checking_input, plain_option
+
+X_CHOICES = ("env_steps", "seconds", "update")
+
+
+@click.command()
+@click.argument("runs", type=FOLDER, nargs=-1, required=True, metavar="RUN...")
+@plain_option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="NAME",
+    help="The .png, .svg or .pdf to write.",
+)
+@plain_option(
+    "--metrics",
+    type=CommaSeparated(),
+    metavar="NAMES",
+    default="success_rate,episode_return_mean",
+    help="Columns of progress.csv, separated by commas; one panel each.",
+)
+@plain_option("--x", type=click.Choice(X_CHOICES), default="env_steps", help="The x axis.")
+def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...], x: str) -> None:
+    """Plot learning curves of runs.
+
+    RUN is a run folder, or a folder with run folders below it, such as that of a comparison.
+    Training may still be under way. Runs that differ only in their seed become one line, their
+    mean, with its 95 % bootstrap band.
+    """
+    from agents.output import check_output
+    from agents.plots import ENDINGS, check_metrics, save_curves
+    from agents.run_list import find_runs, read_run, with_progress
+
+    with checking_input():
+        check_output(out, ENDINGS)
+        found = with_progress([read_run(folder) for folder in find_runs(runs)], runs)
+        check_metrics(found, metrics)
+    groups = save_curves(found, metrics, x, out)
+    count = f"{len(found)} run{'s' * (len(found) > 1)}"
+    click.echo(f"{count}, {len(groups)} line{'s' * (len(groups) > 1)} per panel: {out}")

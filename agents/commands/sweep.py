@@ -1,0 +1,115 @@
+"""``rims sweep``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agents.commands import options
+from agents.commands.options import EXIT_INTERRUPTED, UserError, checking_input, plain_option
+
+if TYPE_CHECKING:
+    from agents.sweep.definition import Sweep
+    from agents.sweep.study import Study
+
+_CONFIG = plain_option(
+    "--config",
+    "file",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="NAME",
+    help="The sweep as TOML, as above.",
+)
+_OUT = plain_option(
+    "--out",
+    required=True,
+    type=options.FOLDER,
+    metavar="NAME",
+    help="Folder of the sweep; where it holds the same sweep, that goes on.",
+)
+
+
+@click.command()
+@_CONFIG
+@_OUT
+@options.JOBS
+def sweep(file: Path, out: Path, jobs: int | None) -> None:
+    """Search over hyperparameters with Optuna.
+
+    Every trial is trained as by 'rims train', in folders of its own. The file says what is tried:
+
+    \b
+    [sweep]
+    trials = 20
+    sampler = "tpe"             # or "random", or "grid": every combination
+    seeds = 2                   # runs per trial; its value is their mean
+    objective = "success_rate"  # of training, over its last fifth; or "unseen_success_rate"
+    \b
+    [settings]                  # fixed: any setting of rims train
+    suite = "doorkey"
+    total_steps = 200_000
+    \b
+    [search]
+    learning_rate = {low = 1e-4, high = 3e-3, log = true}
+    epochs = {low = 2, high = 8}
+    hidden_size = {choices = [64, 128]}
+    core = {choices = ["rim_lstm", "lstm"]}
+
+    With "unseen_success_rate" agents are judged on the suite's unseen tasks, "episodes" (100) each.
+    "sampler_seed" (0) decides what is tried; with more than one job also what ends first does.
+
+    The folder receives sweep.md, sweep.json, sweep.png and best.toml, from which 'rims train
+    --config' trains the best settings. The command can be stopped; the same command goes on, and
+    one with more trials adds to them. A trial that fails is named and does not stop the others.
+    """
+    from agents.sweep.definition import read_sweep
+
+    with checking_input():
+        asked = read_sweep(file)
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("a sweep needs Optuna: pip install 'rims-toolkit[sweep]'")
+    from agents.processes import usable_processors
+    from agents.run_folder import lock_folder, require_writable
+    from agents.sweep.study import Study
+
+    with checking_input():
+        Study.check(asked, out)
+        require_writable(out)
+        lock = lock_folder(out)
+    try:
+        with checking_input():
+            study = Study(asked, out)
+        _run(asked, study, out, jobs or usable_processors())
+    finally:
+        lock.release()
+
+
+def _run(asked: Sweep, study: Study, out: Path, jobs: int) -> None:
+    from agents.sweep.display import SweepDisplay
+    from agents.sweep.report import to_markdown, write_figure, write_tables
+    from agents.sweep.study import Trial
+
+    before = study.trials()
+    if before:
+        click.echo(f"{len(before)} of {asked.trials} trials are in {out}.", err=True)
+    try:
+        with SweepDisplay(asked, before) as display:
+
+            def ended(trial: Trial) -> None:
+                display.ended(trial)
+                write_tables(asked, study.trials(), out)
+
+            study.run(jobs, ended, display.update)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; the same command goes on from what is in {out}.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    trials = study.trials()
+    written = [*write_tables(asked, trials, out), write_figure(asked, trials, out)]
+    click.echo(to_markdown(asked, trials, out), nl=False)
+    click.echo("Written: " + ", ".join(str(path) for path in written), err=True)
+    if trials[0].state == "failed":
+        raise click.ClickException(f"every trial failed; the first: {trials[0].error}")

@@ -1,0 +1,37 @@
+"""``rims watch``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from agents.commands import options
+from agents.commands.options import EXIT_INTERRUPTED, checking_input, plain_option
+
+
+@click.command()
+@options.RUN
+@plain_option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    metavar="X",
+    default=1.0,
+    help="Seconds between two looks.",
+)
+def watch(run: Path, interval: float) -> None:
+    """Watch training that is under way.
+
+    RUN is a run folder, or a folder with run folders below it, such as that of a comparison; each
+    run is a row then. It only looks, and ends when nothing is training there any more, or with
+    Ctrl-C. Without a terminal it prints a line per run whenever that has new numbers.
+    """
+    from agents.watching import check_watchable, watch_folder
+
+    with checking_input():
+        check_watchable(run)
+    try:
+        watch_folder(run, interval)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

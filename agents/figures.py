@@ -1,0 +1,200 @@
+"""Figures of a comparison: learning curves, and bars for every task."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from agents.comparison import Comparison, labels
+from agents.curves import POINTS, SMOOTHED_POINTS, on_one_grid, smooth
+from agents.run_folder import write_bytes
+from agents.statistics import Estimate, mean_band
+
+#: One colour per core in every figure (Okabe and Ito, distinguishable for the colour-blind).
+COLOURS = {
+    "rim_lstm": "#D55E00",
+    "rim_gru": "#E69F00",
+    "lstm": "#0072B2",
+    "gru": "#56B4E9",
+    "none": "#7F7F7F",
+}
+_OTHER_COLOURS = ("#009E73", "#CC79A7", "#000000", "#8C6D31")
+_DARK = "#222222"
+_CHANCE = "chance"
+
+#: With up to so many seeds, each of them is drawn too.
+FEW_SEEDS = 3
+
+
+def colours(cores: Sequence[str]) -> dict[str, str]:
+    """A colour for each core, also for those from elsewhere."""
+    others = cycle(_OTHER_COLOURS)
+    return {core: COLOURS.get(core) or next(others) for core in cores}
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write each figure as PNG and as SVG; return their paths."""
+    figures = {"learning_curves": plot_curves(comparison), "tasks": plot_tasks(comparison)}
+    paths = []
+    for name, figure in figures.items():
+        for kind in ("png", "svg"):
+            path = folder / f"{name}.{kind}"
+            write_bytes(path, _drawn(figure, kind))
+            paths.append(path)
+    return paths
+
+
+def _drawn(figure: Figure, kind: str) -> bytes:
+    picture = io.BytesIO()
+    # The same comparison gives the same file: no date, no random names inside.
+    with mpl.rc_context({"svg.hashsalt": "rims"}):
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(picture, dpi=120, format=kind, metadata=metadata)
+    return picture.getvalue()
+
+
+def plot_curves(comparison: Comparison) -> Figure:
+    """Success rate and return during training: mean over seeds, and how sure it is."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax, column, label in (
+        (axes[0], "success_rate", "success rate"),
+        (axes[1], "episode_return_mean", "return"),
+    ):
+        for core in comparison.cores:
+            _draw_curves(ax, comparison, core, column)
+        ax.set_xlabel("environment steps")
+        ax.set_ylabel(f"{label}, latest episodes")
+        ax.set_xlim(left=0)
+        ax.set_ylim(-0.02, 1.02)
+        ax.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+        _tidy(ax)
+    if comparison.chance is not None:
+        axes[0].axhline(comparison.chance, color=_DARK, ls="--", lw=1, label=_CHANCE)
+    _legend(figure, axes[0])
+    figure.suptitle(f"Training on {comparison.suite.train.name}: {_curve_note(comparison)}")
+    return figure
+
+
+def _curve_note(comparison: Comparison) -> str:
+    counts = {len(comparison.seeds_of(core)) for core in comparison.cores}
+    smoothed = f"smoothed over {100 * SMOOTHED_POINTS / (POINTS - 1):.1f} % of the steps"
+    if counts == {1}:
+        return f"one seed (thick: {smoothed})"
+    lines = "thin lines: seeds; " if min(counts) <= FEW_SEEDS else ""
+    return f"mean over seeds and its 95 % bootstrap band\n({lines}{smoothed})"
+
+
+def _draw_curves(ax: Axes, comparison: Comparison, core: str, column: str) -> None:
+    colour, runs = colours(comparison.cores)[core], comparison.curves[core]
+    if len(runs) <= FEW_SEEDS:
+        for run in runs:
+            ax.plot(run["env_steps"], run[column], color=colour, linewidth=0.8, alpha=0.45)
+    steps, values = on_one_grid(runs, column)
+    band = mean_band(smooth(values))
+    ax.fill_between(steps, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+    ax.plot(steps, band.mean, color=colour, linewidth=2, label=series_labels(comparison)[core])
+
+
+def series_labels(comparison: Comparison) -> dict[str, str]:
+    """Name of each core, with the number of its seeds where that differs between cores."""
+    names = labels(comparison.cores)
+    counts = {core: len(comparison.seeds_of(core)) for core in comparison.cores}
+    if len(set(counts.values())) == 1:
+        return names
+    return {c: f"{names[c]} ({n} seed{'s' * (n > 1)})" for c, n in counts.items()}
+
+
+def plot_tasks(comparison: Comparison) -> Figure:
+    """Success rate and return on every task, bars with intervals, one dot per seed."""
+    bars = len(comparison.cores) * len(comparison.tasks)
+    figure = Figure(figsize=(max(10, 0.52 * bars), 4.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    width = 0.8 / len(comparison.cores)
+    places = np.arange(len(comparison.tasks))
+    names, shades = series_labels(comparison), colours(comparison.cores)
+    for i, core in enumerate(comparison.cores):
+        cells = [comparison.cells[core, task.id] for task in comparison.tasks]
+        x = places + (i - (len(comparison.cores) - 1) / 2) * width
+        for ax, estimates, dots in (
+            (axes[0], [c.success_rate for c in cells], [c.per_seed_success for c in cells]),
+            (axes[1], [c.mean_return for c in cells], [c.per_seed_return for c in cells]),
+        ):
+            heights = [e.mean for e in estimates]
+            ax.bar(x, heights, width * 0.92, color=shades[core], label=names[core])
+            _draw_intervals(ax, x, estimates)
+            _draw_dots(ax, x, dots, width)
+    for ax, label in zip(axes, ("success rate", "return"), strict=True):
+        ax.set_xticks(places, [_task_label(comparison, i) for i in range(len(places))])
+        ax.set_ylabel(label)
+        ax.set_ylim(0, 1.04)
+        _tidy(ax)
+    if comparison.chance is not None and comparison.suite.train in comparison.tasks:
+        place = comparison.tasks.index(comparison.suite.train)
+        axes[0].hlines(
+            comparison.chance, place - 0.45, place + 0.45, _DARK, "--", lw=1, label=_CHANCE
+        )
+    _legend(figure, axes[0])
+    figure.suptitle(f"Trained on {comparison.suite.train.name} ({_bar_note(comparison)})")
+    return figure
+
+
+def _bar_note(comparison: Comparison) -> str:
+    if all(len(comparison.seeds_of(core)) == 1 for core in comparison.cores):
+        return "one seed"
+    return "bars: mean and 95 % interval over seeds; dots: seeds"
+
+
+def _task_label(comparison: Comparison, index: int) -> str:
+    task = comparison.tasks[index]
+    trained = "\n(trained)" if task == comparison.suite.train else ""
+    return "\n".join(task.name.rsplit("-", 1)) + trained
+
+
+def _draw_intervals(ax: Axes, x: NDArray[np.floating[Any]], estimates: Sequence[Estimate]) -> None:
+    known = [(p, e) for p, e in zip(x, estimates, strict=True) if not math.isnan(e.low)]
+    if known:
+        ax.errorbar(
+            [place for place, _ in known],
+            [e.mean for _, e in known],
+            yerr=[[e.mean - e.low for _, e in known], [e.high - e.mean for _, e in known]],
+            fmt="none",
+            ecolor=_DARK,
+            elinewidth=1,
+            capsize=2,
+        )
+
+
+def _draw_dots(
+    ax: Axes, x: NDArray[np.floating[Any]], values: Sequence[Sequence[float]], width: float
+) -> None:
+    """One per seed, side by side in the bar: equal seeds would hide each other."""
+    for place, own in zip(x, values, strict=True):
+        offsets = np.linspace(-0.28, 0.28, len(own)) * width if len(own) > 1 else [0.0]
+        # Not clipped: dots at 0 lie on the edge.
+        style: dict[str, Any] = {"color": "white", "mec": _DARK, "mew": 0.6, "ms": 3, "zorder": 3}
+        ax.plot(place + np.asarray(offsets), own, "o", clip_on=False, **style)
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    """Below the axes: on easy tasks curves and bars reach the top."""
+    pairs = zip(*ax.get_legend_handles_labels(), strict=True)
+    handles, names = zip(*sorted(pairs, key=lambda pair: pair[1] == _CHANCE), strict=True)
+    columns = min(len(names), 6)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _tidy(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)

@@ -1,0 +1,72 @@
+"""Cores of one size: the hidden size that gives one core as many parameters as another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from agents.config import CORE_NAMES, PPOConfig
+from agents.cores import RecurrentCore
+from agents.policy import count_parameters
+
+#: How far from each other, in relation, the two counts may be.
+TOLERANCE = 0.02
+
+
+def matched_hidden_size(config: PPOConfig, reference: PPOConfig) -> int:
+    """The hidden size with which the core of ``config`` has as many parameters as another.
+
+    Parameters are those of the core alone; what it reads has ``config.encoder_size`` features.
+    The counts are as near to each other as whole sizes allow (for cores with mechanisms, multiples
+    of ``num_rims``). The core "none" has no recurrent parameters and keeps its size. A class with
+    an import path is tried at sizes of all kinds; more of them must mean more parameters.
+
+    Args:
+        config: the core whose size is sought; its own ``hidden_size`` does not count.
+        reference: the core to be equal to.
+
+    Returns:
+        The hidden size.
+
+    Raises:
+        ValueError: in one line, if the best is off by more than 2 %, if the reference has no
+            recurrent parameters, or for an import path whose class cannot be used.
+
+    Example:
+        >>> rim = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="rim_lstm", hidden_size=128)
+        >>> lstm = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="lstm")
+        >>> matched_hidden_size(lstm, rim)
+        136
+    """
+    if config.core == "none":
+        return config.hidden_size
+    if reference.core == "none":
+        raise ValueError("core 'none' has no recurrent parameters that another could match.")
+    target = core_parameters(reference)
+    unit = config.num_rims if config.core in ("rim_lstm", "rim_gru") else 1
+
+    def count(units: int) -> int:
+        return core_parameters(replace(config, hidden_size=units * unit))
+
+    low, high = 0, 1  # in units; a core of size 0 has too few
+    while high <= target and count(high) < target:  # one that does not grow never has enough
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < target else (low, middle)
+    units = min((u for u in (low, high) if u), key=lambda u: abs(count(u) - target))
+    best = count(units)
+    if abs(best - target) > TOLERANCE * target:
+        raise ValueError(
+            f"core {config.core!r} cannot have about as many parameters as {reference.core!r}, "
+            f"which has {target}: the nearest is {best}, with hidden size {units * unit}."
+        )
+    return units * unit
+
+
+def core_parameters(config: PPOConfig) -> int:
+    """Trainable parameters of the core of ``config``, its learned initial state included."""
+    # On this device tensors have a shape and no content; of a user's own class it may ask too much.
+    with torch.device("meta" if config.core in CORE_NAMES else "cpu"):
+        return count_parameters(RecurrentCore(config.encoder_size, config))

@@ -1,0 +1,48 @@
+"""Files that a command is asked to write: seen to be possible first, then written whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_output(path: Path, endings: Sequence[str]) -> None:
+    """See that a file can be written to ``path``, before the work that fills it.
+
+    Args:
+        path: where it is to be.
+        endings: what its name may end in, such as ``".gif"``; case does not matter.
+
+    Raises:
+        ValueError: if the name ends otherwise, or the folder is missing or not writable.
+
+    >>> check_output(Path("curves.jpg"), (".png", ".svg"))
+    Traceback (most recent call last):
+        ...
+    ValueError: --out must end in .png or .svg; got 'curves.jpg'.
+    """
+    if path.suffix.lower() not in endings:
+        names = " or ".join(filter(None, [", ".join(endings[:-1]), endings[-1]]))
+        raise ValueError(f"--out must end in {names}; got {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out: folder {str(path.parent)!r} does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--out: folder {str(path.parent)!r} cannot be written.")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which becomes ``path`` at the end and vanishes on any failure.
+
+    Args:
+        path: what is replaced, at once, when the block ends well.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C too leaves nothing
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,108 @@
+"""One run of a trial: train, then say how good the agent is. Called in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.config import PPOConfig
+from agents.evaluate import evaluate
+from agents.run_folder import PROGRESS_NAME, is_empty, lock_folder, read_progress
+from agents.train import Trainer
+from envs import Task
+
+#: The success rate of training is that of this last part of the run.
+LAST_PART = 0.2
+
+
+class Measured(NamedTuple):
+    """What came of one run."""
+
+    value: float
+    seconds: float  # of training and judging; less where the training was there already
+
+
+def run_once(config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes: int) -> Measured:
+    """Train unless that is done, and measure the objective.
+
+    Args:
+        config: what to train.
+        folder: the run folder. What an interrupted run left there is kept under another name.
+        unseen: tasks to be judged on; none for the success rate of training.
+        episodes: per task.
+
+    Raises:
+        ValueError: for anything that keeps the run from being trained or measured.
+        TrainingError: if a number that has to be finite is not.
+    """
+    started = time.perf_counter()
+    if not is_trained(config, folder):
+        _set_aside(folder)
+        Trainer(config, folder).run()
+    value = _success_unseen(config, folder, unseen, episodes) if unseen else last_success(folder)
+    return Measured(value, time.perf_counter() - started)
+
+
+def is_trained(config: PPOConfig, folder: Path) -> bool:
+    """Whether the run reached its budget."""
+    if not (folder / CHECKPOINT_NAME).is_file():
+        return False
+    return load_checkpoint(folder).env_steps >= config.total_steps
+
+
+def last_success(folder: Path) -> float:
+    """Success rate of training, mean over the updates of the last part of the run.
+
+    Raises:
+        ValueError: if it is not known, because an environment finished no episode.
+    """
+    columns = read_progress(folder)
+    steps, rates = columns.get("env_steps", []), columns.get("success_rate", [])
+    last = [
+        rate
+        for step, rate in zip(steps, rates, strict=True)
+        if step > (1 - LAST_PART) * steps[-1] and math.isfinite(rate)
+    ]
+    if not last:
+        raise ValueError(
+            "no success rate: some environment finished no episode; give more total_steps."
+        )
+    return sum(last) / len(last)
+
+
+def newest_progress(folder: Path) -> tuple[int, float]:
+    """Environment steps and success rate of a run that may be under way."""
+    columns = read_progress(folder) if (folder / PROGRESS_NAME).is_file() else {}
+    if not columns:
+        return 0, math.nan
+    return int(columns["env_steps"][-1]), columns["success_rate"][-1]
+
+
+def _success_unseen(
+    config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes: int
+) -> float:
+    torch.set_num_threads(config.threads)
+    policy = load_checkpoint(folder).make_policy(config.device)
+    rates = [
+        evaluate(
+            policy, task, episodes=episodes, seed=config.seed, backend=config.backend
+        ).success_rate.mean
+        for task in unseen
+    ]
+    return sum(rates) / len(rates)
+
+
+def _set_aside(folder: Path) -> None:
+    if is_empty(folder):
+        return
+    lock_folder(folder).release()  # an orphan of a killed sweep may still be writing
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.interrupted-{number}")).exists():
+        number += 1
+    os.replace(folder, target)

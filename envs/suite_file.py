@@ -1,0 +1,110 @@
+"""A suite of a user's own, from a TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from envs.suites import Suite, Task, get_task
+
+__all__ = ["read_suite"]
+
+_SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
+_TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs")
+
+
+def read_suite(path: str | os.PathLike[str]) -> Suite:
+    """The suite a file describes.
+
+    A task is an environment id, or a table with ``id`` and any of ``name``, ``gym_kwargs``,
+    ``envpool_id`` and ``envpool_kwargs`` (see :class:`Task`)::
+
+        name = "lavagap"
+        description = "Step over a strip of lava; the room grows."
+        train = "MiniGrid-LavaGapS5-v0"
+        unseen = ["MiniGrid-LavaGapS6-v0", { id = "MiniGrid-LavaGapS7-v0", name = "LavaGap-7x7" }]
+        chance = 0.02
+
+        [preset]
+        total_steps = 200_000
+
+    ``name``, ``train`` and ``unseen`` are needed. Settings in ``preset`` are checked when a run is
+    configured.
+
+    Raises:
+        ValueError: in one line that names the file, if it does not describe a suite.
+    """
+    file = Path(path)
+    try:
+        changed = file.stat().st_mtime_ns
+    except OSError as error:
+        raise ValueError(f"suite {str(path)!r} cannot be read: {error.strerror}.") from None
+    return _read(str(file.resolve()), str(path), changed)
+
+
+# A configuration asks for its task again and again.
+@lru_cache(maxsize=32)
+def _read(resolved: str, path: str, changed: int) -> Suite:
+    try:
+        table = tomllib.loads(Path(resolved).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"suite {path!r} cannot be read: {error}.") from None
+    try:
+        return _suite(table)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"suite {path!r}: {error}") from None
+
+
+def _suite(table: Mapping[str, Any]) -> Suite:
+    _refuse_unknown(table, _SUITE_KEYS)
+    unseen = _get(table, "unseen", list)
+    tasks = [_task("train", table.get("train"))]
+    tasks += [_task(f"unseen[{i}]", value) for i, value in enumerate(unseen)]
+    for label in ("id", "name"):
+        values = [getattr(task, label) for task in tasks]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"two tasks have the {label} {twice[0]!r}; give one another name.")
+    chance = table.get("chance")
+    if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
+        raise ValueError(f"chance must be a number in [0, 1]; got {chance!r}.")
+    return Suite(
+        name=_get(table, "name", str),
+        description=_get(table, "description", str, ""),
+        train=tasks[0],
+        unseen=tuple(tasks[1:]),
+        chance=None if chance is None else float(chance),
+        preset=_get(table, "preset", dict, {}),
+    )
+
+
+def _task(where: str, value: Any) -> Task:
+    if isinstance(value, str):
+        return get_task(value)
+    if not isinstance(value, dict) or "id" not in value:
+        raise ValueError(f"{where} must be an environment id or a table with an id; got {value!r}.")
+    _refuse_unknown(value, _TASK_KEYS, f"{where}.")
+    get_task(_get(value, "id", str))  # there is such an environment
+    return Task(**value)
+
+
+def _get(table: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    value = table.get(key, default)
+    if not isinstance(value, kind):
+        names = {str: "a text", list: "a list of tasks", dict: "a table"}
+        got = "is missing" if value is None else f"is {value!r}"
+        raise ValueError(f"{key} must be {names[kind]}; it {got}.")
+    return value
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: tuple[str, ...], prefix: str = "") -> None:
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
+            raise ValueError(f"unknown key {prefix + key!r}; {hint}")

@@ -1,0 +1,149 @@
+"""Figures of a comparison made by hand: what is drawn is what was measured."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.container import BarContainer, ErrorbarContainer
+from PIL import Image
+
+from agents.comparison import Comparison
+from agents.curves import on_one_grid, smooth
+from agents.figures import COLOURS, colours, plot_curves, plot_tasks, write_figures
+from agents.statistics import mean_band
+from report_cases import CORES, NAN, TASKS, make_comparison, with_chance, with_seeds
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    return make_comparison()
+
+
+def lines_of(ax: Axes, core: str) -> list[np.ndarray]:
+    lines = [line for line in ax.lines if line.get_color() == COLOURS[core]]
+    return [np.asarray(line.get_data(), dtype=float) for line in lines]
+
+
+def test_curves_are_those_of_the_runs(comparison: Comparison) -> None:
+    figure = plot_curves(comparison)
+    for ax, scale, label in zip(figure.axes, (1.0, 0.5), ("success rate", "return"), strict=True):
+        assert ax.get_ylabel().startswith(label)
+        assert ax.get_xlabel() == "environment steps"
+        first, second, mean = lines_of(ax, "lstm")
+        np.testing.assert_array_equal(first, [[100, 200, 300], [NAN, 0.5 * scale, 0.75 * scale]])
+        np.testing.assert_array_equal(second, [[100, 200, 300], [NAN, 0.25 * scale, 0.25 * scale]])
+        # Nothing is shown where nothing was measured.
+        assert np.isnan(mean[1][mean[0] < 200]).all()
+        middle = np.abs(mean[0] - 250).argmin()  # on a straight line smoothing changes nothing
+        wanted = (0.5 + 0.75 + 2 * 0.25) / 4 * scale
+        assert mean[1][middle] == pytest.approx(wanted, abs=0.002)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(CORES)
+
+
+def test_band_around_the_curve_is_that_of_the_seeds() -> None:
+    comparison = with_seeds(make_comparison(), (5, 4))
+    ax = plot_curves(comparison).axes[0]
+    assert len(lines_of(ax, "lstm")) == 1  # of many seeds only the mean
+    steps, values = on_one_grid(comparison.curves["lstm"], "success_rate")
+    band = mean_band(smooth(values))
+    polygon = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    drawn = np.concatenate([path.vertices for path in polygon.get_paths()])
+    known = ~np.isnan(band.low)
+    assert known.any()
+    corners = {tuple(np.round(corner, 9)) for corner in drawn}
+    for edge in (band.low, band.high):
+        assert {
+            tuple(np.round(c, 9)) for c in zip(steps[known], edge[known], strict=True)
+        } <= corners
+
+
+def test_one_seed_has_no_band_and_says_so() -> None:
+    figure = plot_curves(with_seeds(make_comparison(), (1, 1)))
+    assert all(not path.vertices.size for c in figure.axes[0].collections for path in c.get_paths())
+    assert "one seed" in figure.get_suptitle()
+    assert "95 %" not in figure.get_suptitle()
+
+
+def test_title_says_what_was_smoothed(comparison: Comparison) -> None:
+    title = plot_curves(comparison).get_suptitle()
+    assert "mean over seeds and its 95 % bootstrap band" in title
+    assert "thin lines: seeds; smoothed over 3.5 % of the steps" in title
+    assert "thin lines" not in plot_curves(with_seeds(comparison, (5, 4))).get_suptitle()
+
+
+def test_numbers_of_seeds_are_named_where_they_differ(comparison: Comparison) -> None:
+    for plot in (plot_curves, plot_tasks):
+        (legend,) = plot(with_seeds(comparison, (3, 1))).legends
+        assert [t.get_text() for t in legend.get_texts()] == ["lstm (3 seeds)", "none (1 seed)"]
+
+
+def test_chance_is_a_dashed_line_where_it_is_known(comparison: Comparison) -> None:
+    with_line = plot_curves(with_chance(comparison))
+    (line,) = [line for line in with_line.axes[0].lines if line.get_label() == "chance"]
+    assert list(line.get_ydata()) == [0.125, 0.125]
+    assert line.get_linestyle() == "--"
+    assert [t.get_text() for t in with_line.legends[0].get_texts()] == [*CORES, "chance"]
+    assert not [line for line in with_line.axes[1].lines if line.get_label() == "chance"]
+    bars = plot_tasks(with_chance(comparison))
+    assert [t.get_text() for t in bars.legends[0].get_texts()] == [*CORES, "chance"]
+
+
+def test_bars_are_the_means_and_only_known_intervals_are_drawn(comparison: Comparison) -> None:
+    figure = plot_tasks(comparison)
+    for ax, key, label in zip(
+        figure.axes, ("success_rate", "mean_return"), ("success rate", "return"), strict=True
+    ):
+        assert ax.get_ylabel() == label
+        ticks = [text.get_text().replace("\n", "-") for text in ax.get_xticklabels()]
+        assert ticks == [f"{TASKS[0].name}-(trained)", TASKS[1].name]
+        bars = [c for c in ax.containers if isinstance(c, BarContainer)]
+        errors = [c for c in ax.containers if isinstance(c, ErrorbarContainer)]
+        assert [bar.get_label() for bar in bars] == list(CORES)
+        drawn = []
+        for core, container in zip(CORES, bars, strict=True):
+            estimates = [getattr(comparison.cells[core, task.id], key) for task in TASKS]
+            assert [bar.get_height() for bar in container] == [e.mean for e in estimates]
+            drawn += [[e.low, e.high] for e in estimates if not math.isnan(e.low)]
+        reach = [s[:, 1].tolist() for c in errors for s in c.lines[2][0].get_segments()]
+        assert reach == drawn
+
+
+def test_every_seed_is_a_dot_in_its_bar() -> None:
+    comparison = with_seeds(make_comparison(), (5, 4))
+    ax = plot_tasks(comparison).axes[0]
+    dots = [np.asarray(line.get_data()) for line in ax.lines if line.get_marker() == "o"]
+    bars = [bar for c in ax.containers if isinstance(c, BarContainer) for bar in c]
+    cells = [comparison.cells[core, task.id] for core in CORES for task in TASKS]
+    for (x, y), bar, cell in zip(dots, bars, cells, strict=True):
+        assert y.tolist() == cell.per_seed_success
+        assert (bar.get_x() < x).all()
+        assert (x < bar.get_x() + bar.get_width()).all()
+        assert len(set(x)) == len(x)
+
+
+def test_every_core_has_a_colour_of_its_own() -> None:
+    cores = [*COLOURS, "a.b:C", "a.b:D"]
+    chosen = colours(cores)
+    assert len(set(chosen.values())) == len(cores)
+    assert {core: chosen[core] for core in COLOURS} == COLOURS
+
+
+def test_figures_are_written_whole_and_the_same_each_time(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    paths = write_figures(comparison, tmp_path)
+    names = [f"{name}.{kind}" for name in ("learning_curves", "tasks") for kind in ("png", "svg")]
+    assert [path.name for path in paths] == names
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    for path in paths[::2]:
+        with Image.open(path) as image:
+            assert (image.format, image.size) == ("PNG", (1200, 552))
+    before = [path.read_bytes() for path in paths]
+    assert all(content.rstrip().endswith(b"</svg>") for content in before[1::2])
+    assert [path.read_bytes() for path in write_figures(comparison, tmp_path)] == before
