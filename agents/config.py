@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import tomli_w
 
-from envs import BackendChoice, Task, get_suite, get_task
+from envs import BackendChoice, Suite, Task, get_suite, get_task
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
 CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
@@ -157,6 +157,24 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ValueError(f"{str(path)!r} holds an unknown setting {name!r}{hint}")
     return values
 
+
+def preset_settings(suite: Suite) -> dict[str, Any]:
+    """The settings a suite overrides; their values are not checked yet.
+
+    Raises:
+        ValueError: if one is no setting, or one that a suite cannot decide.
+    """
+    known = [f.name for f in dataclasses.fields(PPOConfig) if f.name not in _NOT_OF_A_PRESET]
+    for name in suite.preset:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"the preset of suite {suite.name!r} cannot set {name!r}{hint}")
+    return dict(suite.preset)
+
+
+#: What is trained, not how.
+_NOT_OF_A_PRESET = ("suite", "env", "core", "seed")
 
 #: Headings under which the options stand in the help of the command line, in this order.
 Group = Literal["Task", "Network", "Learning", "Machine"]

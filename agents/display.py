@@ -71,14 +71,21 @@ class Display:
     ) -> None:
         self._live.stop()
 
-    def show(self, picture: RenderableType, lines: Sequence[str], *, final: bool = False) -> None:
-        """Show ``picture`` on a terminal, elsewhere at intervals ``lines`` (always if final)."""
+    def show(self, picture: RenderableType, lines: Sequence[str], *, final: bool = False) -> bool:
+        """Show ``picture`` on a terminal, elsewhere at intervals ``lines`` (always if final).
+
+        Returns:
+            Whether ``lines`` were printed.
+        """
         if self.console.is_terminal:
             self._live.update(picture, refresh=True)
-        elif final or time.monotonic() - self._last_line > self._plain_interval:
-            self._last_line = time.monotonic()
-            for line in lines:
-                self.console.print(line, soft_wrap=True)
+            return False
+        if not final and time.monotonic() - self._last_line <= self._plain_interval:
+            return False
+        self._last_line = time.monotonic()
+        for line in lines:
+            self.console.print(line, soft_wrap=True)
+        return True
 
 
 class TrainingDisplay(Display):
@@ -135,21 +142,29 @@ def seconds_left(row: Mapping[str, float], total_steps: int) -> float:
 
 
 class RunsDisplay(Display):
-    """Progress of several runs."""
+    """Progress of several runs; as plain lines, only of those that went on since the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: dict[str, str] = {}
 
     def update(self, runs: Sequence[RunProgress]) -> None:
         """Show every run's newest numbers."""
         table = Table(box=None, header_style="cyan")
         for column in ("run", "progress", "environment steps", "success rate"):
             table.add_column(column)
-        lines = []
+        lines = {}
         for progress in runs:
             run, total = progress.run, progress.run.config.total_steps
             steps = f"{progress.env_steps:,}/{total:,}"
             bar = ProgressBar(total=total, completed=min(progress.env_steps, total), width=30)
             table.add_row(run.name, bar, steps, number(progress.success_rate))
-            lines.append(f"{run.name}: {steps} steps, success {number(progress.success_rate)}")
-        self.show(table, lines)
+            if progress.env_steps:
+                success = number(progress.success_rate)
+                lines[run.name] = f"{run.name}: {steps} steps, success {success}"
+        news = [line for name, line in lines.items() if self._printed.get(name) != line]
+        if self.show(table, news):
+            self._printed = lines
 
 
 def number(value: float) -> str:

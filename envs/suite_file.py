@@ -90,15 +90,21 @@ def _task(where: str, value: Any) -> Task:
         raise ValueError(f"{where} must be an environment id or a table with an id; got {value!r}.")
     _refuse_unknown(value, _TASK_KEYS, f"{where}.")
     get_task(_get(value, "id", str))  # there is such an environment
+    for key in ("gym_kwargs", "envpool_kwargs"):
+        _get(value, key, dict, {})
+    for key in ("name", "envpool_id"):
+        _get(value, key, str, "")
     return Task(**value)
+
+
+_KINDS: dict[type, str] = {str: "a text", list: "a list of tasks", dict: "a table"}
 
 
 def _get(table: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
     value = table.get(key, default)
     if not isinstance(value, kind):
-        names = {str: "a text", list: "a list of tasks", dict: "a table"}
         got = "is missing" if value is None else f"is {value!r}"
-        raise ValueError(f"{key} must be {names[kind]}; it {got}.")
+        raise ValueError(f"{key} must be {_KINDS[kind]}; it {got}.")
     return value
 
 

@@ -65,7 +65,8 @@ def test_band_around_the_curve_is_that_of_the_seeds() -> None:
 
 def test_one_seed_has_no_band_and_says_so() -> None:
     figure = plot_curves(with_seeds(make_comparison(), (1, 1)))
-    assert all(not path.vertices.size for c in figure.axes[0].collections for path in c.get_paths())
+    paths = [path for c in figure.axes[0].collections for path in c.get_paths()]
+    assert all(np.asarray(path.vertices).size == 0 for path in paths)
     assert "one seed" in figure.get_suptitle()
     assert "95 %" not in figure.get_suptitle()
 
@@ -86,7 +87,7 @@ def test_numbers_of_seeds_are_named_where_they_differ(comparison: Comparison) ->
 def test_chance_is_a_dashed_line_where_it_is_known(comparison: Comparison) -> None:
     with_line = plot_curves(with_chance(comparison))
     (line,) = [line for line in with_line.axes[0].lines if line.get_label() == "chance"]
-    assert list(line.get_ydata()) == [0.125, 0.125]
+    assert np.asarray(line.get_ydata()).tolist() == [0.125, 0.125]
     assert line.get_linestyle() == "--"
     assert [t.get_text() for t in with_line.legends[0].get_texts()] == [*CORES, "chance"]
     assert not [line for line in with_line.axes[1].lines if line.get_label() == "chance"]

@@ -157,7 +157,7 @@ def rliable() -> tuple[ModuleType, ModuleType]:
     """Its library and its metrics. What it imports warns, about itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from rliable import library, metrics
+        from rliable import library, metrics  # type: ignore[import-untyped]
 
         return library, metrics
 
@@ -296,3 +296,14 @@ def test_band_is_nan_where_nothing_is_known_or_all_agree() -> None:
     np.testing.assert_array_equal(band.low, [nan, nan, 0.25])
     np.testing.assert_array_equal(band.high, [nan, nan, 0.75])
     assert np.isnan(mean_band([[0.5, 0.75]]).low).all()
+
+
+@pytest.mark.parametrize("tasks", [1, 9])
+def test_runs_are_drawn_anew_for_every_task(tasks: int) -> None:
+    """So nine tasks of equal scores have an interval a third as wide as one of them."""
+    first, second = np.random.default_rng(6).random((2, 6, 1))
+    one = probability_of_improvement(first, second)
+    many = probability_of_improvement(first.repeat(tasks, 1), second.repeat(tasks, 1))
+    assert many.mean == pytest.approx(one.mean)
+    ratio = (many.high - many.low) / (one.high - one.low)
+    assert ratio == pytest.approx(1 / math.sqrt(tasks), rel=0.15)  # coarse: 36 pairs

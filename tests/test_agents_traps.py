@@ -284,8 +284,8 @@ def test_rewards_are_those_of_the_environment() -> None:
         expected = torch.where(rollout.terminated[t], 1 - 0.9 * length / LIMIT, 0.0)
         torch.testing.assert_close(rollout.rewards[t], expected, rtol=1e-6, atol=1e-7)
         length[rollout.terminated[t] | rollout.truncated[t]] = 0
-    assert int(rollout.terminated.sum()) > 3
-    assert int(rollout.truncated.sum()) > 3
+    assert bool(rollout.terminated.any())
+    assert bool(rollout.truncated.any())
 
 
 # Levels -------------------------------------------------------------------------------------------
@@ -293,11 +293,11 @@ def test_rewards_are_those_of_the_environment() -> None:
 
 def test_level_seeds_of_runs_and_splits_are_disjoint() -> None:
     """As many as a comparison of ten seeds uses: 128 environments and 200 episodes each."""
-    lists = [
-        level_seeds(run, split, count)
-        for run, (split, count) in itertools.product(range(10), (("train", 128), ("eval", 200)))
+    seeds = [
+        seed
+        for run in range(10)
+        for seed in (*level_seeds(run, "train", 128), *level_seeds(run, "eval", 200))
     ]
-    seeds = [seed for part in lists for seed in part]
     assert len(set(seeds)) == len(seeds) == 10 * (128 + 200)
 
 
@@ -355,8 +355,9 @@ def section(page: str, heading: str) -> str:
 
 def table(text: str) -> list[list[str]]:
     """Cells of the rows of the first table, without its head."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    lines = text[text.index("\n|") + 1 :].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows][2:]
 
 
 def test_every_trap_of_the_documentation_has_a_test_that_exists() -> None:

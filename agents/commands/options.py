@@ -18,6 +18,7 @@ from agents.config import (
     PPOConfig,
     TaskChoiceError,
     check_core,
+    preset_settings,
     read_settings,
 )
 from envs import BackendChoice, Suite, Task, get_suite
@@ -264,7 +265,7 @@ def make_config(given: dict[str, Any], file: Path | None = None) -> PPOConfig:
     with checking_input():
         saved = read_settings(file) if file else {}
         named = typed if typed.get("suite") or typed.get("env") else saved
-        preset = get_suite(named["suite"]).preset if named.get("suite") else {}
+        preset = preset_settings(get_suite(named["suite"])) if named.get("suite") else {}
         if named is typed:  # a task that was typed replaces the file's, whichever way it was named
             saved = {n: v for n, v in saved.items() if n not in ("suite", "env")}
         return PPOConfig(**{**given, **preset, **saved, **typed})

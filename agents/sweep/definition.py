@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from agents.config import ConfigError, PPOConfig
+from agents.config import ConfigError, PPOConfig, preset_settings
 from envs import Task, get_suite
 
 Sampler = Literal["tpe", "random", "grid"]
@@ -157,7 +157,7 @@ def parse_sweep(document: Mapping[str, Any]) -> Sweep:
     if not search:
         raise ValueError("[search] names nothing to search over.")
     _check_settings(settings, search)
-    preset = get_suite(settings["suite"]).preset if settings.get("suite") else {}
+    preset = preset_settings(get_suite(settings["suite"])) if settings.get("suite") else {}
     fixed = {name: v for name, v in {**preset, **settings}.items() if name not in search}
     searched = tuple(_searched(name, value) for name, value in search.items())
     sweep = Sweep(**_options(options, searched), settings=fixed, search=searched)
