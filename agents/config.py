@@ -266,6 +266,8 @@ class PPOConfig:
         self._check_types()
         if bool(self.suite) == bool(self.env):
             raise TaskChoiceError
+        if self.suite.endswith(".toml"):  # the run may be looked at from another folder
+            object.__setattr__(self, "suite", str(Path(self.suite).resolve()))
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         check_core(self.core)
         for name, choices in _CHOICES.items():

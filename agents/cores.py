@@ -220,7 +220,21 @@ def find_state_form(module: nn.Module, core: str, input_size: int, hidden_size: 
             f"core {core!r}: expected hx to keep its form; got {forms[0].shapes} as (layers, "
             f"features) of its tensors from one call and {forms[1].shapes} from the next."
         )
+    _require_repeatable(module, core, input_size)
     return forms[0]
+
+
+def _require_repeatable(module: nn.Module, core: str, input_size: int) -> None:
+    """Refuse dropout: the update would see other probabilities than the ones that acted."""
+    shape = TRIAL_STEPS, TRIAL_ENVS, input_size
+    input = torch.linspace(-1, 1, TRIAL_STEPS * TRIAL_ENVS * input_size).view(shape)
+    with torch.no_grad(), scan_path("reference"):
+        first, second = (module(input, None)[0] for _ in range(2))
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"core {core!r}: the same input gave different outputs in two calls, as dropout does; "
+            "what acts and what learns would not agree. Make it deterministic in training mode."
+        )
 
 
 def _form_of(result: Any, core: str, hidden_size: int) -> StateForm:

@@ -36,7 +36,7 @@ def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionM
 
 def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
     checkpoint = load_checkpoint(run.folder)
-    results = _read(run, checkpoint, episodes, mode)
+    results = _read(run, checkpoint, tasks, episodes, mode)
     policy = checkpoint.make_policy(run.config.device)
     for task in tasks:
         if task.id in results:
@@ -49,7 +49,7 @@ def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
             mode=mode,
             backend=run.config.backend,
         )
-        results[task.id] = evaluation.to_dict()
+        results[task.id] = {**evaluation.to_dict(), "made_with": _made_with(task)}
         content = {"key": _key(checkpoint, episodes, mode), "tasks": results}
         write_text(run.folder / EVALUATION_NAME, json.dumps(content, indent=1))
 
@@ -59,7 +59,7 @@ def cached_results(
 ) -> Results | None:
     """Evaluations by task id if the run's cache has all of them."""
     try:
-        known = _read(run, load_checkpoint(run.folder), episodes, mode)
+        known = _read(run, load_checkpoint(run.folder), tasks, episodes, mode)
     except ValueError:  # the evaluation will say what is wrong
         return None
     if not all(task.id in known for task in tasks):
@@ -76,16 +76,30 @@ def _key(checkpoint: Checkpoint, episodes: int, mode: ActionMode) -> dict[str, A
     }
 
 
-def _read(run: Run, checkpoint: Checkpoint, episodes: int, mode: ActionMode) -> Results:
-    """What is known of this very agent on the backend that would run each task now."""
+def _made_with(task: Task) -> dict[str, Any]:
+    """What makes the environment besides its id: a suite of a user's own can change it."""
+    return {
+        "gym_kwargs": dict(task.gym_kwargs),
+        "envpool_id": task.envpool_id,
+        "envpool_kwargs": dict(task.envpool_kwargs),
+    }
+
+
+def _read(
+    run: Run, checkpoint: Checkpoint, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
+) -> Results:
+    """What is known of this very agent on these tasks, on the backend that would run each now."""
     try:
         content = json.loads((run.folder / EVALUATION_NAME).read_text(encoding="utf-8"))
         if content["key"] != _key(checkpoint, episodes, mode):
             return {}
+        known = content["tasks"]
         return {
-            id: result
-            for id, result in content["tasks"].items()
-            if result["backend"] == resolve_backend(id, run.config.backend)
+            task.id: known[task.id]
+            for task in tasks
+            if task.id in known
+            and known[task.id]["made_with"] == _made_with(task)
+            and known[task.id]["backend"] == resolve_backend(task, run.config.backend)
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # none, or damaged: it is only a cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,6 +16,8 @@ from envs.suites import Suite, Task, get_task
 __all__ = ["read_suite"]
 
 _SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
+#: Names become parts of folders and tables.
+_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs")
 
 
@@ -70,6 +73,11 @@ def _suite(table: Mapping[str, Any]) -> Suite:
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ValueError(f"two tasks have the {label} {twice[0]!r}; give one another name.")
+    for label in (_get(table, "name", str), *(task.name for task in tasks)):
+        if not _LABEL.fullmatch(label):
+            raise ValueError(
+                f"the name {label!r} would not do for a folder; use letters, digits, '.', '_', '-'."
+            )
     chance = table.get("chance")
     if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
         raise ValueError(f"chance must be a number in [0, 1]; got {chance!r}.")

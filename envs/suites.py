@@ -1,6 +1,6 @@
 """The generalization suites: train on one task, evaluate on tasks never trained on.
 
-Pure data. Nothing here makes an environment; :mod:`envs.vector` does. Suites of a user's own are TOML
+Pure data. Nothing here makes an environment; :mod:`envs.vector` does. Suites of one's own are TOML
 files, read by :mod:`envs.suite_file`.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -100,8 +101,10 @@ def change_checkpoint(folder: Path, **changes: Any) -> None:
 
 
 class BreaksDown(nn.GRU):
-    """A core that is well until it sees anything."""
+    """A core that acts well and cannot learn."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         output, hx = super().forward(input, hx)
-        return output * float("nan") if input.any() else output, hx
+        if output.requires_grad:
+            output.register_hook(lambda grad: grad * math.nan)  # type: ignore[no-untyped-call]
+        return output, hx

@@ -209,6 +209,18 @@ def test_unreadable_evaluation_is_none(root: Path, comparison: Comparison, conte
         assert cached_results(run, TASKS, EPISODES, "sample") is None
 
 
+def test_a_task_made_otherwise_is_evaluated_anew(root: Path) -> None:
+    """A suite of a user's own may change what makes a task and keep its id."""
+    run = plan(make_config(), ["none"], [0], root)[0]
+    task = replace(TASKS[0], gym_kwargs={"max_steps": 3}, envpool_kwargs={"max_episode_steps": 3})
+    assert cached_results(run, (TASKS[0],), EPISODES, "sample") is not None
+    assert cached_results(run, (task,), EPISODES, "sample") is None
+    evaluate_run(run, (task,), EPISODES, "sample")
+    results = cached_results(run, (task,), EPISODES, "sample")
+    assert results is not None
+    assert results[task.id]["mean_length"]["mean"] <= 3
+
+
 def test_run_under_evaluation_by_another_command_is_left_alone(root: Path) -> None:
     run = plan(make_config(), ["none"], [0], root)[0]
     lock = lock_folder(run.folder)

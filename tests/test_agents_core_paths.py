@@ -172,7 +172,14 @@ class NeedsState(OwnLayers):
         return super().forward(input, hx)
 
 
+class Forgetful(OwnLayers):
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output, h = super().forward(input, hx)
+        return nn.functional.dropout(output, 0.1, self.training), h
+
+
 MISTAKES = {
+    Forgetful: ["same input gave different outputs in two calls", "dropout"],
     Wide: ["shape (2, 3, 12) = (T, B, hidden_size)", "shape (2, 3, 24)"],
     OutputOnly: ["expected output, hx", "got a float32 tensor of shape (2, 3, 12)"],
     FlatState: ["(layers, 3, features)", "got a float32 tensor of shape (3, 12)"],

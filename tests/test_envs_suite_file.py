@@ -77,6 +77,9 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         ('train = "MiniGrid-LavaGapS5-v0"', "train = 1", "train must be an environment id or a"),
         ("[preset]", "preset = 1\n[other]", "unknown key 'other'"),
         ('name = "LavaGap-7x7"', "gym_kwargs = { agent_view_size = 3 }", "agent_view_size must"),
+        ('name = "LavaGap-7x7"', "gym_kwargs = 3", "gym_kwargs must be a table; it is 3."),
+        ('"lavagap"', '"a/b"', "the name 'a/b' would not do for a folder"),
+        ("LavaGap-7x7", "a | b", "the name 'a | b' would not do for a folder"),
         ("unseen =", "unseen", "cannot be read: "),
     ],
 )

@@ -78,7 +78,8 @@ def test_chance_is_the_success_rate_of_random_actions(name: str) -> None:
             successes += int((step.reward[ended] > 0).sum())
             running &= ~ended
     assert suite.chance is not None
-    assert abs(successes / count - suite.chance) < 3 * (0.25 / count) ** 0.5
+    deviation = (suite.chance * (1 - suite.chance) / count) ** 0.5
+    assert abs(successes / count - suite.chance) < 3 * deviation + 0.005
 
 
 def test_chance_of_memory_is_a_guess() -> None:

@@ -16,7 +16,7 @@ from envs import SUITES
 def suites(as_json: bool) -> None:
     """List the suites, their tasks, chance levels and presets.
 
-    A suite of your own is a TOML file, given as --suite my_suite.toml wherever a suite is asked for.
+    A suite of your own is a TOML file, given as --suite FILE.toml wherever a suite is asked for.
     """
     if as_json:
         table = {
