@@ -25,7 +25,7 @@ from agents.commands.watch import watch
 @click.version_option(package_name="rims-toolkit")
 @click.pass_context
 def rims(context: click.Context) -> None:
-    """Modular recurrent networks on MiniGrid: train, evaluate, compare, record.
+    """Modular recurrent networks on MiniGrid: train agents, watch, judge and compare them.
 
     \b
     rims train --suite doorkey --core rim_lstm --run-dir runs/first

@@ -93,7 +93,7 @@ _SUITES = (
         description="Go to the red ball; unseen: other objects in the room, grey ones, then all.",
         train=Task(id="BabyAI-GoToRedBallNoDists-v0"),
         unseen=(Task(id="BabyAI-GoToRedBallGrey-v0"), Task(id="BabyAI-GoToRedBall-v0")),
-        chance=0.24,
+        chance=0.25,
         # The missions differ in "a" and "the" alone, so there is nothing to read.
         preset={"total_steps": 100_000, "mission": "off"},
     ),
@@ -132,7 +132,7 @@ _SUITES = (
             Task(id="MiniGrid-Empty-8x8-v0"),
             Task(id="MiniGrid-Empty-16x16-v0"),
         ),
-        chance=0.53,
+        chance=0.51,
         preset={"total_steps": 50_000},
     ),
     Suite(
@@ -144,7 +144,7 @@ _SUITES = (
             Task(id="BabyAI-OneRoomS16-v0"),
             Task(id="BabyAI-OneRoomS20-v0"),
         ),
-        chance=0.11,
+        chance=0.13,
         preset={"total_steps": 120_000},
     ),
     Suite(
@@ -160,7 +160,7 @@ _SUITES = (
         description="Find the key to a locked room and fetch the object; more rooms, then larger.",
         train=Task(id="MiniGrid-KeyCorridorS3R1-v0"),
         unseen=(Task(id="MiniGrid-KeyCorridorS3R2-v0"), Task(id="MiniGrid-KeyCorridorS3R3-v0")),
-        chance=0.05,
+        chance=0.06,
         preset={"total_steps": 1_000_000},
     ),
     Suite(
@@ -172,7 +172,7 @@ _SUITES = (
             Task(id="MiniGrid-SimpleCrossingS9N3-v0"),
             Task(id="MiniGrid-SimpleCrossingS11N5-v0"),
         ),
-        chance=0.03,
+        chance=0.05,
         preset={"total_steps": 1_000_000},
     ),
 )
