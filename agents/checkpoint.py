@@ -93,3 +93,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a complete checkpoint ({error}).") from None
     return checkpoint
+
+
+def is_trained(folder: Path, total_steps: int) -> bool:
+    """Whether a run folder holds an agent that was trained for ``total_steps``.
+
+    Raises:
+        ValueError: as :func:`load_checkpoint`, for a checkpoint that cannot be used.
+    """
+    return (folder / CHECKPOINT_NAME).is_file() and load_checkpoint(folder).env_steps >= total_steps

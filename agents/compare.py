@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint
+from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, is_trained, load_checkpoint
 from agents.comparison import Comparison, Flag, Run, grouped
 from agents.config import ActionMode, PPOConfig, folder_name
 from agents.cores import require_usable
 from agents.evaluations import cached_results, evaluate_run
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import run_all
-from agents.run_folder import PROGRESS_NAME, is_empty, lock_folder, read_progress, write_text
+from agents.run_folder import PROGRESS_NAME, is_empty, read_progress, set_aside, write_text
 from agents.train import Trainer
 from envs import Suite, Task, resolve_backend
 
@@ -92,13 +91,6 @@ def _matched(configs: Sequence[PPOConfig]) -> list[PPOConfig]:
     return [replace(c, hidden_size=size) for c, size in zip(configs, sizes, strict=True)]
 
 
-def is_complete(run: Run) -> bool:
-    """Whether the run's training reached its budget."""
-    if not (run.folder / CHECKPOINT_NAME).is_file():
-        return False
-    return load_checkpoint(run.folder).env_steps >= run.config.total_steps
-
-
 def train_missing(
     runs: Sequence[Run], jobs: int, on_progress: Callable[[list[RunProgress]], None]
 ) -> list[Flag]:
@@ -112,8 +104,8 @@ def train_missing(
     missing, failures = [], []
     for run in runs:
         try:
-            if not is_complete(run):
-                _set_aside(run.folder)
+            if not is_trained(run.folder, run.config.total_steps):
+                set_aside(run.folder)
                 missing.append(run)
         except (ValueError, OSError) as error:  # such as: another command is writing there
             failures.append(Flag("failed", run.name, f"not trained: {error}"))
@@ -261,17 +253,6 @@ def _differences(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]
         now = resolve_backend(run.config.task, run.config.backend)
         pairs["environments"] = (checkpoint.backend, now)
     return {name: (before, asked) for name, (before, asked) in pairs.items() if before != asked}
-
-
-def _set_aside(folder: Path) -> None:
-    """Move what an interrupted run left, unless something is still writing it."""
-    if is_empty(folder):
-        return
-    lock_folder(folder).release()
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.interrupted-{number}")).exists():
-        number += 1
-    os.replace(folder, target)
 
 
 def _progress(run: Run) -> RunProgress:

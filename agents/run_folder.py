@@ -20,6 +20,9 @@ CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
 LOCK_NAME = ".lock"
 
+#: Part of the name of what an interrupted run left, once it has been trained again.
+SET_ASIDE = ".interrupted-"
+
 
 def require_writable(folder: Path) -> None:
     """Make ``folder`` if need be and see that files can be written there.
@@ -68,6 +71,21 @@ def lock_folder(folder: Path) -> FileLock:
 def is_empty(folder: Path) -> bool:
     """Whether ``folder`` is missing or holds nothing but a lock, which counts for nothing."""
     return not folder.is_dir() or all(path.name == LOCK_NAME for path in folder.iterdir())
+
+
+def set_aside(folder: Path) -> None:
+    """Rename what an interrupted run left, so that the run can be trained anew in its place.
+
+    Raises:
+        ValueError: if something is still writing it.
+    """
+    if is_empty(folder):
+        return
+    lock_folder(folder).release()
+    number = 1
+    while (target := folder.with_name(f"{folder.name}{SET_ASIDE}{number}")).exists():
+        number += 1
+    os.replace(folder, target)
 
 
 def claim_run_folder(folder: Path) -> FileLock:

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.config import core_label
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, read_progress
+from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, SET_ASIDE, read_progress
 from envs import SUITES, Task
-
-#: What an interrupted run was renamed to by a comparison that trained it again.
-SET_ASIDE = ".interrupted-"
 
 #: Settings that may differ between runs that are seeds of one experiment.
 _NOT_OF_THE_EXPERIMENT = ("seed", "threads", "checkpoint_every")

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from agents.checkpoint import CHECKPOINT_NAME, is_trained, load_checkpoint, save_checkpoint
 from agents.compare import (
     RunProgress,
-    is_complete,
     judge,
     plan,
     train_missing,
@@ -128,12 +127,12 @@ def test_interrupted_run_is_set_aside_and_trained_again(root: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Trainer(run.config, folder).run(interrupt)
-    assert not is_complete(run)
+    assert not is_trained(run.folder, run.config.total_steps)
     steps = load_checkpoint(folder).env_steps
     others = folder_times(root, f"*-seed0/{CHECKPOINT_NAME}")
 
     assert train_missing(plan(make_config(), CORES, SEEDS, root), 1, ignore) == []
-    assert is_complete(run)
+    assert is_trained(run.folder, run.config.total_steps)
     assert load_checkpoint(root / "none-seed1.interrupted-1").env_steps == steps
     assert folder_times(root, f"*-seed0/{CHECKPOINT_NAME}") == others
 
@@ -145,7 +144,7 @@ def test_failing_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
     assert (failure.kind, failure.of) == ("failed", "none seed 0")
     assert "cannot be written" in failure.what
     assert "\n" not in failure.what
-    assert [is_complete(run) for run in runs] == [False, True]
+    assert [is_trained(run.folder, run.config.total_steps) for run in runs] == [False, True]
 
 
 def test_killed_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_killed_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
     (failure,) = train_missing([endless, runs[1]], 1, kill)
     what = "training failed: its process was killed (SIGKILL)."
     assert failure == Flag("failed", "none seed 0", what)
-    assert is_complete(runs[1])
+    assert is_trained(runs[1].folder, runs[1].config.total_steps)
     # The lock went with the process.
     lock_folder(runs[0].folder).release()
 
@@ -181,7 +180,8 @@ def test_run_another_command_is_writing_is_left_alone(tmp_path: Path) -> None:
 
 def test_settings_without_effect_may_differ(root: Path) -> None:
     assert all(
-        map(is_complete, plan(make_config(threads=2, checkpoint_every=3), CORES, SEEDS, root))
+        is_trained(r.folder, r.config.total_steps)
+        for r in plan(make_config(threads=2, checkpoint_every=3), CORES, SEEDS, root)
     )
 
 

@@ -14,12 +14,13 @@ import pytest
 
 pytest.importorskip("optuna", reason="a sweep needs optuna, which is not installed")
 
+from agents.checkpoint import is_trained
 from agents.config import PPOConfig, read_settings
 from agents.processes import Outcome, run_all
 from agents.run_folder import lock_folder
 from agents.sweep import report, study
 from agents.sweep.definition import Sweep
-from agents.sweep.run import Measured, is_trained, last_success, run_once
+from agents.sweep.run import Measured, last_success, run_once
 from agents.sweep.study import Study, Trial
 from sweep_cases import make_sweep
 
@@ -265,7 +266,7 @@ def test_run_is_a_run_folder_and_is_not_trained_twice(tmp_path: Path) -> None:
     unseen = sweep.unseen[:1]
     first = run_once(config, folder, unseen, episodes=2)
     assert first.value in (0.0, 0.5, 1.0)
-    assert is_trained(config, folder)
+    assert is_trained(folder, config.total_steps)
     assert read_settings(folder / "config.toml")["seed"] == 1
     kept = tmp_path / "run.interrupted-1" / "progress.csv"
     assert kept.read_text() == "left by an interruption"

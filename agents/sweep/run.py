@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.checkpoint import is_trained, load_checkpoint
 from agents.config import PPOConfig
 from agents.evaluate import evaluate
-from agents.run_folder import PROGRESS_NAME, is_empty, lock_folder, read_progress
+from agents.run_folder import PROGRESS_NAME, read_progress, set_aside
 from agents.train import Trainer
 from envs import Task
 
@@ -42,18 +41,11 @@ def run_once(config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes
         TrainingError: if a number that has to be finite is not.
     """
     started = time.perf_counter()
-    if not is_trained(config, folder):
-        _set_aside(folder)
+    if not is_trained(folder, config.total_steps):
+        set_aside(folder)
         Trainer(config, folder).run()
     value = _success_unseen(config, folder, unseen, episodes) if unseen else last_success(folder)
     return Measured(value, time.perf_counter() - started)
-
-
-def is_trained(config: PPOConfig, folder: Path) -> bool:
-    """Whether the run reached its budget."""
-    if not (folder / CHECKPOINT_NAME).is_file():
-        return False
-    return load_checkpoint(folder).env_steps >= config.total_steps
 
 
 def last_success(folder: Path) -> float:
@@ -96,13 +88,3 @@ def _success_unseen(
         for task in unseen
     ]
     return sum(rates) / len(rates)
-
-
-def _set_aside(folder: Path) -> None:
-    if is_empty(folder):
-        return
-    lock_folder(folder).release()  # an orphan of a killed sweep may still be writing
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.interrupted-{number}")).exists():
-        number += 1
-    os.replace(folder, target)
