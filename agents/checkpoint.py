@@ -90,7 +90,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{path}: {error} Make module {error.module!r} importable: call from the folder it is "
             "in, or put that on PYTHONPATH."
         ) from None
-    except (TypeError, KeyError, ValueError) as error:
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a complete checkpoint ({error}).") from None
     return checkpoint
 

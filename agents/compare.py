@@ -18,7 +18,7 @@ from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import run_all
 from agents.run_folder import PROGRESS_NAME, is_empty, read_progress, set_aside, write_text
 from agents.train import Trainer
-from envs import Suite, Task, resolve_backend
+from envs import Suite, Task, require_makeable, resolve_backend
 
 #: Holds why a run's training ended before its time, in one line.
 FAILURE_NAME = "failure.txt"
@@ -45,6 +45,7 @@ def plan(
     seeds: Sequence[int],
     root: Path,
     *,
+    tasks: Sequence[Task] = (),
     match_params: bool = False,
     as_found: bool = False,
 ) -> list[Run]:
@@ -55,6 +56,7 @@ def plan(
         cores: names or import paths.
         seeds: of the runs of each core.
         root: folder of the runs' folders.
+        tasks: to be judged on; that each can be made is seen now, not after the training.
         match_params: choose each core's hidden size so that it has as many parameters as the first.
         as_found: take folders whatever is in them; :func:`judge` says where that differs.
 
@@ -80,15 +82,19 @@ def plan(
     if not as_found:
         for run in runs:
             _check_same_experiment(run)
-    resolve_backend(base.task, base.backend)
+    for task in (base.task, *tasks):
+        require_makeable(task, base.backend)
     return runs
 
 
 def _matched(configs: Sequence[PPOConfig]) -> list[PPOConfig]:
     from agents.matching import matched_hidden_size
 
-    sizes = [matched_hidden_size(config, configs[0]) for config in configs]
-    return [replace(c, hidden_size=size) for c, size in zip(configs, sizes, strict=True)]
+    first, *others = configs
+    return [
+        first,
+        *(replace(c, hidden_size=matched_hidden_size(c, first)) for c in others),
+    ]
 
 
 def train_missing(

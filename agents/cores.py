@@ -229,8 +229,11 @@ def _require_repeatable(module: nn.Module, core: str, input_size: int) -> None:
     shape = TRIAL_STEPS, TRIAL_ENVS, input_size
     input = torch.linspace(-1, 1, TRIAL_STEPS * TRIAL_ENVS * input_size).view(shape)
     with torch.no_grad(), scan_path("reference"):
-        first, second = (module(input, None)[0] for _ in range(2))
-    if not torch.equal(first, second):
+        try:
+            first, second = (module(input, None)[0] for _ in range(2))
+        except Exception as error:  # it is the user's code: anything can happen in it
+            raise ValueError(f"core {core!r}: a second call raised {one_line(error)}.") from error
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
         raise ValueError(
             f"core {core!r}: the same input gave different outputs in two calls, as dropout does; "
             "what acts and what learns would not agree. Make it deterministic in training mode."

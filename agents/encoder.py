@@ -36,6 +36,9 @@ class Observations(NamedTuple):
         return cls(*(torch.stack(parts) for parts in zip(*steps, strict=True)))
 
 
+assert len(VOCABULARY) <= 256, "RepeatedObservations compares bytes"
+
+
 class RepeatedObservations(NamedTuple):
     """Observations (T, E) in which each different one is kept, and encoded, only once.
 
@@ -51,7 +54,7 @@ class RepeatedObservations(NamedTuple):
         """Find the different ones of (T, E, ...)."""
         lead = observations.direction.shape
         flat = [part.reshape(lead.numel(), -1) for part in observations]
-        # Every value fits a byte: categories, four directions, words of a small vocabulary.
+        # Every value fits a byte: categories, four directions, words of a vocabulary of fewer.
         rows = torch.cat([part.to(torch.uint8) for part in flat], dim=1).cpu().numpy()
         opaque = rows.view(f"V{rows.shape[1]}").ravel()  # compared as wholes, which is quickest
         _, first, place = np.unique(opaque, return_index=True, return_inverse=True)

@@ -82,7 +82,8 @@ def evaluate(
         on_progress: called with the number of episodes newly finished.
 
     Raises:
-        ValueError: if the task has another number of actions, or cannot run.
+        ValueError: if the task has another number of actions, or cannot run, or if the agent's
+            action probabilities are not finite.
     """
     check_task(policy, task, backend)
     chosen = resolve_backend(task, backend)
@@ -126,7 +127,10 @@ def _first_episodes(
         runner = Runner(env, policy, generator)
         while len(first) < len(seeds):
             before = len(first)
-            for episode in runner.step().episodes:
+            step = runner.step()
+            if bool(step.output.log_probs.isnan().any()):
+                raise ValueError(f"the agent's action probabilities on {task.id} are not finite.")
+            for episode in step.episodes:
                 first.setdefault(episode.env, episode)
             if on_progress is not None and len(first) > before:
                 on_progress(len(first) - before)

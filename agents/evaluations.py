@@ -36,10 +36,10 @@ def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionM
 
 def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
     checkpoint = load_checkpoint(run.folder)
-    results = _read(run, checkpoint, tasks, episodes, mode)
+    results = _read(run, checkpoint, episodes, mode)
     policy = checkpoint.make_policy(run.config.device)
     for task in tasks:
-        if task.id in results:
+        if _is_of(run, task, results):
             continue
         evaluation = evaluate(
             policy,
@@ -59,10 +59,10 @@ def cached_results(
 ) -> Results | None:
     """Evaluations by task id if the run's cache has all of them."""
     try:
-        known = _read(run, load_checkpoint(run.folder), tasks, episodes, mode)
+        known = _read(run, load_checkpoint(run.folder), episodes, mode)
+        if not all(_is_of(run, task, known) for task in tasks):
+            return None
     except ValueError:  # the evaluation will say what is wrong
-        return None
-    if not all(task.id in known for task in tasks):
         return None
     return {task.id: known[task.id] for task in tasks}
 
@@ -85,21 +85,21 @@ def _made_with(task: Task) -> dict[str, Any]:
     }
 
 
-def _read(
-    run: Run, checkpoint: Checkpoint, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
-) -> Results:
-    """What is known of this very agent on these tasks, on the backend that would run each now."""
+def _is_of(run: Run, task: Task, known: Results) -> bool:
+    """Whether there is a result of this task, on the backend that would run it now."""
+    result = known.get(task.id)
+    return (
+        isinstance(result, dict)
+        and result.get("made_with") == _made_with(task)
+        and result.get("backend") == resolve_backend(task, run.config.backend)
+    )
+
+
+def _read(run: Run, checkpoint: Checkpoint, episodes: int, mode: ActionMode) -> Results:
+    """What is known of this very agent, of whatever tasks."""
     try:
         content = json.loads((run.folder / EVALUATION_NAME).read_text(encoding="utf-8"))
-        if content["key"] != _key(checkpoint, episodes, mode):
-            return {}
-        known = content["tasks"]
-        return {
-            task.id: known[task.id]
-            for task in tasks
-            if task.id in known
-            and known[task.id]["made_with"] == _made_with(task)
-            and known[task.id]["backend"] == resolve_backend(task, run.config.backend)
-        }
+        known: Results = content["tasks"]
+        return dict(known) if content["key"] == _key(checkpoint, episodes, mode) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # none, or damaged: it is only a cache

@@ -22,10 +22,13 @@ def flatten(module: nn.Module) -> nn.Parameter:
     ``set_to_none=False``, and do not move the module to another device or type.
 
     Args:
-        module: is on its device already. Parameters have one type.
+        module: is on its device already. Parameters that are not trained stay as they are.
 
     Returns:
         The vector, with gradient zero; gaps between parameters are zero and stay so.
+
+    Raises:
+        ValueError: if the parameters are of several types.
 
     Example:
         >>> layer = nn.Linear(3, 2)
@@ -34,7 +37,11 @@ def flatten(module: nn.Module) -> nn.Parameter:
         >>> flat.grad.sum()
         tensor(8.)
     """
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    types = {p.dtype for p in parameters}
+    if len(types) > 1:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+        raise ValueError(f"the agent's parameters must be of one type; they are {names}.")
     lengths = [-(-p.numel() // _ALIGNMENT) * _ALIGNMENT for p in parameters]
     starts = accumulate(lengths, initial=0)
     flat = nn.Parameter(parameters[0].new_zeros(sum(lengths)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agents.config import PPOConfig
 from agents.cores import CoreState, RecurrentCore
 from agents.encoder import ObservationEncoder, Observations, RepeatedObservations
+from envs import mission_varies
 
 
 class PolicyOutput(NamedTuple):
@@ -84,6 +85,11 @@ class RecurrentActorCritic(nn.Module):
         if generator is None:
             return log_probs.argmax(-1), output
         return sample(log_probs, generator), output
+
+
+def reads_mission(config: PPOConfig) -> bool:
+    """Whether an agent trained with ``config`` reads the mission text."""
+    return config.mission == "on" or (config.mission == "auto" and mission_varies(config.task))
 
 
 def sample(log_probs: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 # Spawned, not forked: an environment pool made before a fork would hang.
 _SPAWN = multiprocessing.get_context("spawn")
 
+#: Characters of an error at most.
+MAX_ERROR = 2000
+
 #: Seconds between two calls of ``on_wait``.
 POLL_SECONDS = 1.0
 
@@ -100,7 +103,8 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], sender: Conn
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:  # whatever it is, the other calls go on
-        text = " ".join(str(error).split()) or type(error).__name__
+        # Cut, because what does not fit the pipe's buffer would never be sent.
+        text = " ".join(str(error).split())[:MAX_ERROR] or type(error).__name__
         known = isinstance(error, ValueError | RuntimeError | OSError)
         outcome = Outcome(error=text if known else f"{type(error).__name__}: {text}")
     sender.send(outcome)

@@ -81,7 +81,7 @@ class Transition(NamedTuple):
 class Runner:
     """Steps a vector environment with a policy, without a break at the ends of episodes.
 
-    The state of the core is zeroed by ``episode_start``, which belongs to the observation about
+    The state of the core starts anew by ``episode_start``, which belongs to the observation about
     to be read, so an episode never starts with the memory of another.
 
     Args:

@@ -55,7 +55,8 @@ def lock_folder(folder: Path) -> FileLock:
     """
     lock = FileLock(folder / LOCK_NAME)
     try:
-        lock.acquire(timeout=0)
+        # Whoever only looks whether somebody is writing holds it for a moment too.
+        lock.acquire(timeout=1, poll_interval=0.02)
     except Timeout:
         raise ValueError(
             f"folder {str(folder)!r} is in use by another command; "
@@ -129,7 +130,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content at once, as :func:`write_text` does."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -195,7 +196,11 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
         raise ValueError(f"{str(folder)!r} holds no {PROGRESS_NAME}.")
     text = path.read_bytes().decode("utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
-    rows = [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values()]
+    rows = [
+        row
+        for row in csv.DictReader(io.StringIO(whole))
+        if None not in row and None not in row.values()  # neither too many fields nor too few
+    ]
     return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
 
 

@@ -35,13 +35,19 @@ class FoundRun(NamedTuple):
         suite = SUITES.get(str(self.settings.get("suite", "")))
         if suite is not None:
             return suite.train.name
+        name = str(self.settings.get("env") or self.settings.get("suite") or "")
+        if name.endswith(".toml"):  # a suite's file, which may be gone
+            return Path(name).stem
         # Else an environment, or a suite that this version does not know.
-        return Task(id=str(self.settings.get("env") or self.settings.get("suite") or "")).name
+        return Task(id=name).name
 
     @property
     def total_steps(self) -> int:
         """Environment steps to train for; 0 if unknown."""
-        return int(self.settings.get("total_steps", 0))
+        try:
+            return int(self.settings.get("total_steps", 0))
+        except (ValueError, TypeError, OverflowError):  # no number, or not a finite one
+            return 0
 
     @property
     def row(self) -> dict[str, float]:
@@ -159,7 +165,8 @@ def group_runs(runs: Sequence[FoundRun]) -> list[Group]:
     """Put runs together that differ in nothing but the seed, and name the groups.
 
     A group is named for its core, and its task if there are several; where that is no name of its
-    own, a single run for its folder, and several for the settings or folder they share.
+    own, a single run for its folder, and several for the settings or folder they share. What is
+    still no name of its own has its folder added.
     """
     together: dict[tuple[Any, ...], list[FoundRun]] = {}
     for run in runs:
@@ -205,7 +212,21 @@ def _labels(groups: Sequence[list[FoundRun]]) -> list[str]:
         others = [g for n, g in zip(plain, groups, strict=True) if n == name and g is not group]
         unnamed = not group[0].core
         labels.append(_own_label(name, group, others) if counts[name] > 1 or unnamed else name)
-    return labels
+    return [_told_apart(place, labels, groups) for place in range(len(labels))]
+
+
+def _told_apart(place: int, labels: Sequence[str], groups: Sequence[list[FoundRun]]) -> str:
+    """A group's label; where others have it too, with the folder of its runs, or its first run."""
+    label = labels[place]
+    same = [
+        group[0].folder.resolve() for n, group in zip(labels, groups, strict=True) if n == label
+    ]
+    if len(same) == 1:
+        return label
+    own = groups[place][0].folder.resolve()
+    if len({folder.parent for folder in same}) == len(same):
+        own, same = own.parent, [folder.parent for folder in same]
+    return f"{label}, {_short_path(own, same)}"
 
 
 def _own_label(name: str, group: list[FoundRun], others: Sequence[list[FoundRun]]) -> str:

@@ -16,11 +16,11 @@ from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, save_checkpoint
 from agents.config import PPOConfig
 from agents.cores import require_usable
 from agents.optimizer import make_optimizer
-from agents.policy import RecurrentActorCritic
+from agents.policy import RecurrentActorCritic, reads_mission
 from agents.ppo import UPDATE_METRICS, update
 from agents.rollout import Episode, Runner, collect
 from agents.run_folder import LOCK_NAME, RunLog, claim_run_folder
-from envs import VectorEnv, level_seeds, make_vector_env, mission_varies, resolve_backend
+from envs import VectorEnv, level_seeds, make_vector_env, require_makeable
 
 #: Called after every update with the row that was logged.
 OnUpdate = Callable[[Mapping[str, float]], None]
@@ -57,7 +57,7 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.device = usable_device(config.device)
-        self.backend = resolve_backend(config.task, config.backend)
+        self.backend = require_makeable(config.task, config.backend)
         require_usable(config)
         self._made_folder = not folder.exists()
         self._lock = claim_run_folder(folder)
@@ -188,9 +188,7 @@ class Trainer:
     def _make_agent(self, env: VectorEnv) -> None:
         config = self.config
         self.num_actions = env.num_actions
-        self.read_mission = config.mission == "on" or (
-            config.mission == "auto" and mission_varies(config.task)
-        )
+        self.read_mission = reads_mission(config)
         policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
         self.policy = policy.to(self.device)
         self.optimizer = make_optimizer(self.policy, config)

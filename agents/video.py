@@ -169,9 +169,11 @@ def find_ffmpeg() -> str:
         ValueError: if there is none.
     """
     for candidate in _ffmpegs():
-        listed = subprocess.run(
-            [candidate, "-hide_banner", "-encoders"], capture_output=True, text=True, check=False
-        )
+        command = [candidate, "-hide_banner", "-encoders"]
+        try:
+            listed = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:  # IMAGEIO_FFMPEG_EXE names what is not there or cannot be run
+            continue
         if ENCODER in listed.stdout:
             return candidate
     raise ValueError(

@@ -12,6 +12,7 @@ from envs.vector import (
     make_drawable_env,
     make_vector_env,
     mission_varies,
+    require_makeable,
     resolve_backend,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "make_drawable_env",
     "make_vector_env",
     "mission_varies",
+    "require_makeable",
     "resolve_backend",
 ]

@@ -24,7 +24,7 @@ def why_not(task: Task) -> str | None:
         import envpool
     except ImportError:
         return "EnvPool is not installed"
-    if task.gym_kwargs and task.envpool_id is None:
+    if task.gym_kwargs and task.envpool_id is None and not task.envpool_kwargs:
         return f"EnvPool has no counterpart of the arguments of {task.id!r}"
     if (task.envpool_id or task.id) not in envpool.list_all_envs():
         return f"EnvPool does not know {task.id!r}"

@@ -16,8 +16,8 @@ from envs.suites import Suite, Task, get_task
 __all__ = ["read_suite"]
 
 _SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
-#: Names become parts of folders and tables.
-_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+#: What is trained gives run folders their name.
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs")
 
 
@@ -73,11 +73,14 @@ def _suite(table: Mapping[str, Any]) -> Suite:
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ValueError(f"two tasks have the {label} {twice[0]!r}; give one another name.")
-    for label in (_get(table, "name", str), *(task.name for task in tasks)):
-        if not _LABEL.fullmatch(label):
+    for label in (_get(table, "name", str), tasks[0].name):
+        if not _FOLDER.fullmatch(label):
             raise ValueError(
                 f"the name {label!r} would not do for a folder; use letters, digits, '.', '_', '-'."
             )
+    for task in tasks:
+        if not task.name.isprintable() or "|" in task.name:
+            raise ValueError(f"the name {task.name!r} would not do for a table; leave out '|'.")
     chance = table.get("chance")
     if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
         raise ValueError(f"chance must be a number in [0, 1]; got {chance!r}.")

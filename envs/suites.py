@@ -191,6 +191,8 @@ def get_suite(name: str) -> Suite:
     >>> [task.name for task in get_suite("doorkey").unseen]
     ['DoorKey-6x6', 'DoorKey-8x8', 'DoorKey-16x16']
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a suite is given by name or as a file's path; got {name!r}.")
     if name.endswith(".toml"):
         from envs.suite_file import read_suite  # builds on this module
 

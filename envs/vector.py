@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -21,6 +22,7 @@ __all__ = [
     "make_drawable_env",
     "make_vector_env",
     "mission_varies",
+    "require_makeable",
     "resolve_backend",
 ]
 
@@ -110,13 +112,48 @@ def make_vector_env(
         )
     if not all(0 <= level_seed < SEED_LIMIT for level_seed in seeds):
         raise ValueError(f"make_vector_env: seeds must lie in [0, 2**31); got {seeds}.")
-    if resolve_backend(task, backend) == "envpool":
+    chosen = resolve_backend(task, backend)
+    try:
+        return _make(task, chosen, seeds, num_threads)
+    except (TypeError, AssertionError) as error:  # such as an argument it does not have
+        if not (task.gym_kwargs or task.envpool_kwargs):
+            raise
+        cause = " ".join(str(error).split()).removesuffix(".")
+        raise ValueError(
+            f"environment {task.id!r} cannot be made with its arguments on {chosen}: {cause}."
+        ) from None
+
+
+def _make(task: Task, backend: BackendName, seeds: list[int], num_threads: int) -> VectorEnv:
+    if backend == "envpool":
         from envs.envpool_backend import EnvPoolVectorEnv
 
         return EnvPoolVectorEnv(task, seeds, num_threads)
     from envs.gymnasium_backend import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(task, seeds)
+
+
+def require_makeable(task: Task | str, backend: BackendChoice = "auto") -> BackendName:
+    """The backend that will run a task, after seeing that it can.
+
+    An environment is made only where the task has arguments, which nothing else can check.
+
+    Args:
+        task: a task or its gymnasium id.
+        backend: see :func:`resolve_backend`.
+
+    Raises:
+        ValueError: as :func:`resolve_backend`, or if the environment refuses its arguments.
+
+    >>> require_makeable("MiniGrid-DoorKey-5x5-v0", "gymnasium")
+    'gymnasium'
+    """
+    task = _as_task(task)
+    chosen = resolve_backend(task, backend)
+    if task.gym_kwargs or task.envpool_kwargs:
+        make_vector_env(task, 1, [0], chosen).close()
+    return chosen
 
 
 def make_drawable_env(task: Task | str, seed: int) -> GymnasiumVectorEnv:
@@ -157,14 +194,14 @@ def mission_varies(task: Task | str, *, samples: int = 32) -> bool:
     task = _as_task(task)
     if task.id.startswith(_WFC_PREFIX):
         return False  # EnvPool runs these also where gymnasium, used below, lacks what they need
-    return _mission_varies(task.id, tuple(sorted(task.gym_kwargs.items())), samples)
+    return _mission_varies(task.id, json.dumps(dict(task.gym_kwargs)), samples)
 
 
 @lru_cache(maxsize=256)
-def _mission_varies(id: str, gym_kwargs: tuple[tuple[str, Any], ...], samples: int) -> bool:
+def _mission_varies(id: str, gym_kwargs: str, samples: int) -> bool:
     from envs.gymnasium_backend import make_env, quiet
 
-    task = Task(id=id, gym_kwargs=dict(gym_kwargs))
+    task = Task(id=id, gym_kwargs=json.loads(gym_kwargs))
     env = make_env(task)
     first: str | None = None
     try:

@@ -43,6 +43,7 @@ from compare_cases import (
     interrupt,
     make_config,
 )
+from envs import Task
 
 # Planning ---------------------------------------------------------------------------------------
 
@@ -207,6 +208,24 @@ def test_unreadable_evaluation_is_none(root: Path, comparison: Comparison, conte
     else:
         run = plan(make_config(), ["none"], [0], root)[0]
         assert cached_results(run, TASKS, EPISODES, "sample") is None
+
+
+def test_evaluations_of_other_tasks_are_kept(root: Path) -> None:
+    run = plan(make_config(), ["none"], [0], root)[0]
+    other = Task(id="MiniGrid-Empty-6x6-v0")
+    evaluate_run(run, (other,), EPISODES, "sample")
+    before = folder_times(root, "**/*.json")
+    for tasks in ((other,), TASKS, (*TASKS, other)):
+        assert cached_results(run, tuple(tasks), EPISODES, "sample") is not None
+    evaluate_run(run, (*TASKS, other), EPISODES, "sample")
+    assert folder_times(root, "**/*.json") == before
+
+
+def test_plan_refuses_tasks_that_cannot_be_made(tmp_path: Path) -> None:
+    task = Task(id=TASKS[0].id, gym_kwargs={"sise": 9}, envpool_kwargs={"sise": 9})
+    with pytest.raises(ValueError, match="cannot be made with its arguments"):
+        plan(make_config(), ["none"], [0], tmp_path, tasks=[task])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_task_made_otherwise_is_evaluated_anew(root: Path) -> None:

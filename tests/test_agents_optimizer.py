@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +60,18 @@ def test_clearing_gradients_keeps_them_views() -> None:
     expected = sum(float(p.grad.sum()) for p in network.parameters() if p.grad is not None)
     assert abs(float(flat.grad.sum()) - expected) < 1e-12
     assert expected != 0
+
+
+def test_what_is_not_trained_stays_as_it_is() -> None:
+    network = make_network()
+    network.register_parameter("steps", nn.Parameter(torch.tensor([3]), requires_grad=False))
+    flat = flatten(network)
+    steps = network.get_parameter("steps")
+    assert steps.dtype == torch.int64
+    assert steps.untyped_storage().data_ptr() != flat.untyped_storage().data_ptr()
+
+
+def test_parameters_of_several_types_are_refused() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    with pytest.raises(ValueError, match="of one type; they are float32, float64"):
+        flatten(network)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from agents.figures import COLOURS
 from agents.plots import check_metrics, choose_looks, curve_of, plot_groups, save_curves
 from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
 from agents.run_list import Group, find_runs, group_runs, read_run, with_progress
+from agents.video import ENCODER, check_animation, find_ffmpeg
 from run_cases import columns, make_run
 
 
@@ -91,9 +94,19 @@ def test_settings_of_another_version_are_no_obstacle(tmp_path: Path) -> None:
     assert read_run(run).task == "DoorKey-5x5"
     (run / CONFIG_NAME).write_text('suite = "mine"\n')
     assert read_run(run).task == "mine"
+    (run / CONFIG_NAME).write_text('suite = "/home/someone/suites/lava.toml"\n')
+    assert read_run(run).task == "lava"
     (run / CONFIG_NAME).unlink()
     assert read_run(run).settings == {}
     assert labels(run) == ["a"]
+
+
+@pytest.mark.parametrize("value", ['"many"', "[]", "nan", "inf"])
+def test_budget_that_is_no_number_is_unknown(tmp_path: Path, value: str) -> None:
+    run = make_run(tmp_path / "a")
+    (run / CONFIG_NAME).write_text(f"total_steps = {value}\n")
+    found = read_run(run)
+    assert (found.total_steps, found.is_complete) == (0, False)
 
 
 # Groups -----------------------------------------------------------------------------------------
@@ -141,6 +154,35 @@ def test_experiment_made_twice_is_two_groups(tmp_path: Path) -> None:
     assert [[run.folder for run in g.runs] for g in groups] == [runs[:2], runs[2:]]
     same_place = [make_run(tmp_path / name) for name in ("again-1", "again-2")]
     assert labels(*same_place) == ["again-1", "again-2"]
+
+
+def test_labels_that_settings_do_not_tell_apart_have_their_folder_added(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / root / f"{s}", seed=s, learning_rate=rate)
+        for root, rate in (("x", 1e-3), ("y", 1e-3), ("z", 1e-4))
+        for s in (0, 1)
+    ]
+    same = "rim_lstm, learning_rate=0.001"
+    assert labels(*runs) == [f"{same}, x", f"{same}, y", "rim_lstm, learning_rate=0.0001"]
+
+
+def test_groups_in_one_folder_that_differ_in_much_have_labels_of_their_own(tmp_path: Path) -> None:
+    much: tuple[dict[str, Any], ...] = (
+        {},
+        {"gamma": 0.9, "epochs": 2, "learning_rate": 1e-4, "gae_lambda": 0.9},
+    )
+    runs = [
+        make_run(tmp_path / "root" / f"{i}-{s}", seed=s, **settings)
+        for i, settings in enumerate(much)
+        for s in (0, 1)
+    ]
+    assert labels(*runs) == ["rim_lstm, root, 0-0", "rim_lstm, root, 1-0"]
+
+
+def test_folder_called_as_another_core_is_told_from_it(tmp_path: Path) -> None:
+    paths = (("gru", "lstm", 0.9), ("slow", "lstm", 0.8), ("third", "gru", 0.9))
+    runs = [make_run(tmp_path / name, core=core, gamma=gamma) for name, core, gamma in paths]
+    assert labels(*runs) == ["gru, gru", "slow", "gru, third"]
 
 
 # Curves -----------------------------------------------------------------------------------------
@@ -260,3 +302,22 @@ def test_failure_leaves_an_earlier_figure(tmp_path: Path, monkeypatch: pytest.Mo
         save_curves([run], ["success_rate"], "update", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_text() == "earlier"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+# Animations -------------------------------------------------------------------------------------
+
+
+def test_ffmpeg_that_cannot_be_run_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, text = tmp_path / "good", tmp_path / "text"
+    good.write_text(f"#!{sys.executable}\nprint({ENCODER!r})\n")
+    good.chmod(0o755)
+    text.write_text("not to be executed")
+    bad = [str(tmp_path / "missing"), str(text), str(tmp_path)]
+    monkeypatch.setattr("agents.video._ffmpegs", lambda: iter([*bad, str(good)]))
+    assert find_ffmpeg() == str(good)
+    monkeypatch.setattr("agents.video._ffmpegs", lambda: iter(bad))
+    with pytest.raises(ValueError, match="writing MP4 needs ffmpeg") as caught:
+        check_animation(tmp_path / "a.mp4")
+    assert "\n" not in str(caught.value)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Timer
 
-from agents.run_folder import PROGRESS_NAME, read_progress
+from filelock import FileLock
+
+from agents.run_folder import LOCK_NAME, PROGRESS_NAME, lock_folder, read_progress
 
 
 def test_row_being_written_is_left_out(tmp_path: Path) -> None:
@@ -15,3 +18,10 @@ def test_row_being_written_is_left_out(tmp_path: Path) -> None:
     assert read_progress(tmp_path) == {"update": [1.0], "env_steps": [128.0]}
     path.write_bytes(b"update,env_steps\r\n1,128\r\n2\r\n")
     assert read_progress(tmp_path) == {"update": [1.0], "env_steps": [128.0]}
+
+
+def test_whoever_only_looks_for_a_moment_keeps_no_writer_out(tmp_path: Path) -> None:
+    looking = FileLock(tmp_path / LOCK_NAME, thread_local=False)
+    looking.acquire()
+    Timer(0.2, looking.release).start()
+    lock_folder(tmp_path).release()

@@ -18,10 +18,11 @@ from agents.checkpoint import is_trained
 from agents.config import PPOConfig, read_settings
 from agents.processes import Outcome, run_all
 from agents.run_folder import lock_folder
-from agents.sweep import report, study
+from agents.sweep import definition, report, study
 from agents.sweep.definition import Sweep
 from agents.sweep.run import Measured, last_success, run_once
 from agents.sweep.study import Study, Trial
+from command_line import Rims, assert_one_line
 from sweep_cases import make_sweep
 
 # What is tried ------------------------------------------------------------------------------------
@@ -221,6 +222,33 @@ def test_another_sweep_in_the_folder_is_refused(
     with pytest.raises(ValueError, match=f"holds a sweep with .*{hint}"):
         Study(make_sweep(**changes), tmp_path)
     Study(make_sweep(settings={"threads": 2}), tmp_path)  # changes nothing
+
+
+def test_sweep_does_not_go_on_with_another_backend(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definition, "resolve_backend", lambda *_: "envpool")
+    run(make_sweep(), tmp_path)
+    monkeypatch.setattr(definition, "resolve_backend", lambda *_: "gymnasium")
+    with pytest.raises(ValueError, match=r"backends = .*\"envpool\".* now asked .*\"gymnasium\""):
+        Study(make_sweep(), tmp_path)
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_core_that_breaks_the_contract_is_refused_before_any_work(
+    tmp_path: Path, rims: Rims, searched: bool
+) -> None:
+    """Also one that is not the first choice."""
+    line = (
+        'core = {choices = ["none", "torch.nn:Linear"]}' if searched else "epochs = {low=1,high=2}"
+    )
+    fixed = "" if searched else 'core = "torch.nn:Linear"'
+    Path("sweep.toml").write_text(
+        f'[sweep]\ntrials = 1\n[settings]\nsuite = "empty"\n{fixed}\n[search]\n{line}\n'
+    )
+    result = rims("sweep", "--config", "sweep.toml", "--out", "out")
+    assert "core 'torch.nn:Linear'" in assert_one_line(result)
+    assert not Path("out").exists()
 
 
 def test_run_of_a_killed_sweep_that_is_still_trained_is_refused(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents.sweep.definition import parse_sweep, read_sweep
+from agents.sweep.definition import Searched, parse_sweep, read_sweep
 from command_line import ROOT
 from envs import SUITES
 from sweep_cases import BASE, document, make_sweep
@@ -149,6 +151,37 @@ def test_what_is_read() -> None:
     assert not make_sweep(search={"gamma": {"low": 0, "high": 1}}).search[-1].is_int
     searched = make_sweep(settings={"suite": "multiroom"}, search={"gamma": {"choices": [0.9]}})
     assert "gamma" not in searched.settings
+
+
+def test_suite_without_unseen_tasks_cannot_be_judged_on_them(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text('name = "mine"\ntrain = "MiniGrid-Empty-5x5-v0"\nunseen = []\n')
+    settings = {"suite": str(suite)}
+    make_sweep(settings=settings)
+    with pytest.raises(ValueError, match=r"mine\.toml' has no unseen tasks") as caught:
+        make_sweep(settings=settings, sweep={"objective": "unseen_success_rate"})
+    assert "\n" not in str(caught.value)
+
+
+def test_grid_points_are_the_product_in_order_without_listing_it() -> None:
+    sweep = make_sweep(
+        sweep={"sampler": "grid", "trials": None}, search={"learning_rate": {"choices": [0.1, 0.2]}}
+    )
+    product = itertools.product([0.1, 0.2], [1, 2, 3, 4], ["none", "gru"])
+    points = [sweep.grid_point(number) for number in range(sweep.trials)]
+    assert [tuple(point.values()) for point in points] == list(product)
+    assert list(points[0]) == ["learning_rate", "epochs", "core"]
+    many = Searched(name="gamma", choices=tuple(range(1000)))
+    huge = replace(sweep, search=(many,) * 8)  # 10^24 points
+    assert huge.grid_point(10**24 - 1) == {"gamma": 999}
+
+
+def test_identity_holds_the_backends_that_will_run() -> None:
+    settings = {"backend": "gymnasium"}
+    alone = make_sweep(settings=settings).identity()["backends"]
+    assert alone == {"MiniGrid-Empty-Random-5x5-v0": "gymnasium"}
+    judged = make_sweep(settings=settings, sweep={"objective": "unseen_success_rate"})
+    assert list(judged.identity()["backends"]) == [task.id for task in SUITES["empty"].tasks]
 
 
 def test_example_is_a_sweep() -> None:

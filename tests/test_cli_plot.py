@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from agents.run_folder import PROGRESS_NAME
 from command_line import Rims, assert_one_line, tree
@@ -31,6 +34,17 @@ def test_run_being_written_is_drawn_as_far_as_it_is(tmp_path: Path, rims: Rims) 
         file.write("4,400,8")
     result = rims("plot", str(run), "--out", "curves.png")
     assert (result.code, result.out) == (0, "1 run, 1 line per panel: curves.png\n")
+
+
+def test_full_disk_is_one_line(tmp_path: Path, rims: Rims, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make_run(tmp_path / "run")
+    monkeypatch.setattr(Figure, "savefig", fail)
+    result = rims("plot", "../run", "--out", "curves.png")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "Error: [Errno 28] No space left on device\n"
 
 
 MISTAKES = {

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from envs import Task, get_suite
+from envs import BackendName, Task, get_suite, mission_varies, require_makeable
+
+needs_envpool = pytest.mark.skipif(
+    importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed"
+)
+BACKENDS = [pytest.param("envpool", marks=needs_envpool), "gymnasium"]
 
 GOOD = """
 name = "lavagap"
@@ -79,7 +86,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         ('name = "LavaGap-7x7"', "gym_kwargs = { agent_view_size = 3 }", "agent_view_size must"),
         ('name = "LavaGap-7x7"', "gym_kwargs = 3", "gym_kwargs must be a table; it is 3."),
         ('"lavagap"', '"a/b"', "the name 'a/b' would not do for a folder"),
-        ("LavaGap-7x7", "a | b", "the name 'a | b' would not do for a folder"),
+        ("LavaGap-7x7", "a | b", "the name 'a | b' would not do for a table"),
         ("unseen =", "unseen", "cannot be read: "),
     ],
 )
@@ -93,6 +100,32 @@ def test_a_file_that_is_wrong_is_refused_in_one_line(
     assert str(error.value).startswith(f"suite {path!r}")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_example_of_the_documentation_is_a_suite(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "generalization.md"
+    (block,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    suite = get_suite(write(tmp_path, block))
+    assert suite.name == "gotolocal"
+    assert len(suite.tasks) == 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arguments_an_environment_does_not_have_are_refused(backend: BackendName) -> None:
+    arguments = {"gym_kwargs": {"sise": 9}, "envpool_kwargs": {"sise": 9}}
+    task = Task(id="MiniGrid-LavaGapS5-v0", **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cannot be made with its arguments on") as error:
+        require_makeable(task, backend)
+    assert "sise" in str(error.value)
+    assert "\n" not in str(error.value)
+    good = Task(id="MiniGrid-LavaGapS5-v0", envpool_kwargs={"max_episode_steps": 9})
+    assert require_makeable(good, backend) == backend
+
+
+def test_missions_of_a_task_with_a_list_among_its_arguments() -> None:
+    task = Task(id="MiniGrid-LavaGapS5-v0", gym_kwargs={"size": 5, "sise": [1]})
+    with pytest.raises(TypeError, match="sise"):  # what gymnasium says, not that lists do not hash
+        mission_varies(task)
 
 
 def test_a_missing_file_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -156,3 +156,8 @@ def test_import_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_get_suite_refuses_what_is_no_name() -> None:
+    with pytest.raises(ValueError, match="given by name or as a file's path; got 5"):
+        get_suite(5)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +104,15 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     from agents.throughput.run import SB3_NAMES, Contest
     from envs import resolve_backend
 
+    typed_envs = bench_options.is_typed("num_envs") or not given["quick"]
     given = bench_options.apply_quick(given, bench_options.QUICK_AGENTS)
-    rounds, updates = given.pop("rounds"), given.pop("updates")
+    rounds, updates, threads = (given.pop(name) for name in ("rounds", "updates", "threads"))
     if not given["suite"] and not given["env"]:
         given["suite"] = "doorkey"
-    config = make_config({**given, "threads": given["threads"] or usable_processors()})
+    config = make_config(given)
+    with checking_input():  # after the preset, which would win over what was not typed
+        few = {} if typed_envs else {"num_envs": given["num_envs"]}
+        config = replace(config, threads=threads or usable_processors(), **few)
     contenders = cores + SB3_NAMES * (sb3 and _has_sb3())
     contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
     with checking_input():

@@ -219,13 +219,14 @@ def agents_options(command: Decorated) -> Decorated:
     return command
 
 
+def is_typed(name: str) -> bool:
+    """Whether an option was given rather than left at its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
 def apply_quick(given: dict[str, Any], quick: dict[str, Any] = QUICK) -> dict[str, Any]:
     """``given`` without "quick", with what it stands for in place of defaults."""
-    source = click.get_current_context().get_parameter_source
-    replaced = {
-        name: value
-        for name, value in quick.items()
-        if source(name) is click.core.ParameterSource.DEFAULT
-    }
+    replaced = {name: value for name, value in quick.items() if not is_typed(name)}
     rest = {name: value for name, value in given.items() if name != "quick"}
     return {**rest, **replaced} if given["quick"] else rest

@@ -112,13 +112,19 @@ def compare(
         suite = get_suite(config.suite)
         chosen = options.choose_tasks(suite, tasks)
         runs = comparing.plan(
-            config, cores, seeds, run_root, match_params=match_params, as_found=report_only
+            config,
+            cores,
+            seeds,
+            run_root,
+            tasks=chosen,
+            match_params=match_params,
+            as_found=report_only,
         )
     jobs = min(jobs or usable_processors(), len(runs))
     judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=jobs)
     with _claimed(run_root, report_only):
         comparison = _judge(judge, runs, [] if report_only else _train(runs, jobs))
-    written = write_report(comparison, run_root)
+        written = write_report(comparison, run_root)
     if as_json:
         click.echo(json.dumps(to_dict(comparison), indent=2))
     else:

@@ -43,6 +43,9 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...], x: str) ->
         check_output(out, ENDINGS)
         found = with_progress([read_run(folder) for folder in find_runs(runs)], runs)
         check_metrics(found, metrics)
-    groups = save_curves(found, metrics, x, out)
+    try:
+        groups = save_curves(found, metrics, x, out)
+    except OSError as error:  # such as a full disk
+        raise click.ClickException(str(error)) from None
     count = f"{len(found)} run{'s' * (len(found) > 1)}"
     click.echo(f"{count}, {len(groups)} line{'s' * (len(groups) > 1)} per panel: {out}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from agents.config import ConfigError, PPOConfig, preset_settings
-from envs import Task, get_suite
+from envs import Task, get_suite, resolve_backend
 
 Sampler = Literal["tpe", "random", "grid"]
 Objective = Literal["success_rate", "unseen_success_rate"]
@@ -97,11 +97,17 @@ class Sweep:
         return {searched.name: searched.samples[0] for searched in self.search}
 
     @property
-    def grid(self) -> list[dict[str, Any]]:
-        """Every combination of values that can be counted."""
-        names = [searched.name for searched in self.search]
-        combinations = itertools.product(*(searched.few for searched in self.search))
-        return [dict(zip(names, values, strict=True)) for values in combinations]
+    def cores(self) -> tuple[str, ...]:
+        """The cores that trials may have."""
+        searched = [searched.choices for searched in self.search if searched.name == "core"]
+        return searched[0] if searched else (self.config(self.first, seed=0).core,)
+
+    def grid_point(self, number: int) -> dict[str, Any]:
+        """One combination of values that can be counted; what is searched last changes first."""
+        places = {}
+        for searched in reversed(self.search):
+            number, places[searched.name] = divmod(number, len(searched.few))
+        return {searched.name: searched.few[places[searched.name]] for searched in self.search}
 
     @property
     def unseen(self) -> tuple[Task, ...]:
@@ -112,12 +118,17 @@ class Sweep:
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for trials to be compared: all but their number."""
-        config = dataclasses.asdict(self.config(self.first, seed=0))
+        first = self.config(self.first, seed=0)
+        config = dataclasses.asdict(first)
+        # What "auto" comes to depends on the machine.
+        tasks = (first.task, *self.unseen)
+        backends = {task.id: resolve_backend(task, first.backend) for task in tasks}
         left_out = {"seed", *_WITHOUT_EFFECT, *self.first}
         return {
             **{name: getattr(self, name) for name in _IDENTITY},
             **{name: value for name, value in config.items() if name not in left_out},
             **{searched.name: searched.to_dict() for searched in self.search},
+            "backends": backends,
         }
 
 
@@ -162,9 +173,19 @@ def parse_sweep(document: Mapping[str, Any]) -> Sweep:
     searched = tuple(_searched(name, value) for name, value in search.items())
     sweep = Sweep(**_options(options, searched), settings=fixed, search=searched)
     _check_combinations(sweep)
-    if sweep.objective == "unseen_success_rate" and not settings.get("suite"):
-        raise ValueError("[sweep] objective 'unseen_success_rate' needs a suite in [settings].")
+    _check_objective(sweep)
     return sweep
+
+
+def _check_objective(sweep: Sweep) -> None:
+    if sweep.objective == "unseen_success_rate":
+        suite = sweep.settings.get("suite")
+        if not suite:
+            raise ValueError("[sweep] objective 'unseen_success_rate' needs a suite in [settings].")
+        if not sweep.unseen:
+            raise ValueError(
+                f"[sweep] objective 'unseen_success_rate': suite {suite!r} has no unseen tasks."
+            )
 
 
 def _check_settings(settings: Mapping[str, Any], search: Mapping[str, Any]) -> None:

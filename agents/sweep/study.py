@@ -11,7 +11,7 @@ import math
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,12 +22,13 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from agents.config import PPOConfig
+from agents.cores import require_usable
 from agents.processes import Outcome, run_all
 from agents.run_folder import is_empty, lock_folder
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.run import newest_progress, run_once
 from agents.train import usable_device
-from envs import resolve_backend
+from envs import require_makeable
 
 STUDY_NAME = "study.db"
 
@@ -96,13 +97,15 @@ class Study:
         """What can be refused before anything is written.
 
         Raises:
-            ValueError: in one line, if the settings cannot run on this machine, or the folder is
-                not empty and holds no study.
+            ValueError: in one line, if the settings cannot run on this machine, a core given by
+                import path cannot be used, or the folder is not empty and holds no study.
         """
         config = sweep.config(sweep.first, seed=0)
         usable_device(config.device)
         for task in (config.task, *sweep.unseen):
-            resolve_backend(task, config.backend)
+            require_makeable(task, config.backend)
+        for core in sweep.cores:
+            require_usable(replace(config, core=core))
         if not (folder / STUDY_NAME).is_file() and not is_empty(folder):
             raise ValueError(
                 f"folder {str(folder)!r} is not empty and holds no sweep; give another."
@@ -246,9 +249,10 @@ def _require_same(there: Mapping[str, Any], asked: Mapping[str, Any], folder: Pa
     for name in {**there, **asked}:
         before, now = there.get(name), asked.get(name)
         if before != now:
+            same = "a machine with the same backends" if name == "backends" else "the same file"
             raise ValueError(
                 f"{str(folder)!r} holds a sweep with {name} = {json.dumps(before)}, now asked for "
-                f"{json.dumps(now)}. Give another folder, or the same file."
+                f"{json.dumps(now)}. Give another folder, or {same}."
             )
 
 
@@ -263,7 +267,7 @@ def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
         base = optuna.samplers.RandomSampler(seed=seed)
         if sweep.sampler == "random":
             return base
-        return optuna.samplers.PartialFixedSampler(sweep.grid[number], base)
+        return optuna.samplers.PartialFixedSampler(sweep.grid_point(number), base)
 
 
 def _suggest_value(trial: optuna.Trial, searched: Searched) -> Any:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 
 from agents.config import PPOConfig
-from agents.policy import RecurrentActorCritic
+from agents.optimizer import make_optimizer
+from agents.policy import RecurrentActorCritic, reads_mission
 from agents.ppo import update
 from agents.rollout import Runner, collect
-from envs import level_seeds, make_vector_env, mission_varies
+from envs import level_seeds, make_vector_env
 
 
 class Round(NamedTuple):
@@ -37,15 +38,11 @@ def measure_ours(config: PPOConfig, updates: int) -> Round:
     generator = torch.Generator().manual_seed(config.seed)
     shuffle = torch.Generator().manual_seed(config.seed)
     seeds = level_seeds(config.seed, "train", config.num_envs)
-    read_mission = config.mission == "on" or (
-        config.mission == "auto" and mission_varies(config.task)
-    )
     rounds = []
     with make_vector_env(config.task, config.num_envs, seeds, config.backend) as env:
+        read_mission = reads_mission(config)
         policy = RecurrentActorCritic(config, env.num_actions, read_mission=read_mission)
-        optimizer = torch.optim.Adam(
-            policy.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
-        )
+        optimizer = make_optimizer(policy, config)
         runner = Runner(env, policy, generator)
         for _ in range(1 + updates):
             start = time.perf_counter()
