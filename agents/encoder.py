@@ -77,18 +77,18 @@ class ObservationEncoder(nn.Module):
     read as intensities, a door would be "twice a wall". The mission is embedded and read by a GRU.
 
     Args:
-        hidden_size: features of the result.
+        encoder_size: features of the result.
         direction: whether to use the compass direction.
         mission: whether to read the mission.
 
     Shape:
-        ``Observations (...) -> (..., hidden_size)``, and
-        ``RepeatedObservations (T, E) -> (T, E, hidden_size)``
+        ``Observations (...) -> (..., encoder_size)``, and
+        ``RepeatedObservations (T, E) -> (T, E, encoder_size)``
     """
 
     offsets: Tensor
 
-    def __init__(self, hidden_size: int, *, direction: bool, mission: bool) -> None:
+    def __init__(self, encoder_size: int, *, direction: bool, mission: bool) -> None:
         super().__init__()
         self.direction = direction
         self.mission = mission
@@ -104,12 +104,12 @@ class ObservationEncoder(nn.Module):
             features += MISSION_FEATURES
             self.words = nn.Embedding(len(VOCABULARY), MISSION_FEATURES, padding_idx=0)
             self.reader = nn.GRU(MISSION_FEATURES, MISSION_FEATURES)
-        self.linear = nn.Linear(features, hidden_size)
+        self.linear = nn.Linear(features, encoder_size)
         nn.init.orthogonal_(self.linear.weight, 2**0.5)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, observations: Observations | RepeatedObservations) -> Tensor:
-        """Return (..., hidden_size) features."""
+        """Return (..., encoder_size) features."""
         if isinstance(observations, RepeatedObservations):
             return F.embedding(observations.place, self._encode(observations.distinct))
         return self._encode(observations)
