@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,20 +10,17 @@ from typing import Any, NamedTuple
 
 from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, is_trained, load_checkpoint
 from agents.comparison import Comparison, Flag, Run, grouped
-from agents.config import ActionMode, PPOConfig, folder_name
+from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
 from agents.cores import require_usable
 from agents.evaluations import cached_results, evaluate_run
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import run_all
-from agents.run_folder import PROGRESS_NAME, is_empty, read_progress, set_aside, write_text
+from agents.run_folder import is_empty, newest_progress, set_aside, write_text
 from agents.train import Trainer
 from envs import Suite, Task, require_makeable, resolve_backend
 
 #: Holds why a run's training ended before its time, in one line.
 FAILURE_NAME = "failure.txt"
-
-#: Settings that change how long a run takes, not what comes out of it.
-_WITHOUT_EFFECT = ("checkpoint_every", "threads")
 
 
 class JudgingError(RuntimeError):
@@ -253,7 +249,7 @@ def _differences(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]
     pairs = {
         name: (there[name], asked)
         for name, asked in asdict(run.config).items()
-        if name not in _WITHOUT_EFFECT
+        if name not in WITHOUT_EFFECT
     }
     if checkpoint.env_steps >= checkpoint.config.total_steps:  # else it will be trained again
         now = resolve_backend(run.config.task, run.config.backend)
@@ -262,9 +258,4 @@ def _differences(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]
 
 
 def _progress(run: Run) -> RunProgress:
-    if not (run.folder / PROGRESS_NAME).is_file():
-        return RunProgress(run, 0, math.nan)
-    columns = read_progress(run.folder)
-    if not columns:
-        return RunProgress(run, 0, math.nan)
-    return RunProgress(run, int(columns["env_steps"][-1]), columns["success_rate"][-1])
+    return RunProgress(run, *newest_progress(run.folder))

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -24,6 +24,9 @@ CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
 CORE_NAMES: tuple[str, ...] = get_args(CoreName)
 MissionChoice = Literal["auto", "on", "off"]
 ActionMode = Literal["sample", "greedy"]
+
+#: Settings that change how long a run takes, not what comes out of it.
+WITHOUT_EFFECT = ("checkpoint_every", "threads")
 
 
 class ConfigError(ValueError):
@@ -50,6 +53,17 @@ class TaskChoiceError(ConfigError):
         super().__init__("suite", "and env: give exactly one of them to name the task to train on.")
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a complaint: the closest of what there is, or a full stop.
+
+    Example:
+        >>> did_you_mean("lsmt", ["lstm", "gru"]), did_you_mean("x", ["lstm", "gru"])
+        ("; did you mean 'lstm'?", '.')
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
 def check_core(core: str) -> None:
     """See that there is a core of this name or import path.
 
@@ -59,8 +73,7 @@ def check_core(core: str) -> None:
     if ":" in core:
         import_core(core)
     elif core not in CORE_NAMES:
-        close = difflib.get_close_matches(core, CORE_NAMES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint = did_you_mean(core, CORE_NAMES)
         names = ", ".join(CORE_NAMES)
         rule = f"must be one of {names}, or package.module:Class; got {core!r}{hint}"
         raise ConfigError("core", rule)
@@ -152,8 +165,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(PPOConfig)]
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
+            hint = did_you_mean(name, known)
             raise ValueError(f"{str(path)!r} holds an unknown setting {name!r}{hint}")
     return values
 
@@ -167,8 +179,7 @@ def preset_settings(suite: Suite) -> dict[str, Any]:
     known = [f.name for f in dataclasses.fields(PPOConfig) if f.name not in _NOT_OF_A_PRESET]
     for name in suite.preset:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
+            hint = did_you_mean(name, known)
             raise ValueError(f"the preset of suite {suite.name!r} cannot set {name!r}{hint}")
     return dict(suite.preset)
 

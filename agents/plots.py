@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from agents.config import did_you_mean
 from agents.figures import COLOURS
 from agents.output import whole_file
 from agents.run_list import FoundRun, Group, group_runs
@@ -72,9 +72,7 @@ def check_metrics(runs: Sequence[FoundRun], metrics: Sequence[str]) -> None:
     known = list(dict.fromkeys(name for run in runs for name in run.progress))
     for name in metrics:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            there_is = ", ".join(known)
+            hint, there_is = did_you_mean(name, known), ", ".join(known)
             raise ValueError(f"--metrics: there is no {name!r}{hint} There is {there_is}.")
 
 

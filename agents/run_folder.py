@@ -15,6 +15,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from agents.config import PPOConfig
+from agents.output import whole_file
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
@@ -130,12 +131,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content at once, as :func:`write_text` does."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class RunLog:
@@ -202,6 +201,14 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
         if None not in row and None not in row.values()  # neither too many fields nor too few
     ]
     return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+
+
+def newest_progress(folder: Path) -> tuple[int, float]:
+    """Environment steps and success rate of a run; 0 and NaN before its first row."""
+    columns = read_progress(folder) if (folder / PROGRESS_NAME).is_file() else {}
+    if not columns:
+        return 0, math.nan
+    return int(columns["env_steps"][-1]), columns["success_rate"][-1]
 
 
 def _short(value: float) -> str:

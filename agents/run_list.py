@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.config import core_label
+from agents.config import WITHOUT_EFFECT, core_label
 from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, SET_ASIDE, read_progress
 from envs import SUITES, Task
 
 #: Settings that may differ between runs that are seeds of one experiment.
-_NOT_OF_THE_EXPERIMENT = ("seed", "threads", "checkpoint_every")
+_NOT_OF_THE_EXPERIMENT = ("seed", *WITHOUT_EFFECT)
 
 
 class FoundRun(NamedTuple):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from agents.config import ConfigError, PPOConfig, preset_settings
+from agents.config import WITHOUT_EFFECT, ConfigError, PPOConfig, preset_settings
 from envs import Task, get_suite, resolve_backend
 
 Sampler = Literal["tpe", "random", "grid"]
@@ -123,7 +123,7 @@ class Sweep:
         # What "auto" comes to depends on the machine.
         tasks = (first.task, *self.unseen)
         backends = {task.id: resolve_backend(task, first.backend) for task in tasks}
-        left_out = {"seed", *_WITHOUT_EFFECT, *self.first}
+        left_out = {"seed", *WITHOUT_EFFECT, *self.first}
         return {
             **{name: getattr(self, name) for name in _IDENTITY},
             **{name: value for name, value in config.items() if name not in left_out},
@@ -133,9 +133,6 @@ class Sweep:
 
 
 _IDENTITY = ("sampler", "sampler_seed", "seeds", "objective", "episodes")
-
-#: Settings that change how long a run takes, not what comes out of it.
-_WITHOUT_EFFECT = ("checkpoint_every", "threads")
 
 
 def read_sweep(path: Path) -> Sweep:

@@ -12,7 +12,7 @@ import torch
 from agents.checkpoint import is_trained, load_checkpoint
 from agents.config import PPOConfig
 from agents.evaluate import evaluate
-from agents.run_folder import PROGRESS_NAME, read_progress, set_aside
+from agents.run_folder import read_progress, set_aside
 from agents.train import Trainer
 from envs import Task
 
@@ -66,14 +66,6 @@ def last_success(folder: Path) -> float:
             "no success rate: some environment finished no episode; give more total_steps."
         )
     return sum(last) / len(last)
-
-
-def newest_progress(folder: Path) -> tuple[int, float]:
-    """Environment steps and success rate of a run that may be under way."""
-    columns = read_progress(folder) if (folder / PROGRESS_NAME).is_file() else {}
-    if not columns:
-        return 0, math.nan
-    return int(columns["env_steps"][-1]), columns["success_rate"][-1]
 
 
 def _success_unseen(
