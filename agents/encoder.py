@@ -43,7 +43,7 @@ class RepeatedObservations(NamedTuple):
     """Observations (T, E) in which each different one is kept, and encoded, only once.
 
     Agents stand still, turn back and see the same corner again: a rollout of 2 048 observations in
-    small rooms holds some 100 to 400 different ones, and the encoder is half of a small agent.
+    small rooms holds a few hundred different ones, and the encoder is half of a small agent.
     """
 
     distinct: Observations  # (U, ...)
