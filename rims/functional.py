@@ -7,11 +7,16 @@ B batch, N mechanisms, S sources of an attention, M heads.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+#: How an attention is made sparse, see :func:`attention_weights`.
+TopKRule = Literal["softmax", "threshold"]
+
+_THRESHOLD_EPS = 1e-7
 
 
 class AttentionOutput(NamedTuple):
@@ -86,8 +91,79 @@ def topk_softmax(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
     return scores.masked_fill(~topk_mask(scores, k, dim=dim), -math.inf).softmax(dim)
 
 
+def threshold_softmax(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
+    r"""Softmax cut at its (k+1)-th largest weight: what exceeds it is kept and renormalised.
+
+    .. math:: p = \mathrm{softmax}(s), \qquad r_i = \max(p_i - p_{(k+1)} - \epsilon, 0), \qquad
+              a_i = r_i / (\textstyle\sum_j r_j + \epsilon), \qquad \epsilon = 10^{-7}
+
+    The sparse attention of the authors' code for arXiv:2010.08012 and of Ke et al.
+    (arXiv:1809.03702). Where two weights are nearly the (k+1)-th, fewer than ``k`` are left in all
+    but name: compare :func:`topk_softmax`. The gradient flows through the threshold too.
+
+    Args:
+        scores: unnormalised scores.
+        k: weights kept, at least 1. With ``k + 1`` sources or fewer: the ordinary softmax.
+        dim: the axis of sources. Default: the last.
+
+    Returns:
+        Weights shaped like ``scores``, at most ``k`` along ``dim`` above zero if cut.
+
+    Raises:
+        ValueError: if ``k`` is less than 1.
+
+    Example:
+        >>> threshold_softmax(torch.tensor([0.0, 0.0]), 1).tolist()
+        [0.5, 0.5]
+        >>> threshold_softmax(torch.tensor([2.0, 1.0, 0.0]), 1).round(decimals=3).tolist()
+        [1.0, 0.0, 0.0]
+    """
+    if k < 1:
+        raise ValueError(f"threshold_softmax: k must be at least 1; got k={k}.")
+    weights = scores.softmax(dim)
+    if scores.shape[dim] <= k + 1:
+        return weights
+    threshold = weights.topk(k + 1, dim=dim).values.narrow(dim, k, 1) + _THRESHOLD_EPS
+    rest = (weights - threshold).clamp(min=0)
+    return rest / (rest.sum(dim, keepdim=True) + _THRESHOLD_EPS)
+
+
+def attention_weights(
+    scores: Tensor, k: int | None = None, *, rule: TopKRule = "softmax", dim: int = -1
+) -> Tensor:
+    """Weights of an attention from its scores, at most ``k`` of them above zero.
+
+    Args:
+        scores: unnormalised scores.
+        k: sources kept; ``None`` (default) keeps all.
+        rule: ``"softmax"`` (default) is :func:`topk_softmax`, ``"threshold"`` is
+            :func:`threshold_softmax`.
+        dim: the axis of sources. Default: the last.
+
+    Returns:
+        Weights shaped like ``scores``.
+
+    Raises:
+        ValueError: if ``k`` is outside the range of the rule.
+
+    Example:
+        >>> attention_weights(torch.tensor([1.0, 1.0, -3.0]), 2).tolist()
+        [0.5, 0.5, 0.0]
+    """
+    if k is None:
+        return scores.softmax(dim)
+    if rule == "threshold":
+        return threshold_softmax(scores, k, dim=dim)
+    return topk_softmax(scores, k, dim=dim)
+
+
 def sparse_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, k: int | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    k: int | None = None,
+    rule: TopKRule = "softmax",
 ) -> AttentionOutput:
     r"""Scaled dot-product attention in which each reader sees at most ``k`` sources.
 
@@ -98,12 +174,13 @@ def sparse_attention(
         key: ``(..., S, dk)``, one row per source.
         value: ``(..., S, dv)``.
         k: sources kept per reader; ``None`` (default) keeps all of them.
+        rule: how they are kept, see :func:`attention_weights`. Default ``"softmax"``.
 
     Returns:
         ``AttentionOutput(read (..., R, dv), weights (..., R, S))``.
 
     Raises:
-        ValueError: if ``k`` is not in ``[1, S]``.
+        ValueError: if ``k`` is outside the range of the rule, ``[1, S]`` by default.
 
     Example:
         >>> out = sparse_attention(torch.ones(2, 4), torch.ones(3, 4), torch.ones(3, 5))
@@ -113,7 +190,7 @@ def sparse_attention(
     # Scaling the query, not the product: fewer operations, and torch's CPU inductor fails to
     # compile softmax(Q K^T / s) V with gradients on 4-D tensors.
     scores = (query / math.sqrt(query.shape[-1])) @ key.mT  # (..., R, S)
-    weights = scores.softmax(-1) if k is None else topk_softmax(scores, k)
+    weights = attention_weights(scores, k, rule=rule)
     return AttentionOutput(weights @ value, weights)
 
 

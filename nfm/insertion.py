@@ -1,0 +1,231 @@
+"""Putting NFM into a network that exists, without rewriting it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from nfm.attention import Memory
+from nfm.network import NFMOptions, Pass, Passes
+
+#: Arguments of one call: a lone positional one, several, or named ones.
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+class _PassEnd(Exception):
+    """Raised inside a pass that is not the last: nothing of what would follow is used."""
+
+
+class _Tape(threading.local):
+    """What the places of one network know of the call that is going on in this thread.
+
+    The submodules of a foreign network can be handed nothing by argument. Every call begins with an
+    empty memory and leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self.now: Pass | None = None
+        self.memory: Memory = ()
+        self.places_left = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+
+class _Place:
+    """The forward hook of one submodule: its output goes through the NFM of that place."""
+
+    def __init__(self, tape: _Tape, index: int) -> None:
+        self.tape, self.index = tape, index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        tape = self.tape
+        if tape.now is None:  # the network is called on its own, without NFM
+            return None
+        map, rest = _split(output)
+        map, tape.memory = tape.now.call(self.index, map, tape.memory)
+        tape.places_left -= 1
+        if tape.places_left == 0 and not tape.now.is_last:
+            raise _PassEnd
+        return _join(map, rest)
+
+
+class NFMInserted(nn.Module):
+    """A network with NFM inside; made by :func:`insert`.
+
+    Attributes:
+        models: the network once per pass (once, if the passes share parameters), the last of
+            which is the one that was given.
+        nfms: the NFMs by pass and place.
+        at: names of the submodules they follow, in the order in which these are called.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        at: Sequence[str],
+        channels: Sequence[int],
+        unused: Sequence[nn.Parameter],
+        **options: Unpack[NFMOptions],
+    ) -> None:
+        super().__init__()
+        self.at = tuple(at)
+        self.nfms = Passes(channels, **options)
+        copies = 1 if self.nfms.share else len(self.nfms)
+        # What only comes after the last place is not copied: in all but the last pass it would be
+        # a parameter without a gradient.
+        self.models = nn.ModuleList(
+            copy.deepcopy(model, {id(p): p for p in unused}) for _ in range(copies - 1)
+        )
+        self.models.append(model)
+        self._tape = _Tape()
+        for each in self.models:
+            for index, name in enumerate(self.at):
+                each.get_submodule(name).register_forward_hook(_Place(self._tape, index))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run all passes on the same arguments; what the last returns."""
+        tape = self._tape
+        output = None
+        tape.memory = ()
+        try:
+            for k, now in enumerate(self.nfms):
+                tape.now, tape.places_left = now, len(self.at)
+                try:
+                    output = self.models[0 if self.nfms.share else k](*args, **kwargs)
+                except _PassEnd:
+                    continue
+        finally:
+            tape.now, tape.memory = None, ()
+        return output
+
+
+def insert(
+    model: nn.Module, at: Sequence[str], *, example: Example, **options: Unpack[NFMOptions]
+) -> NFMInserted:
+    r"""Put NFM after the named submodules of a network and run it in several passes.
+
+    Every pass gives the network the same input; after each named submodule an :class:`nfm.NFM`
+    reads what the named submodules returned so far, in this pass and earlier ones
+    (arXiv:2010.08012, Algorithm 1). Passes but the last end at the last named submodule. At the
+    start, with every gamma 0, the result is what the network returns without NFM.
+
+    The network given becomes that of the last pass, and can still be called on its own, without
+    NFM; earlier passes have copies of it unless ``share=True``. To save memory by recomputation,
+    put ``torch.utils.checkpoint`` around the whole result: inside, the memory would be missing.
+
+    Args:
+        model: any network whose named submodules return a map ``(B, C, *size)`` of one to three
+            axes, or a tuple or list that begins with one, each once per call.
+        at: their names, as in ``model.named_modules()``.
+        example: what the network takes: a tensor, a sequence of positional arguments or a mapping
+            of named ones. One dry run on a copy, in evaluation mode, tells the shapes.
+        options: see :class:`nfm.NFMOptions`: ``passes=2``, ``share``, ``top_k`` and so on.
+
+    Returns:
+        A module called like ``model``, which returns what ``model`` returns.
+
+    Raises:
+        ValueError: for a name that is not there, a submodule that is not called once or does not
+            return a map, or options that cannot be.
+
+    Example:
+        >>> plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2))
+        >>> network = insert(plain, at=["1", "2"], example=torch.zeros(1, 3, 9, 9), top_k=3)
+        >>> network(torch.zeros(2, 3, 9, 9)).shape
+        torch.Size([2, 4, 3, 3])
+    """
+    probe = _probe(model, at, example)
+    found = {map.dim() - 2 for map in probe.maps}
+    if "spatial_dims" not in options:
+        if len(found) > 1:
+            raise ValueError(f"insert: the maps must have as many axes each; got {sorted(found)}.")
+        options["spatial_dims"] = found.pop()
+    channels = [map.shape[1] for map in probe.maps]
+    parameters = dict(model.named_parameters())
+    unused = [parameters[name] for name in probe.unused]
+    wrapped = NFMInserted(model, probe.order, channels, unused, **options)
+    first = next(model.parameters(), None)
+    if first is not None and first.is_floating_point():
+        wrapped.nfms.to(first)
+    return wrapped
+
+
+class _Probe(NamedTuple):
+    """What a dry run shows."""
+
+    order: list[str]  # the named submodules, as they are called
+    maps: list[Tensor]  # what they return
+    unused: list[str]  # parameters that no map depends on
+
+
+def _probe(model: nn.Module, at: Sequence[str], example: Example) -> _Probe:
+    if not at or len(set(at)) < len(at):
+        raise ValueError(f"insert: at must name one or more submodules, each once; got {list(at)}.")
+    known = dict(model.named_modules())
+    for name in at:
+        if name not in known:
+            raise ValueError(f"insert: there is no submodule {name!r} (see named_modules()).")
+    copied = copy.deepcopy(model).eval().requires_grad_(True)
+    calls: list[tuple[str, Tensor]] = []
+
+    def note(name: str, output: Any) -> None:
+        map, _ = _split(output, name)
+        calls.append((name, map))
+
+    for name in at:
+        copied.get_submodule(name).register_forward_hook(
+            lambda _module, _args, output, name=name: note(name, output)
+        )
+    with torch.enable_grad():
+        _call(copied, example)
+        order = [name for name, _ in calls]
+        for name in at:
+            if order.count(name) != 1:
+                raise ValueError(
+                    f"insert: submodule {name!r} must be called once in a pass; "
+                    f"it was called {order.count(name)} times."
+                )
+        names, parameters = zip(*copied.named_parameters(), strict=True)
+        total = torch.stack([map.sum().float() for _, map in calls]).sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    unused = [name for name, g in zip(names, gradients, strict=True) if g is None]
+    return _Probe(order, [map.detach() for _, map in calls], unused)
+
+
+def _call(model: nn.Module, example: Example) -> Any:
+    if isinstance(example, Tensor):
+        return model(example)
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example)
+
+
+def _split(output: Any, name: str = "") -> tuple[Tensor, Any]:
+    """The map of what a submodule returned, and what is around it."""
+    map = output[0] if isinstance(output, tuple | list) and output else output
+    if not (isinstance(map, Tensor) and map.is_floating_point() and 3 <= map.dim() <= 5):
+        shape = tuple(map.shape) if isinstance(map, Tensor) else type(output).__name__
+        raise ValueError(
+            f"insert: submodule {name!r} must return a map (B, C, *size) of one to three axes; "
+            f"got {shape}."
+        )
+    return map, output
+
+
+def _join(map: Tensor, output: Any) -> Any:
+    """``output`` with ``map`` in the place of its map."""
+    if isinstance(output, Tensor):
+        return map
+    rest = (map, *output[1:])
+    if isinstance(output, list):
+        return list(rest)
+    return type(output)(*rest) if hasattr(output, "_fields") else rest

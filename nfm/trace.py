@@ -1,0 +1,139 @@
+"""Record which earlier modules the NFMs of a network read, on request; or leave that to chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nfm.attention import Memory, SlotRead
+from nfm.module import NFM, SlotAttention
+from nfm.rescale import window_size
+
+
+class Reading(NamedTuple):
+    """How one NFM divided its attention in one call, detached."""
+
+    reader: str  # name of the NFM in the network
+    sources: tuple[str, ...]  # names of the NFMs whose entries it could read, "null" last
+    weights: Tensor  # (B, M, len(sources)) mean over points, all slots of a source together
+
+
+@dataclass
+class Trace:
+    """What the NFMs of a network read while :func:`trace` was open, in the order of their calls."""
+
+    readings: list[Reading] = field(default_factory=list)
+
+
+@contextmanager
+def trace(network: nn.Module) -> Iterator[Trace]:
+    """Record every NFM inside ``network`` while the context is open.
+
+    Args:
+        network: any module with :class:`nfm.NFM` inside; every call of it begins with an empty
+            memory, as those of :class:`nfm.NFMNetwork` and :func:`nfm.insert` do.
+
+    Yields:
+        A :class:`Trace`, filled as the network runs.
+
+    Example:
+        >>> from nfm import NFMNetwork
+        >>> network = NFMNetwork([nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)], [4, 4], passes=2)
+        >>> with trace(network) as record:
+        ...     _ = network(torch.zeros(2, 1, 8, 8))
+        >>> [len(reading.sources) for reading in record.readings]
+        [2, 4, 5]
+        >>> record.readings[0].sources
+        ('nfms.sets.0.0', 'null')
+    """
+    record = Trace()
+    watch = _Watch(record)
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, NFM):
+            handles.append(module.register_forward_hook(partial(watch.wrote, name)))
+            if module.reads:
+                hook = partial(watch.read, name)
+                handles.append(module.attention.register_forward_hook(hook))
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def random_attention(network: nn.Module) -> Iterator[None]:
+    """While open, every NFM draws its scores from a normal distribution instead of choosing.
+
+    The ablation of arXiv:2010.08012, section 4.4: a network that was trained to choose should be
+    worse off without. Null slot and top-k remain.
+
+    Args:
+        network: any module with :class:`nfm.NFM` inside.
+
+    Example:
+        >>> module = NFM(4)
+        >>> with random_attention(module):
+        ...     module.attention.random
+        True
+        >>> module.attention.random
+        False
+    """
+    modules = [m for m in network.modules() if isinstance(m, SlotAttention)]
+    before = [m.random for m in modules]
+    for module in modules:
+        module.random = True
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.random = value
+
+
+class _Watch:
+    """Knows who wrote which entry of the memory that is being filled."""
+
+    def __init__(self, record: Trace) -> None:
+        self.record = record
+        self.writers: list[str] = []
+
+    def read(self, name: str, module: nn.Module, args: tuple[Any, ...], out: SlotRead) -> None:
+        assert isinstance(module, SlotAttention)
+        query: Tensor = args[0]
+        memory: Memory = args[1]
+        # The module that reads has written before, but its own hook comes after this one.
+        if len(memory) == 1:
+            self.writers = []
+        writers = [*self.writers, name][: len(memory)]
+        counts = [_num_slots(query, entry.key, module) for entry in memory]
+        if module.null_slot:
+            counts.append(1)
+            writers.append("null")
+        points = out.weights.detach().flatten(3).mean(3)  # (B, M, S)
+        weights = torch.stack([part.sum(2) for part in torch.split(points, counts, dim=2)], dim=2)
+        self.record.readings.append(Reading(name, tuple(writers), weights))
+
+    def wrote(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        before: Memory = args[1] if len(args) > 1 else ()
+        after: Memory = out[1]
+        if not before:
+            self.writers = []
+        if len(after) > len(before):
+            self.writers.append(name)
+
+
+def _num_slots(query: Tensor, key: Tensor, module: SlotAttention) -> int:
+    if module.rescale == "nearest":
+        return 1
+    return math.prod(
+        window_size(source, target)
+        for source, target in zip(key.shape[2:], query.shape[2:], strict=True)
+    )
