@@ -5,6 +5,7 @@ from nfm.authors import load_authors_weights
 from nfm.insertion import NFMInserted, insert
 from nfm.module import NFM
 from nfm.network import NFMNetwork, NFMOptions
+from nfm.plots import plot_attention
 from nfm.trace import Reading, Trace, random_attention, trace
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Trace",
     "insert",
     "load_authors_weights",
+    "plot_attention",
     "random_attention",
     "trace",
 ]

@@ -21,6 +21,7 @@ class Reading(NamedTuple):
     """How one NFM divided its attention in one call, detached."""
 
     reader: str  # name of the NFM in the network
+    visit: int  # its how-manieth call, from 1: above that where passes share their NFMs
     sources: tuple[str, ...]  # names of the NFMs whose entries it could read, "null" last
     weights: Tensor  # (B, M, len(sources)) mean over points, all slots of a source together
 
@@ -58,6 +59,7 @@ def trace(network: nn.Module) -> Iterator[Trace]:
     handles = []
     for name, module in network.named_modules():
         if isinstance(module, NFM):
+            handles.append(module.register_forward_pre_hook(partial(watch.begins, name)))
             handles.append(module.register_forward_hook(partial(watch.wrote, name)))
             if module.reads:
                 hook = partial(watch.read, name)
@@ -104,14 +106,13 @@ class _Watch:
     def __init__(self, record: Trace) -> None:
         self.record = record
         self.writers: list[str] = []
+        self.visits: dict[str, int] = {}  # by name, in the call of the network that is going on
 
     def read(self, name: str, module: nn.Module, args: tuple[Any, ...], out: SlotRead) -> None:
         assert isinstance(module, SlotAttention)
         query: Tensor = args[0]
         memory: Memory = args[1]
         # The module that reads has written before, but its own hook comes after this one.
-        if len(memory) == 1:
-            self.writers = []
         writers = [*self.writers, name][: len(memory)]
         counts = [_num_slots(query, entry.key, module) for entry in memory]
         if module.null_slot:
@@ -119,13 +120,20 @@ class _Watch:
             writers.append("null")
         points = out.weights.detach().flatten(3).mean(3)  # (B, M, S)
         weights = torch.stack([part.sum(2) for part in torch.split(points, counts, dim=2)], dim=2)
-        self.record.readings.append(Reading(name, tuple(writers), weights))
+        visit = self.visits.get(name, 0) + 1
+        self.record.readings.append(Reading(name, visit, tuple(writers), weights))
+
+    def begins(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forget the call of the network before."""
+        if len(args) < 2 or not args[1]:
+            first = next(iter(self.visits), name)
+            if name == first:
+                self.writers, self.visits = [], {}
 
     def wrote(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         before: Memory = args[1] if len(args) > 1 else ()
         after: Memory = out[1]
-        if not before:
-            self.writers = []
+        self.visits[name] = self.visits.get(name, 0) + 1
         if len(after) > len(before):
             self.writers.append(name)
 

@@ -1,0 +1,1 @@
+"""Experiments of the papers: data, models and training."""
