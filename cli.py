@@ -1,4 +1,7 @@
-"""The command ``rims``. Its commands are in :mod:`agents.commands`, a file each."""
+"""The command ``rims``. Its commands are in :mod:`agents.commands`, a file each.
+
+Those of ``rims experiment`` are in :mod:`experiments.commands`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from agents.commands.suites import suites
 from agents.commands.sweep import sweep
 from agents.commands.train import train
 from agents.commands.watch import watch
+from experiments.commands.experiment import experiment
 
 
 @click.group(
@@ -36,7 +40,7 @@ def rims(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (train, watch, evaluate, compare, record, plot, suites, sweep, bench):
+for command in (train, watch, evaluate, compare, record, plot, suites, sweep, bench, experiment):
     rims.add_command(command)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agents.config import CoreImportError, PPOConfig
 from agents.policy import RecurrentActorCritic
+from agents.tensor_file import load_tensors, save_tensors
 
 CHECKPOINT_NAME = "checkpoint.pt"
 FORMAT_VERSION = 2
@@ -41,13 +39,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     path = folder / CHECKPOINT_NAME
     content = {f: getattr(checkpoint, f) for f in checkpoint.__dataclass_fields__}
     content["config"] = asdict(checkpoint.config)
-    content["format_version"] = FORMAT_VERSION
-    temporary = path.with_suffix(".pt.tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    save_tensors(path, content, FORMAT_VERSION)
     return path
 
 
@@ -69,17 +61,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{str(folder)!r} holds no {CHECKPOINT_NAME}: not a run folder, or its training "
             "stopped before the first checkpoint."
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises a different type for each way a file can be damaged
-        content = None
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise ValueError(f"{path}: damaged or not a checkpoint of this program.")
-    version = content.pop("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: checkpoint format {version}; this version reads {FORMAT_VERSION}."
-        )
+    content = load_tensors(path, FORMAT_VERSION)
     try:
         checkpoint = Checkpoint(**{**content, "config": PPOConfig(**content["config"])})
         checkpoint.make_policy()

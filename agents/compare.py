@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +14,16 @@ from agents.cores import require_usable
 from agents.evaluations import cached_results, evaluate_run
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import run_all
-from agents.run_folder import is_empty, newest_progress, set_aside, write_text
+from agents.run_folder import (
+    is_empty,
+    newest_progress,
+    note_failure,
+    noted_failure,
+    set_aside,
+    write_text,
+)
 from agents.train import Trainer
 from envs import Suite, Task, require_makeable, resolve_backend
-
-#: Holds why a run's training ended before its time, in one line.
-FAILURE_NAME = "failure.txt"
 
 
 class JudgingError(RuntimeError):
@@ -214,20 +217,16 @@ def _look_at(run: Run) -> tuple[Flag | None, bool]:
 
 def _reason(folder: Path) -> str:
     """Why its training ended, if that is known."""
-    try:
-        text = (folder / FAILURE_NAME).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return ": " + " ".join(text.split()).removesuffix(".")
+    why = noted_failure(folder)
+    return f": {why}" if why else ""
 
 
 def _train(run: Run, jobs: int) -> None:
     trainer = Trainer(run.config, run.folder)
     try:
         trainer.run()
-    except Exception as error:  # kept for a later report, which has nothing else to go by
-        with contextlib.suppress(OSError):
-            write_text(run.folder / FAILURE_NAME, " ".join(str(error).split()) + "\n")
+    except Exception as error:
+        note_failure(run.folder, error)
         raise
     write_text(run.folder / JOBS_NAME, f"{jobs}\n")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -141,30 +141,59 @@ def seconds_left(row: Mapping[str, float], total_steps: int) -> float:
     return row["seconds"] / row["env_steps"] * max(0.0, total_steps - row["env_steps"])
 
 
-class RunsDisplay(Display):
-    """Progress of several runs; as plain lines, only of those that went on since the last."""
+class RunLine(NamedTuple):
+    """How far one of several runs is."""
 
-    def __init__(self) -> None:
+    name: str
+    done: int
+    total: int
+    score: float
+
+
+class ProgressTable(Display):
+    """Progress of several runs; as plain lines, only of those that went on since the last.
+
+    Args:
+        unit: what is counted.
+        score: what is shown beside it.
+        short: both, as they are called in plain lines.
+    """
+
+    def __init__(self, unit: str, score: str, short: tuple[str, str]) -> None:
         super().__init__()
+        self._columns = ("run", "progress", unit, score)
+        self._short = short
         self._printed: dict[str, str] = {}
 
-    def update(self, runs: Sequence[RunProgress]) -> None:
+    def show_runs(self, runs: Iterable[RunLine]) -> None:
         """Show every run's newest numbers."""
         table = Table(box=None, header_style="cyan")
-        for column in ("run", "progress", "environment steps", "success rate"):
+        for column in self._columns:
             table.add_column(column)
+        unit, score = self._short
         lines = {}
-        for progress in runs:
-            run, total = progress.run, progress.run.config.total_steps
-            steps = f"{progress.env_steps:,}/{total:,}"
-            bar = ProgressBar(total=total, completed=min(progress.env_steps, total), width=30)
-            table.add_row(run.name, bar, steps, number(progress.success_rate))
-            if progress.env_steps:
-                success = number(progress.success_rate)
-                lines[run.name] = f"{run.name}: {steps} steps, success {success}"
+        for run in runs:
+            count = f"{run.done:,}/{run.total:,}"
+            bar = ProgressBar(total=run.total, completed=min(run.done, run.total), width=30)
+            table.add_row(run.name, bar, count, number(run.score))
+            if run.done:
+                lines[run.name] = f"{run.name}: {count} {unit}, {score} {number(run.score)}"
         news = [line for name, line in lines.items() if self._printed.get(name) != line]
         if self.show(table, news):
             self._printed = lines
+
+
+class RunsDisplay(ProgressTable):
+    """Progress of several agents."""
+
+    def __init__(self) -> None:
+        super().__init__("environment steps", "success rate", ("steps", "success"))
+
+    def update(self, runs: Sequence[RunProgress]) -> None:
+        """Show every run's newest numbers."""
+        self.show_runs(
+            RunLine(p.run.name, p.env_steps, p.run.config.total_steps, p.success_rate) for p in runs
+        )
 
 
 def number(value: float) -> str:

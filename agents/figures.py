@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,22 @@ def colours(cores: Sequence[str]) -> dict[str, str]:
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Write each figure as PNG and as SVG; return their paths."""
     figures = {"learning_curves": plot_curves(comparison), "tasks": plot_tasks(comparison)}
+    return save_figures(figures, folder)
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure, by its name, as PNG and as SVG; return their paths."""
     paths = []
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             path = folder / f"{name}.{kind}"
-            write_bytes(path, _drawn(figure, kind))
+            write_bytes(path, drawn(figure, kind))
             paths.append(path)
     return paths
 
 
-def _drawn(figure: Figure, kind: str) -> bytes:
+def drawn(figure: Figure, kind: str) -> bytes:
+    """The file that a figure makes; ``kind`` is what its name ends in, without the dot."""
     picture = io.BytesIO()
     # The same comparison gives the same file: no date, no random names inside.
     with mpl.rc_context({"svg.hashsalt": "rims"}):
@@ -78,10 +84,10 @@ def plot_curves(comparison: Comparison) -> Figure:
         ax.set_xlim(left=0)
         ax.set_ylim(-0.02, 1.02)
         ax.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-        _tidy(ax)
+        tidy(ax)
     if comparison.chance is not None:
         axes[0].axhline(comparison.chance, color=_DARK, ls="--", lw=1, label=_CHANCE)
-    _legend(figure, axes[0])
+    legend_below(figure, axes[0])
     figure.suptitle(f"Training on {comparison.suite.train.name}: {_curve_note(comparison)}")
     return figure
 
@@ -132,19 +138,19 @@ def plot_tasks(comparison: Comparison) -> Figure:
         ):
             heights = [e.mean for e in estimates]
             ax.bar(x, heights, width * 0.92, color=shades[core], label=names[core])
-            _draw_intervals(ax, x, estimates)
-            _draw_dots(ax, x, dots, width)
+            draw_intervals(ax, x, estimates)
+            draw_dots(ax, x, dots, width)
     for ax, label in zip(axes, ("success rate", "return"), strict=True):
         ax.set_xticks(places, [_task_label(comparison, i) for i in range(len(places))])
         ax.set_ylabel(label)
         ax.set_ylim(0, 1.04)
-        _tidy(ax)
+        tidy(ax)
     if comparison.chance is not None and comparison.suite.train in comparison.tasks:
         place = comparison.tasks.index(comparison.suite.train)
         axes[0].hlines(
             comparison.chance, place - 0.45, place + 0.45, _DARK, "--", lw=1, label=_CHANCE
         )
-    _legend(figure, axes[0])
+    legend_below(figure, axes[0])
     figure.suptitle(f"Trained on {comparison.suite.train.name} ({_bar_note(comparison)})")
     return figure
 
@@ -161,7 +167,8 @@ def _task_label(comparison: Comparison, index: int) -> str:
     return "\n".join(task.name.rsplit("-", 1)) + trained
 
 
-def _draw_intervals(ax: Axes, x: NDArray[np.floating[Any]], estimates: Sequence[Estimate]) -> None:
+def draw_intervals(ax: Axes, x: NDArray[np.floating[Any]], estimates: Sequence[Estimate]) -> None:
+    """Error bars of those that have an interval."""
     known = [(p, e) for p, e in zip(x, estimates, strict=True) if not math.isnan(e.low)]
     if known:
         ax.errorbar(
@@ -175,7 +182,7 @@ def _draw_intervals(ax: Axes, x: NDArray[np.floating[Any]], estimates: Sequence[
         )
 
 
-def _draw_dots(
+def draw_dots(
     ax: Axes, x: NDArray[np.floating[Any]], values: Sequence[Sequence[float]], width: float
 ) -> None:
     """One per seed, side by side in the bar: equal seeds would hide each other."""
@@ -186,15 +193,22 @@ def _draw_dots(
         ax.plot(place + np.asarray(offsets), own, "o", clip_on=False, **style)
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
-    """Below the axes: on easy tasks curves and bars reach the top."""
+def legend_below(figure: Figure, ax: Axes, last: str = _CHANCE) -> None:
+    """Below the axes: on easy tasks curves and bars reach the top.
+
+    Args:
+        figure: that gets it.
+        ax: whose lines and bars it names.
+        last: the name that stands behind all others.
+    """
     pairs = zip(*ax.get_legend_handles_labels(), strict=True)
-    handles, names = zip(*sorted(pairs, key=lambda pair: pair[1] == _CHANCE), strict=True)
+    handles, names = zip(*sorted(pairs, key=lambda pair: pair[1] == last), strict=True)
     columns = min(len(names), 6)
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
+    """The look of all axes: open, a faint grid behind."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_output(path: Path, endings: Sequence[str]) -> None:
+def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> None:
     """See that a file can be written to ``path``, before the work that fills it.
 
     Args:
         path: where it is to be.
         endings: what its name may end in, such as ``".gif"``; case does not matter.
+        option: that gave it, for the message.
 
     Raises:
         ValueError: if the name ends otherwise, or the folder is missing or not writable.
@@ -25,11 +26,11 @@ def check_output(path: Path, endings: Sequence[str]) -> None:
     """
     if path.suffix.lower() not in endings:
         names = " or ".join(filter(None, [", ".join(endings[:-1]), endings[-1]]))
-        raise ValueError(f"--out must end in {names}; got {str(path)!r}.")
+        raise ValueError(f"{option} must end in {names}; got {str(path)!r}.")
     if not path.parent.is_dir():
-        raise ValueError(f"--out: folder {str(path.parent)!r} does not exist.")
+        raise ValueError(f"{option}: folder {str(path.parent)!r} does not exist.")
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--out: folder {str(path.parent)!r} cannot be written.")
+        raise ValueError(f"{option}: folder {str(path.parent)!r} cannot be written.")
 
 
 @contextmanager

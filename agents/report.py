@@ -193,7 +193,7 @@ def _aggregates(comparison: Comparison) -> list[str]:
         "together [95 % bootstrap interval, seeds drawn anew for each task; none for one seed or "
         "seeds that are all equal]. Over few seeds a bootstrap interval is too narrow; Student's, "
         "above, is the careful one.",
-        _table(
+        markdown_table(
             ["task", *_names(comparison)],
             [
                 [name, *(_text(comparison.interquartile_mean(c, own)) for c in comparison.cores)]
@@ -216,7 +216,7 @@ def _improvements(comparison: Comparison) -> list[str]:
         "Probability that a run of the core in the row has a higher success rate than one of the "
         f"core in the column, mean over {_pooled_name(comparison)}; ties count half, so 0.50 is no "
         "difference [bootstrap interval as above; none where every draw gives the same].",
-        _table(["core", *_names(comparison)], rows),
+        markdown_table(["core", *_names(comparison)], rows),
     ]
 
 
@@ -237,7 +237,9 @@ def _efficiency(comparison: Comparison) -> list[str]:
         "Environment steps until the success rate in training, over a window of the latest "
         f"episodes, is first {LEARNED} or more. A seed that never gets there counts as later than "
         "any in the median.",
-        _table(["core", f"steps to {LEARNED}, median over seeds", "seeds that reached it"], rows),
+        markdown_table(
+            ["core", f"steps to {LEARNED}, median over seeds", "seeds that reached it"], rows
+        ),
     ]
 
 
@@ -258,7 +260,7 @@ def _cores(comparison: Comparison) -> list[str]:
     return [
         "## Cores",
         f"Training speed: median over updates and seeds, {_speed_note(comparison)}.",
-        _table(heads, rows),
+        markdown_table(heads, rows),
     ]
 
 
@@ -280,7 +282,7 @@ def _speed_note(comparison: Comparison) -> str:
 
 
 def _by_task(comparison: Comparison, show: Callable[[Cell], str]) -> str:
-    return _table(
+    return markdown_table(
         ["task", *_names(comparison)],
         [
             [
@@ -296,7 +298,8 @@ def _task_name(comparison: Comparison, task: Task) -> str:
     return task.name + (" (trained)" if task == comparison.suite.train else "")
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     head, *body = (f"| {' | '.join(line)} |" for line in (heads, *rows))
     return "\n".join([head, "|---" * len(heads) + "|", *body])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -10,16 +11,17 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from filelock import FileLock, Timeout
 
-from agents.config import PPOConfig
 from agents.output import whole_file
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
 LOCK_NAME = ".lock"
+#: Holds why a run's training ended before its time, in one line.
+FAILURE_NAME = "failure.txt"
 
 #: Part of the name of what an interrupted run left, once it has been trained again.
 SET_ASIDE = ".interrupted-"
@@ -137,22 +139,59 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def note_failure(folder: Path, error: BaseException) -> None:
+    """Leave in a run's folder why it failed, for a later report, which has nothing else."""
+    with contextlib.suppress(OSError):
+        write_text(folder / FAILURE_NAME, " ".join(str(error).split()) + "\n")
+
+
+def noted_failure(folder: Path) -> str:
+    """What :func:`note_failure` left, without its full stop; empty if there is nothing."""
+    try:
+        text = (folder / FAILURE_NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return " ".join(text.split()).removesuffix(".")
+
+
+class Settings(Protocol):
+    """A configuration that can be saved with its run."""
+
+    def to_toml(self) -> str:
+        """All settings as TOML."""
+        ...
+
+
 class RunLog:
-    """Writes one row per update to ``progress.csv`` and to TensorBoard.
+    """Writes rows to ``progress.csv`` and to TensorBoard.
 
     Use as a context manager. Columns are fixed by the first row.
+
+    Args:
+        folder: the run folder.
+        config: saved as ``config.toml``.
+        x: the column that TensorBoard's curves are drawn over.
+        keep: rows of an interrupted run that this one continues; later ones are dropped, and what
+            TensorBoard saw of them is marked as superseded.
     """
 
-    def __init__(self, folder: Path, config: PPOConfig) -> None:
+    def __init__(
+        self, folder: Path, config: Settings, *, x: str = "env_steps", keep: int = 0
+    ) -> None:
+        self._x = x
+        path = folder / PROGRESS_NAME
+        columns, last_x = _keep_rows(path, keep, x)
+        # First of all: by it a run that is stopped right now is known again.
+        write_text(folder / CONFIG_NAME, config.to_toml())
         # TensorBoard's import warns about its own dependencies.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(folder))
-        write_text(folder / CONFIG_NAME, config.to_toml())
-        self._file = (folder / PROGRESS_NAME).open("w", newline="", encoding="utf-8")
-        self._table: csv.DictWriter[str] | None = None
+            purge = None if last_x is None else last_x + 1
+            self._events = SummaryWriter(str(folder), purge_step=purge)
+        self._file = path.open("a" if keep else "w", newline="", encoding="utf-8")
+        self._table = csv.DictWriter(self._file, columns) if columns else None
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one row; it is on disk when this returns."""
@@ -163,7 +202,7 @@ class RunLog:
         self._file.flush()
         for name, value in row.items():
             if math.isfinite(value):
-                self._events.add_scalar(name, value, int(row["env_steps"]))
+                self._events.add_scalar(name, value, int(row[self._x]))
 
     def __enter__(self) -> Self:
         return self
@@ -176,6 +215,19 @@ class RunLog:
     ) -> None:
         self._file.close()
         self._events.close()
+
+
+def _keep_rows(path: Path, keep: int, x: str) -> tuple[list[str], int | None]:
+    """Cut a table to its first ``keep`` rows; its columns, and ``x`` in the last one kept."""
+    if not keep:
+        return [], None
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = file.readlines()[: keep + 1]
+    if len(lines) <= keep:
+        raise ValueError(f"{str(path)!r} has lost rows; remove its run folder to start again.")
+    write_text(path, "".join(lines))
+    rows = list(csv.DictReader(lines))
+    return list(rows[-1]), int(float(rows[-1][x]))
 
 
 def read_progress(folder: Path) -> dict[str, list[float]]:
@@ -205,10 +257,14 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
 
 def newest_progress(folder: Path) -> tuple[int, float]:
     """Environment steps and success rate of a run; 0 and NaN before its first row."""
+    row = newest_row(folder)
+    return (int(row["env_steps"]), row["success_rate"]) if row else (0, math.nan)
+
+
+def newest_row(folder: Path) -> dict[str, float]:
+    """The last row of a run's ``progress.csv``; empty before the first one."""
     columns = read_progress(folder) if (folder / PROGRESS_NAME).is_file() else {}
-    if not columns:
-        return 0, math.nan
-    return int(columns["env_steps"][-1]), columns["success_rate"][-1]
+    return {name: values[-1] for name, values in columns.items()}
 
 
 def _short(value: float) -> str:

@@ -273,9 +273,9 @@ class Tupled(nn.Module):
 def test_maps_inside_tuples_and_lists(kind: type, x: Tensor) -> None:
     network = insert(nn.Sequential(Tupled(kind)), at=["0"], example=x, **SMALL)
     out: Any = network(x)
-    assert type(out) is kind
     assert out[1] == "kept"
     assert out[0].shape == (2, 4, 9, 7)
+    assert type(out) is kind
 
 
 @pytest.mark.parametrize(

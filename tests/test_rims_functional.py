@@ -16,12 +16,14 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from rims.functional import (
+    attention_weights,
     grouped_linear,
     gru_candidate,
     lstm_candidate,
     null_softmax,
     sparse_attention,
     stop_gradient_where,
+    threshold_softmax,
     topk_mask,
     topk_softmax,
 )
@@ -167,6 +169,67 @@ def test_topk_softmax_along_another_dim() -> None:
     scores = double(5, 3, 7)
     expected = topk_softmax(scores.movedim(1, -1), 2).movedim(-1, 1)
     assert_near(topk_softmax(scores, 2, dim=1), expected)
+
+
+# --- threshold_softmax
+
+
+def test_threshold_softmax_by_hand() -> None:
+    # powers 1, 2, 4, 1: weights in eighths; the third largest is 1/8, what exceeds it 1/8 and 3/8
+    scores = torch.tensor([0.0, math.log(2), 2 * math.log(2), 0.0], dtype=torch.float64)
+    eps = 1e-7
+    rest = torch.tensor([0.0, 1 / 8 - eps, 3 / 8 - eps, 0.0], dtype=torch.float64)
+    assert_near(threshold_softmax(scores, 2), rest / (rest.sum() + eps))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_threshold_softmax_keeps_at_most_k_and_only_if_there_are_more(k: int) -> None:
+    for size in range(1, 8):
+        scores = double(50, size)
+        weights = threshold_softmax(scores, k)
+        if size <= k + 1:
+            assert torch.equal(weights, scores.softmax(-1))
+        else:
+            assert ((weights > 0).sum(-1) <= k).all()
+            assert_near(weights.sum(-1), torch.ones(50).double(), atol=1e-2)
+            assert (weights.argmax(-1) == scores.argmax(-1)).all()
+
+
+def test_threshold_softmax_differs_from_softmax_over_the_largest() -> None:
+    # Of two that lie just above the threshold nothing is left.
+    scores = torch.tensor([3.0, 0.001, 0.0], dtype=torch.float64)
+    assert threshold_softmax(scores, 1)[0] > 0.999
+    close = torch.tensor([3.0, 0.002, 0.001, 0.0], dtype=torch.float64)
+    assert threshold_softmax(close, 2)[1] < 1e-4
+    assert topk_softmax(close, 2)[1] > 0.04
+
+
+def test_threshold_softmax_gradient_flows_through_the_threshold() -> None:
+    scores = double(3, 6).requires_grad_()
+    assert gradcheck(lambda s: threshold_softmax(s, 2), (scores,))
+    largest = threshold_softmax(scores, 2).max(-1).values
+    (gradient,) = torch.autograd.grad(largest.sum(), scores)
+    third = scores.detach().argsort(-1, descending=True)[:, 2:3]
+    assert (gradient.gather(-1, third).abs() > 1e-3).all()  # itself it has weight 0
+
+
+def test_threshold_softmax_along_another_dim() -> None:
+    scores = double(5, 6, 4)
+    expected = threshold_softmax(scores.movedim(1, -1), 2).movedim(-1, 1)
+    assert_near(threshold_softmax(scores, 2, dim=1), expected)
+
+
+def test_threshold_softmax_needs_a_positive_k() -> None:
+    with pytest.raises(ValueError, match=r"^threshold_softmax: k must be at least 1; got k=0"):
+        threshold_softmax(double(3), 0)
+
+
+def test_attention_weights_chooses_the_rule() -> None:
+    scores = double(4, 6)
+    assert torch.equal(attention_weights(scores), scores.softmax(-1))
+    assert torch.equal(attention_weights(scores, 2), topk_softmax(scores, 2))
+    expected = threshold_softmax(scores, 2, dim=0)
+    assert torch.equal(attention_weights(scores, 2, rule="threshold", dim=0), expected)
 
 
 # --- attention

@@ -235,10 +235,13 @@ def _run(case: Case, problem: Problem, device: str) -> tuple[Sequence, dict[str,
     before = hoisted.CHUNK_ROWS
     hoisted.CHUNK_ROWS = case.steps_per_range * case.batch
     try:
-        out, saved = hoisted.forward(kind, *a, save=True)
+        recurrence = kind(a.w, a.rules, a.states, a.flags)
+        out, saved = hoisted.forward(recurrence, a.input, save=True)
         assert saved is not None
         grad_output = problem.grad_output.to(device, case.dtype)
-        grad = hoisted.backward(kind, grad_output, carry, *a, saved, input_needs_grad=True)
+        grad = hoisted.backward(
+            recurrence, grad_output, carry, a.input, saved, input_needs_grad=True
+        )
     finally:
         hoisted.CHUNK_ROWS = before
     assert grad.input is not None
@@ -255,11 +258,11 @@ def _run(case: Case, problem: Problem, device: str) -> tuple[Sequence, dict[str,
 def _loop_gradients(case: Case, problem: Problem, did: Sequence, device: str) -> LoopGradients:
     """What backward leaves of every step."""
     a = _arguments(case, problem, device)
-    rest = hoisted.forward(TritonRecurrence, *a, save=True)[1]
+    recurrence = TritonRecurrence(a.w, a.rules, a.states, a.flags)
+    rest = hoisted.forward(recurrence, a.input, save=True)[1]
     assert rest is not None
     inputs = Hoisted(rest.inputs.query_side, rest.inputs.gate_side)
     out = hoisted._empty_gradients(a.input, a.w, case.steps, a.w.num_rims)
-    recurrence = TritonRecurrence(a.w, a.rules, a.states, a.flags)
     grad_output = problem.grad_output.to(device, case.dtype)
     recurrence.backward(0, inputs, did, grad_output, _carry(case, problem, device), out)
     return out

@@ -122,7 +122,7 @@ def compare(
         )
     jobs = min(jobs or usable_processors(), len(runs))
     judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=jobs)
-    with _claimed(run_root, report_only):
+    with claimed(run_root, report_only):
         comparison = _judge(judge, runs, [] if report_only else _train(runs, jobs))
         written = write_report(comparison, run_root)
     if as_json:
@@ -135,7 +135,7 @@ def compare(
 
 
 @contextmanager
-def _claimed(run_root: Path, report_only: bool) -> Iterator[None]:
+def claimed(run_root: Path, report_only: bool) -> Iterator[None]:
     """Keep other comparisons out of the folder, unless this one only reports."""
     from agents.run_folder import lock_folder, require_writable
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import click
 
@@ -22,6 +22,9 @@ from agents.config import (
     read_settings,
 )
 from envs import BackendChoice, Suite, Task, get_suite
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
@@ -81,12 +84,18 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its own options first, then those of PPOConfig by heading."""
+    """A command whose help lists its own options first, then those of its settings by heading.
+
+    Attributes:
+        groups: the headings in their order.
+    """
+
+    groups: Sequence[str] = get_args(Group)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections."""
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
-        sections.update({group: [] for group in get_args(Group)})
+        sections.update({group: [] for group in self.groups})
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
@@ -98,12 +107,14 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(records)
 
 
-def config_options(*leave_out: str) -> Callable[[Decorated], Decorated]:
-    """One option for every field of PPOConfig but those named."""
+def config_options(
+    *leave_out: str, of: type[DataclassInstance] = PPOConfig
+) -> Callable[[Decorated], Decorated]:
+    """One option for every field of a class of settings but those named."""
 
     def decorate(command: Decorated) -> Decorated:
-        hints = get_type_hints(PPOConfig)
-        for field in reversed(dataclasses.fields(PPOConfig)):
+        hints = get_type_hints(of)
+        for field in reversed(dataclasses.fields(of)):
             if field.name in leave_out:
                 continue
             hint, name = hints[field.name], flag(field.name)
@@ -114,7 +125,9 @@ def config_options(*leave_out: str) -> Callable[[Decorated], Decorated]:
                 cls=GroupedOption,
                 group=field.metadata["group"],
                 type=click.Choice(choices) if choices else hint,
-                metavar=_METAVAR_OF.get(field.name) or _METAVARS.get(hint),
+                metavar=field.metadata.get("metavar")
+                or _METAVAR_OF.get(field.name)
+                or _METAVARS.get(hint),
                 default=field.default,
                 show_default=field.default != "",
                 help=field.metadata["help"],
@@ -258,10 +271,15 @@ def checking_input() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
+def typed_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that were typed, not left at their default."""
+    source = click.get_current_context().get_parameter_source
+    return {n: v for n, v in given.items() if source(n) != click.core.ParameterSource.DEFAULT}
+
+
 def make_config(given: dict[str, Any], file: Path | None = None) -> PPOConfig:
     """The configuration: what was typed, else the file, else the suite's preset, else default."""
-    source = click.get_current_context().get_parameter_source
-    typed = {n: v for n, v in given.items() if source(n) != click.core.ParameterSource.DEFAULT}
+    typed = typed_of(given)
     with checking_input():
         saved = read_settings(file) if file else {}
         named = typed if typed.get("suite") or typed.get("env") else saved

@@ -1,0 +1,231 @@
+"""Runs of several models and seeds: what is missing is trained, and what they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agents.comparison import Flag, grouped
+from agents.processes import run_all
+from agents.run_folder import (
+    CONFIG_NAME,
+    is_empty,
+    newest_row,
+    noted_failure,
+    read_progress,
+)
+from agents.statistics import Estimate, mean_over_seeds
+from experiments.config import ExperimentConfig, read_config
+from experiments.experiment import Experiment, Row
+from experiments.fit import Results, fit, read_results
+from experiments.registry import Task
+from experiments.snapshot import require_same
+
+
+class NothingToCompare(RuntimeError):
+    """No run is finished; one line says of each why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run."""
+
+    task: Task
+    config: ExperimentConfig
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Short label."""
+        return f"{self.config.model} seed {self.config.seed}"
+
+
+class Finished(NamedTuple):
+    """A run with what it left."""
+
+    config: ExperimentConfig  # as it was trained
+    results: Results
+    curve: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All that is reported. Only models with at least one finished run are in it.
+
+    Args:
+        task: what was trained.
+        experiment: the task with the settings of the first finished run.
+        seeds: asked for.
+        runs: by model.
+        jobs: runs trained at a time; ``None`` if this was only a report.
+        command: as typed, if known.
+        flags: what there is to know of runs that are not in it, or differ.
+    """
+
+    task: Task
+    experiment: Experiment[Any, Any]
+    seeds: tuple[int, ...]
+    runs: Mapping[str, Sequence[Finished]]
+    jobs: int | None
+    command: str
+    flags: Sequence[Flag]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models with results."""
+        return tuple(self.runs)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Rows of the tables, those that any run has a number for."""
+        known = {key for own in self.runs.values() for run in own for key in run.results.metrics}
+        return [row for row in self.experiment.rows if row.key in known]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any run could not be trained or used."""
+        return any(flag.kind == "failed" for flag in self.flags)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that all runs share."""
+        first, *others = (asdict(run.config) for own in self.runs.values() for run in own)
+        return {
+            name: value
+            for name, value in first.items()
+            if name not in ("model", "seed") and all(other[name] == value for other in others)
+        }
+
+    def seeds_of(self, model: str) -> tuple[int, ...]:
+        """Seeds of the finished runs of a model."""
+        return tuple(run.config.seed for run in self.runs[model])
+
+    def values(self, model: str, row: Row) -> list[float]:
+        """The number of each seed; those without are left out."""
+        metrics = (run.results.metrics for run in self.runs[model])
+        return [own[row.key] for own in metrics if row.key in own]
+
+    def estimate(self, model: str, row: Row) -> Estimate | None:
+        """Mean over seeds with Student's t interval; ``None`` if no seed has a number."""
+        values = self.values(model, row)
+        return mean_over_seeds(values, bounds=row.bounds) if values else None
+
+
+def plan(
+    task: Task, config: ExperimentConfig, models: Sequence[str], seeds: Sequence[int], root: Path
+) -> list[Run]:
+    """Every model with every seed, each in a folder of its own."""
+    return [
+        Run(
+            task=task,
+            config=replace(config, model=model, seed=seed),
+            folder=root / f"{model}-seed{seed}",
+        )
+        for model in models
+        for seed in seeds
+    ]
+
+
+def check(runs: Sequence[Run]) -> None:
+    """See that all runs can be trained and every folder is theirs, before any work.
+
+    Raises:
+        ValueError: in one line, if not.
+    """
+    from agents.train import usable_device
+
+    usable_device(runs[0].config.device)
+    for run in {run.config.model: run for run in runs}.values():
+        run.task.make(run.config).check()
+    for run in runs:
+        if run.folder.is_dir() or not run.folder.exists():  # a file there fails this run alone
+            require_same(run.folder, run.config)
+
+
+def train_missing(
+    runs: Sequence[Run], jobs: int, on_progress: Callable[[Sequence[Run]], None]
+) -> list[Flag]:
+    """Train the runs that are not finished, ``jobs`` at a time; interrupted ones go on.
+
+    Returns:
+        A flag for each run that failed; the others were trained all the same.
+    """
+    missing, failures = [], []
+    for run in runs:
+        try:
+            if read_results(run.folder) is None:
+                missing.append(run)
+        except ValueError as error:
+            failures.append(Flag("failed", run.name, f"not trained: {error}"))
+    outcomes = run_all(train_one, [(run,) for run in missing], jobs, lambda _: on_progress(missing))
+    return failures + [
+        Flag("failed", run.name, f"training failed: {outcome.error}")
+        for run, outcome in zip(missing, outcomes, strict=True)
+        if outcome.error is not None
+    ]
+
+
+def train_one(run: Run) -> None:
+    """Train a run in this process."""
+    fit(run.task.make(run.config), run.folder)
+
+
+def assemble(
+    task: Task,
+    runs: Sequence[Run],
+    *,
+    jobs: int | None = None,
+    command: str = "",
+    flags: Sequence[Flag] = (),
+) -> Comparison:
+    """What the finished ones of ``runs`` amount to, flagged with what is wrong with the others.
+
+    Raises:
+        NothingToCompare: if none is finished.
+    """
+    known = {flag.of for flag in flags}
+    flags, finished = list(flags), dict[str, list[Finished]]()
+    for run in runs:
+        try:
+            found = look_at(run)
+        except ValueError as error:
+            found = Flag("failed", run.name, str(error))
+        if isinstance(found, Finished):
+            finished.setdefault(run.config.model, []).append(found)
+        elif run.name not in known:
+            flags.append(found)
+    if not finished:
+        raise NothingToCompare("no run could be compared. " + " ".join(grouped(flags)))
+    first = next(iter(finished.values()))[0]
+    return Comparison(
+        task=task,
+        experiment=task.make(first.config),
+        seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),
+        runs=finished,
+        jobs=jobs,
+        command=command,
+        flags=flags,
+    )
+
+
+def look_at(run: Run) -> Finished | Flag:
+    """What a run left, or what there is to know of it.
+
+    Raises:
+        ValueError: in one line, if something of it is damaged.
+    """
+    if is_empty(run.folder):
+        return Flag("missing", run.name, "there is no such run.")
+    try:
+        require_same(run.folder, run.config)
+    except ValueError as error:
+        return Flag("different", run.name, f"left out: {error}")
+    results = read_results(run.folder)
+    if results is None:
+        epochs, why = int(newest_row(run.folder).get("epoch", 0)), noted_failure(run.folder)
+        what = f"not complete, {epochs} of {run.config.epochs} epochs{': ' * bool(why)}{why}."
+        return Flag("incomplete", run.name, what)
+    trained = read_config(run.folder / CONFIG_NAME, type(run.config))
+    return Finished(trained, results, read_progress(run.folder))

@@ -1,0 +1,277 @@
+"""What a task tells :func:`experiments.fit.fit`: its data, model, loss and judgement."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from experiments.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Config = TypeVar("Config", bound=ExperimentConfig)
+Batch = TypeVar("Batch")
+
+
+class NotFinite(RuntimeError):
+    """A number that has to be finite is not."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is no longer finite")
+        self.name = name
+
+
+class Selection(NamedTuple):
+    """By which column of an evaluation the best weights are chosen, and which way is better."""
+
+    column: str
+    better: Literal["higher", "lower"] = "higher"
+
+    def improves(self, value: float, on: float | None) -> bool:
+        """Whether ``value`` is better than the best so far; of equal ones the first stays."""
+        return on is None or (value > on if self.better == "higher" else value < on)
+
+
+class Row(NamedTuple):
+    """One number that :meth:`Experiment.test` returns, as a row of the tables.
+
+    Args:
+        key: in what ``test`` returns.
+        label: in tables and figures.
+        unit: ``"%"`` for shares, which are kept in [0, 1] and shown in per cent.
+        better: which way is better.
+        lowest: smallest value there can be, where it is no share.
+        drawn: whether it has bars in the figure.
+    """
+
+    key: str
+    label: str
+    unit: Literal["%", ""] = "%"
+    better: Literal["higher", "lower"] = "higher"
+    lowest: float = -math.inf
+    drawn: bool = True
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which values it must lie."""
+        return (0.0, 1.0) if self.unit == "%" else (self.lowest, math.inf)
+
+
+class Curve(NamedTuple):
+    """A column of ``progress.csv`` that is drawn over the epochs; shares in per cent."""
+
+    column: str
+    label: str
+    unit: Literal["%", ""] = ""
+
+
+class Published(NamedTuple):
+    """A number of a paper, in the unit of its :class:`Row`: mean and, if given, its deviation."""
+
+    mean: float
+    deviation: float | None = None
+
+
+@dataclass
+class State:
+    """What a training step works on.
+
+    Args:
+        model: the network, in training mode.
+        optimizers: by name; ``"main"`` if there is one.
+        generator: for draws of the loss, on the device of the model.
+        max_grad_norm: gradients are scaled down to it; 0: never.
+    """
+
+    model: nn.Module
+    optimizers: Mapping[str, Optimizer]
+    generator: torch.Generator
+    max_grad_norm: float = 0.0
+
+    def descend(self, loss: Tensor, optimizer: str = "main") -> None:
+        """One step of an optimiser down the gradient of ``loss``.
+
+        Nothing is changed if the loss or its gradient is not finite.
+
+        Raises:
+            NotFinite: naming the loss, or a parameter.
+        """
+        if not bool(loss.isfinite()):
+            raise NotFinite("loss" if optimizer == "main" else f"loss of the {optimizer}")
+        chosen = self.optimizers[optimizer]
+        chosen.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        parameters = [p for group in chosen.param_groups for p in group["params"]]
+        limit = self.max_grad_norm or torch.inf
+        if not bool(nn.utils.clip_grad_norm_(parameters, limit).isfinite()):
+            raise NotFinite(f"the gradient of {self._name_of_broken(parameters)}")
+        chosen.step()
+
+    def _name_of_broken(self, parameters: Sequence[Tensor]) -> str:
+        own = {id(parameter) for parameter in parameters}
+        for name, parameter in self.model.named_parameters():
+            gradient = parameter.grad
+            if id(parameter) in own and gradient is not None and not gradient.isfinite().all():
+                return name
+        return "all parameters together"  # each is finite, the sum of their squares is not
+
+
+class Experiment(ABC, Generic[Config, Batch]):
+    """A task with its settings: subclass it, one file per task.
+
+    The constructor must be quick: data are made or read when they are first asked for.
+
+    Args:
+        config: the settings.
+
+    Attributes:
+        selection: by what the best weights are chosen, which :meth:`test` then judges; ``None``
+            (default): those at the end are judged.
+        curves: what is drawn of the training.
+    """
+
+    selection: Selection | None = None
+    curves: Sequence[Curve] = (Curve("loss", "loss"),)
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = torch.device(config.device)
+
+    def check(self) -> None:
+        """See that this can be run, before any run is: files are there, the model can be built.
+
+        Raises:
+            ValueError: in one line, if it cannot.
+        """
+        self.make_model()
+
+    @abstractmethod
+    def make_model(self) -> nn.Module:
+        """The network, on the CPU; the seed has been set before."""
+
+    def make_optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
+        """The optimisers by name; by default one, of all parameters, as the settings say."""
+        return {"main": make_optimizer(self.config, model)}
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Batches of every epoch."""
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0: a function of settings, seed and epoch alone.
+
+        Whoever draws here draws from :meth:`rng`, so that a continued run sees the same data.
+        """
+
+    def rng(self, epoch: int, stream: int = 0) -> np.random.Generator:
+        """The generator of an epoch's draws; of another ``stream``, independent ones."""
+        return np.random.default_rng((self.config.seed, epoch, stream))
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars of a batch, all logged; ``"loss"`` is descended.
+
+        Args:
+            model: in training mode.
+            batch: of :meth:`batches`.
+            generator: for draws, on the model's device.
+        """
+
+    def train_step(self, state: State, batch: Batch) -> dict[str, float | Tensor]:
+        """Learn from a batch; by default, one step down the loss.
+
+        A task with several optimisers overrides it and calls :meth:`State.descend` for each.
+
+        Returns:
+            What is logged, as the mean over the steps since the last row.
+        """
+        scalars = self.loss(state.model, batch, state.generator)
+        state.descend(scalars["loss"])
+        return {name: value.detach() for name, value in scalars.items()}
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Judge a model while it is trained, on validation data; columns of ``progress.csv``.
+
+        Called in evaluation mode, without gradients, and with the same random state every time.
+        """
+
+    def pictures(self, model: nn.Module) -> Mapping[str, NDArray[np.uint8]]:
+        """What a model does, for the eye: after every evaluation, called as :meth:`evaluate` is.
+
+        Returns:
+            By name, grey ``(Y, X)`` or RGB ``(Y, X, 3)``; written into the run's folder as PNG
+            files of this name and the steps made. By default there are none.
+        """
+        return {}
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Judge the trained model, by the keys of :attr:`rows`; by default as :meth:`evaluate`."""
+        return self.evaluate(model)
+
+    def attention(self, model: nn.Module) -> Figure:
+        """Draw which earlier layers the modules of a trained NFM read; called as :meth:`evaluate`.
+
+        Only of tasks whose row of the registry says so.
+        """
+        raise NotImplementedError
+
+    @property
+    @abstractmethod
+    def rows(self) -> Sequence[Row]:
+        """The rows of the tables."""
+
+    @property
+    def published(self) -> Mapping[str, Mapping[str, Published]]:
+        """Numbers of a paper for these settings, by model and key of a row."""
+        return {}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What has to be known to read the tables, one sentence or more each."""
+        return ()
+
+
+def make_optimizer(config: ExperimentConfig, model: nn.Module) -> Optimizer:
+    """The optimiser of all parameters of ``model`` that the settings ask for."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    kinds: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+    extra: dict[str, Any] = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
+    kind: Any = kinds[config.optimizer]
+    made: Optimizer = kind(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **extra
+    )
+    return made
+
+
+def shuffled(
+    rng: np.random.Generator, total: int, size: int, *, drop_last: bool = False
+) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Indices of the batches of an epoch: each of ``total`` samples once, in random order.
+
+    Args:
+        rng: decides the order.
+        total: samples.
+        size: of a batch.
+        drop_last: leave out a last batch that would be smaller.
+
+    Example:
+        >>> [len(part) for part in shuffled(np.random.default_rng(0), 5, 2)]
+        [2, 2, 1]
+    """
+    order = rng.permutation(total)
+    end = total - total % size if drop_last else total
+    for start in range(0, end, size):
+        yield order[start : min(start + size, end)]

@@ -1,0 +1,331 @@
+"""Training one model on one task: the loop of all supervised experiments.
+
+A run can be stopped at any moment, by Ctrl-C or by force, and goes on from its last checkpoint when
+it is started again; on a CPU it then ends with the very numbers it would have ended with, but for
+those of time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, NamedTuple, Self
+
+import torch
+from torch import nn
+
+from agents.run_folder import FAILURE_NAME, RunLog, note_failure, write_text
+from experiments.config import ExperimentConfig, Schedule
+from experiments.experiment import Batch, Config, Experiment, NotFinite, State
+from experiments.images import write_png
+from experiments.snapshot import (
+    Position,
+    claimed_run,
+    copy_of,
+    load_best,
+    load_snapshot,
+    save_best,
+    save_snapshot,
+)
+
+RESULTS_NAME = "results.json"
+
+#: Shares of all steps at which the schedule ``steps`` divides the step size by ten: epochs 200, 400
+#: and 500 of 600 in arXiv:2010.08012, appendix B.
+_DROPS = (1 / 3, 2 / 3, 5 / 6)
+
+#: Called with every row that is logged.
+OnRow = Callable[[Mapping[str, float]], None]
+
+
+class FitError(RuntimeError):
+    """A number that has to be finite is not; the last checkpoint from before is kept."""
+
+    def __init__(self, name: str, position: Position) -> None:
+        super().__init__(
+            f"training stopped in epoch {position.epoch + 1}, step {position.step + 1}: {name} is "
+            "no longer finite. A smaller --learning-rate may help."
+        )
+
+
+class Results(NamedTuple):
+    """What is left of a finished run, as in its ``results.json``."""
+
+    metrics: dict[str, float]  # by key of a row
+    parameters: int
+    seconds: float  # of training, without evaluation
+    steps: int
+    judged_epoch: int  # whose weights were judged, counted from 1
+
+    def to_json(self) -> str:
+        """As the file holds it; a number that is not finite is left out."""
+        metrics = {name: v for name, v in self.metrics.items() if math.isfinite(v)}
+        return json.dumps(self._replace(metrics=metrics)._asdict(), indent=2) + "\n"
+
+
+def read_results(folder: Path) -> Results | None:
+    """The results of a run, if it is finished.
+
+    Raises:
+        ValueError: in one line, if the file is damaged.
+    """
+    path = folder / RESULTS_NAME
+    if not path.is_file():
+        return None
+    try:
+        return Results(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise ValueError(f"{path} is damaged; remove it to judge the run again.") from None
+
+
+def fit(
+    experiment: Experiment[Config, Batch], folder: Path, on_row: OnRow | None = None
+) -> Results:
+    """Train to the end and judge; a run that was stopped goes on, a finished one is left alone.
+
+    Ctrl-C ends it after the current step, saved.
+
+    Args:
+        experiment: the task with its settings.
+        folder: of the run: new, empty, or of a run with the same settings.
+        on_row: called with every row that is logged.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        FitError: if a number that has to be finite is not.
+        ValueError: in one line, for a folder that cannot be used, or an unusable device.
+        KeyboardInterrupt: on Ctrl-C, when all is saved.
+    """
+    from agents.train import usable_device  # brings the agents along
+
+    usable_device(experiment.config.device)
+    with claimed_run(folder, experiment.config):
+        results = read_results(folder)
+        if results is not None:
+            return results
+        try:
+            results = _Fit(experiment, folder).run(on_row)
+        except Exception as error:
+            note_failure(folder, error)
+            raise
+        write_text(folder / RESULTS_NAME, results.to_json())
+        (folder / FAILURE_NAME).unlink(missing_ok=True)
+        return results
+
+
+class _Fit(Generic[Config, Batch]):
+    """One run."""
+
+    def __init__(self, experiment: Experiment[Config, Batch], folder: Path) -> None:
+        self.experiment = experiment
+        self.config: ExperimentConfig = experiment.config
+        self.folder = folder
+        torch.set_num_threads(self.config.threads)
+        torch.manual_seed(self.config.seed)
+        model = experiment.make_model().to(experiment.device)
+        self.state = State(
+            model=model,
+            optimizers=experiment.make_optimizers(model),
+            generator=torch.Generator(experiment.device).manual_seed(self.config.seed),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        for optimizer in self.state.optimizers.values():
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        self.position = load_snapshot(folder, self.state)
+        self._saved_steps = self.position.steps
+        self._total_steps = self.config.epochs * experiment.steps_per_epoch
+
+    def run(self, on_row: OnRow | None) -> Results:
+        """Train what is left, then judge."""
+        log = RunLog(self.folder, self.config, x="step", keep=self.position.rows)
+        with log, _Interruption() as interruption:
+            self.state.model.train()
+            while self.position.epoch < self.config.epochs:
+                self._train_epoch(interruption)
+                self._end_epoch(log, on_row)
+                self._save_if_due(interruption)
+            self._save()
+        return self._judge()
+
+    def _train_epoch(self, interruption: _Interruption) -> None:
+        """The steps of the epoch that are left."""
+        position, steps = self.position, self.experiment.steps_per_epoch
+        lap = time.perf_counter()
+        for batch in islice(self.experiment.batches(position.epoch), position.step, None):
+            self._step(batch)
+            now = time.perf_counter()
+            position.seconds += now - lap
+            if position.step < steps:  # after the last one there is a row to be written first
+                self._save_if_due(interruption)
+            lap = time.perf_counter()
+        if position.step != steps:
+            raise RuntimeError(f"an epoch has {position.step} batches, not {steps} as announced.")
+
+    def _step(self, batch: Batch) -> None:
+        position = self.position
+        self._set_rates()
+        try:
+            scalars = copy_of(self.experiment.train_step(self.state, batch))
+            for name, value in scalars.items():
+                if not math.isfinite(value):
+                    raise NotFinite(name)
+        except NotFinite as error:
+            raise FitError(error.name, position) from None
+        for name, value in scalars.items():
+            position.sums[name] = position.sums.get(name, 0.0) + value
+        position.summed += 1
+        position.step += 1
+        position.steps += 1
+
+    def _set_rates(self) -> None:
+        factor = rate_factor(self.config.schedule, self.position.steps / self._total_steps)
+        for optimizer in self.state.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def _end_epoch(self, log: RunLog, on_row: OnRow | None) -> None:
+        position = self.position
+        last = position.epoch + 1 == self.config.epochs
+        if last or (position.epoch + 1) % self.config.evaluate_every == 0:
+            self._require_finite_weights()
+            row = self._row()
+            self._write_pictures()
+            log.write(row)
+            position.rows += 1
+            position.sums, position.summed = {}, 0
+            self._keep_best(row)
+            if on_row is not None:
+                on_row(row)
+        position.epoch += 1
+        position.step = 0
+
+    def _row(self) -> dict[str, float]:
+        position, state = self.position, self.state
+        with judging(state.model, self.config.seed, state.generator.device):
+            judged = self.experiment.evaluate(state.model)
+        first, *_ = state.optimizers.values()
+        row = {
+            "epoch": position.epoch + 1,
+            "step": position.steps,
+            "seconds": position.seconds,
+            "learning_rate": first.param_groups[0]["lr"],
+            **{name: total / position.summed for name, total in position.sums.items()},
+        }
+        if twice := row.keys() & judged.keys():
+            raise RuntimeError(f"evaluate() and the loss both name a column {min(twice)!r}.")
+        return {**row, **judged}
+
+    def _write_pictures(self) -> None:
+        state, steps = self.state, self.position.steps
+        with judging(state.model, self.config.seed, state.generator.device):
+            pictures = self.experiment.pictures(state.model)
+        for name, picture in pictures.items():
+            write_png(self.folder / f"{name}-{steps:07d}.png", picture)
+
+    def _keep_best(self, row: Mapping[str, float]) -> None:
+        selection, position = self.experiment.selection, self.position
+        if selection is None:
+            return
+        value = row[selection.column]
+        if math.isfinite(value) and selection.improves(value, position.best_value):
+            position.best_value, position.best_epoch = value, position.epoch + 1
+            save_best(self.folder, self.state.model, position.epoch + 1)
+
+    def _save_if_due(self, interruption: _Interruption) -> None:
+        if interruption.wanted:
+            self._save()
+            raise KeyboardInterrupt
+        if self.position.steps - self._saved_steps >= self.config.checkpoint_every:
+            self._save()
+
+    def _save(self) -> None:
+        self._require_finite_weights()
+        save_snapshot(self.folder, self.state, self.position)
+        self._saved_steps = self.position.steps
+
+    def _require_finite_weights(self) -> None:
+        """Broken weights, as too large a step leaves, never replace good ones."""
+        for name, parameter in self.state.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise FitError(f"parameter {name}", self.position)
+
+    def _judge(self) -> Results:
+        model, position = self.state.model, self.position
+        if position.best_epoch is not None:
+            load_best(self.folder, model)
+        with judging(model, self.config.seed, self.state.generator.device):
+            metrics = self.experiment.test(model)
+        return Results(
+            metrics=metrics,
+            parameters=sum(p.numel() for p in model.parameters()),
+            seconds=position.seconds,
+            steps=position.steps,
+            judged_epoch=position.best_epoch or position.epoch,
+        )
+
+
+def rate_factor(schedule: Schedule, done: float) -> float:
+    """What the step size is multiplied with when a share ``done`` of all steps has been made.
+
+    Example:
+        >>> [rate_factor(name, 0.5) for name in ("constant", "linear", "steps")]
+        [1.0, 0.5, 0.1]
+    """
+    if schedule == "linear":
+        return 1.0 - done
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    if schedule == "steps":
+        return math.prod(0.1 for drop in _DROPS if done >= drop)
+    return 1.0
+
+
+@contextmanager
+def judging(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients; random draws neither depend on others nor change them.
+
+    Args:
+        model: is in training mode afterwards.
+        seed: of the draws.
+        device: of the model.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train()
+
+
+class _Interruption:
+    """Takes note of the first Ctrl-C, so that a step can be finished; a second stops at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: Any = None
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.wanted = True
+        signal.signal(signal.SIGINT, self._before)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # only there can it be had
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

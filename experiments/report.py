@@ -1,0 +1,169 @@
+"""What a comparison shows: tables as Markdown, everything as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from agents.comparison import grouped
+from agents.report import markdown_table
+from agents.run_folder import write_text
+from agents.statistics import Estimate, mean_over_seeds
+from experiments.comparison import Comparison
+from experiments.experiment import Published, Row
+from experiments.figures import write_figures
+
+
+def write_report(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``results.md``, ``results.json`` and the figures; return their paths."""
+    markdown, plain = folder / "results.md", folder / "results.json"
+    write_text(markdown, to_markdown(comparison))
+    write_text(plain, json.dumps(to_dict(comparison), indent=2) + "\n")
+    return [markdown, plain, *write_figures(comparison, folder)]
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """Plain values for JSON; an interval that cannot be given is null. Shares lie in [0, 1]."""
+    return {
+        "task": comparison.task.name,
+        "command": comparison.command,
+        "flags": [flag._asdict() for flag in comparison.flags],
+        "seeds": list(comparison.seeds),
+        "jobs": comparison.jobs,
+        "interval": "95 % Student t over seeds; null: one seed, or seeds that are equal",
+        "settings": comparison.settings,
+        "notes": list(comparison.experiment.notes),
+        "rows": [
+            {"key": row.key, "label": row.label, "unit": row.unit, "better": row.better}
+            for row in comparison.rows
+        ],
+        "models": {model: _model_dict(comparison, model) for model in comparison.models},
+        "published": {
+            model: {key: number._asdict() for key, number in numbers.items()}
+            for model, numbers in comparison.experiment.published.items()
+        },
+    }
+
+
+def _model_dict(comparison: Comparison, model: str) -> dict[str, Any]:
+    runs = comparison.runs[model]
+    results = {}
+    for row in comparison.rows:
+        estimate = comparison.estimate(model, row)
+        if estimate is not None:
+            values = comparison.values(model, row)
+            results[row.key] = {**estimate.to_dict(), "per_seed": values}
+    return {
+        "seeds": list(comparison.seeds_of(model)),
+        "parameters": runs[0].results.parameters,
+        "training_seconds": [run.results.seconds for run in runs],
+        "training_steps": [run.results.steps for run in runs],
+        "judged_epochs": [run.results.judged_epoch for run in runs],
+        "results": results,
+    }
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The tables, with what is needed to read them."""
+    blocks = [
+        f"# {comparison.task.name}: {', '.join(comparison.models)}",
+        comparison.task.summary,
+        "\n".join(f"- {note}" for note in (*comparison.experiment.notes, _seeds_note(comparison))),
+        *_flags(comparison),
+        "## Results",
+        _results(comparison),
+        "## Models",
+        f"Training time without evaluation, mean over seeds{_machine_note(comparison)}.",
+        _models(comparison),
+        "## Settings",
+        _settings(comparison),
+    ]
+    if comparison.command:
+        blocks += [f"Made by `{comparison.command}`."]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _seeds_note(comparison: Comparison) -> str:
+    counts = sorted({len(own) for own in comparison.runs.values()})
+    if counts == [1]:
+        return "One seed, so no interval: this says nothing about other seeds."
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else "the seeds there are"
+    return f"Mean over {seeds} [95 % Student t interval over seeds; none where all are equal]."
+
+
+def _flags(comparison: Comparison) -> list[str]:
+    if not comparison.flags:
+        return []
+    return ["## Flags", "\n".join(f"- {line}" for line in grouped(comparison.flags))]
+
+
+def _results(comparison: Comparison) -> str:
+    published = comparison.experiment.published
+    heads = [""]
+    for model in comparison.models:
+        seeds = len(comparison.runs[model])
+        known = model in published
+        heads += [f"{model} ({seeds} seed{'s' * (seeds > 1)})", *["published"] * known]
+    heads += [f"{model}, published" for model in published if model not in comparison.models]
+    lines = []
+    for row in comparison.rows:
+        line = [row.label + (", %" if row.unit == "%" else "")]
+        for model in comparison.models:
+            line.append(_text(comparison.estimate(model, row), row))
+            if model in published:
+                line.append(_published(published[model].get(row.key), row))
+        for model in published:
+            if model not in comparison.models:
+                line.append(_published(published[model].get(row.key), row))
+        lines.append(line)
+    return markdown_table(heads, lines)
+
+
+def _text(estimate: Estimate | None, row: Row) -> str:
+    if estimate is None:
+        return "-"
+    scale, form = (100.0, ".1f") if row.unit == "%" else (1.0, ".4g")
+    mean, low, high = (f"{scale * number:{form}}" for number in estimate)
+    return mean if math.isnan(estimate.low) else f"{mean} [{low}, {high}]"
+
+
+def _published(number: Published | None, row: Row) -> str:
+    if number is None:
+        return "-"
+    form = ".1f" if row.unit == "%" else ".4g"
+    deviation = "" if number.deviation is None else f" ± {number.deviation:{form}}"
+    return f"{number.mean:{form}}{deviation}"
+
+
+def _machine_note(comparison: Comparison) -> str:
+    jobs, threads = comparison.jobs, comparison.settings.get("threads")
+    used = "" if threads is None else f", {threads} thread{'s' * (threads > 1)} per run"
+    if jobs is None:
+        return f"{used}; how many runs shared the machine is unknown"
+    return f"{used}; up to {jobs} run{'s' * (jobs > 1)} shared the machine"
+
+
+def _models(comparison: Comparison) -> str:
+    lines = []
+    for model, runs in comparison.runs.items():
+        seconds = mean_over_seeds([run.results.seconds for run in runs]).mean
+        steps = sum(run.results.steps for run in runs)
+        per_step = 1000 * sum(run.results.seconds for run in runs) / max(steps, 1)
+        judged = ", ".join(str(run.results.judged_epoch) for run in runs)
+        parameters = f"{runs[0].results.parameters:,}"
+        lines.append([model, parameters, f"{seconds:,.0f}", f"{per_step:,.1f}", judged])
+    heads = ["model", "parameters", "training seconds", "ms per step", "epoch judged, per seed"]
+    return markdown_table(heads, lines)
+
+
+def _settings(comparison: Comparison) -> str:
+    settings = comparison.settings.items()
+    return ", ".join(f"{name} {_plain(value)}" for name, value in settings) + "."
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else f"`{value}`"
