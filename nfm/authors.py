@@ -21,7 +21,7 @@ def load_authors_weights(modules: Sequence[NFM], arrays: Mapping[str, ArrayLike]
 
     Args:
         modules: with the positions' sizes, in the order in which they are called.
-        arrays: by name; nothing of another module may be missing or left over.
+        arrays: by name; nothing else may be missing or left over.
 
     Raises:
         ValueError: if an array is missing, unknown, or of another shape; then nothing is changed.
@@ -32,7 +32,11 @@ def load_authors_weights(modules: Sequence[NFM], arrays: Mapping[str, ArrayLike]
         >>> load_authors_weights([module], arrays)
     """
     states = [_state_of(place, module, arrays) for place, module in enumerate(modules)]
-    known = {f"{place}.{name}" for place in range(len(modules)) for name in _ALL_NAMES}
+    known = {
+        f"{place}.{name}"
+        for place, module in enumerate(modules)
+        for name in (*module.state_dict(), *_passed_over(module))
+    }
     for name in arrays:
         if name not in known:
             raise ValueError(f"load_authors_weights: {name!r} belongs to no module.")
@@ -40,8 +44,16 @@ def load_authors_weights(modules: Sequence[NFM], arrays: Mapping[str, ArrayLike]
         module.load_state_dict(state)
 
 
-#: Of a module that reads and writes. The count of batches is not in the authors' files.
-_ALL_NAMES = frozenset(NFM(1).state_dict()) - {"out.norm.num_batches_tracked"}
+with torch.device("meta"):  # where no random numbers are drawn
+    #: Of a module that reads and writes. The count of batches is not in the authors' files.
+    _ALL_NAMES = frozenset(NFM(1).state_dict()) - {"out.norm.num_batches_tracked"}
+_TO_WRITE = frozenset(name for name in _ALL_NAMES if name.startswith(("key.", "value.")))
+
+
+def _passed_over(module: NFM) -> frozenset[str]:
+    """What only a module that reads, or that writes, has a use for."""
+    for_reading = frozenset() if module.reads else _ALL_NAMES - _TO_WRITE
+    return for_reading if module.writes else for_reading | _TO_WRITE
 
 
 def _state_of(place: int, module: NFM, arrays: Mapping[str, ArrayLike]) -> dict[str, Tensor]:

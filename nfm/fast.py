@@ -1,5 +1,8 @@
 """Attention over slots without copies of keys and values: the fast form of :mod:`nfm.attention`.
 
+On the CPU it is machine code, :mod:`nfm.native`. What follows is the form for everything else, in
+PyTorch: other devices and types, graphs that are compiled or exported, function transforms.
+
 A map that is repeated is not repeated, and windows are not cut out: reader and source are looked at
 as blocks of points, and what would be copied is broadcast. Along each axis, a point of the reader
 is ``(outer, repeat)`` and a point of the source ``(outer, window)``:
@@ -16,6 +19,7 @@ otherwise                 n       1    ceil(m / n), after picking the points of 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,6 +30,8 @@ from torch import Tensor
 from nfm.attention import MemoryEntry, SlotRead, usable_top_k
 from nfm.rescale import Rescale, window_index, window_size
 from rims.functional import TopKRule, attention_weights
+
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 class _Axis(NamedTuple):
@@ -106,6 +112,36 @@ def attend(
     Returns:
         ``SlotRead(read (B, M * dv, *size), weights (B, M, S, *size))``.
     """
+    if not random_scores and _is_for_native(query, memory):
+        from nfm.native.function import Rules
+        from nfm.native.function import attend as attend_natively
+
+        rules = Rules(num_heads, top_k, topk_rule, rescale, null_slot)
+        return attend_natively(query, memory, rules, attend_by_views)
+    return attend_by_views(
+        query,
+        memory,
+        num_heads=num_heads,
+        top_k=top_k,
+        topk_rule=topk_rule,
+        rescale=rescale,
+        null_slot=null_slot,
+        random_scores=random_scores,
+    )
+
+
+def attend_by_views(
+    query: Tensor,
+    memory: Sequence[MemoryEntry],
+    *,
+    num_heads: int,
+    top_k: int | None = None,
+    topk_rule: TopKRule = "softmax",
+    rescale: Rescale = "space_to_depth",
+    null_slot: bool = True,
+    random_scores: bool = False,
+) -> SlotRead:
+    """As :func:`attend`, in PyTorch on any device, and differentiable any number of times."""
     size = query.shape[2:]
     query = torch.unflatten(query, 1, (num_heads, -1))
     query = query / math.sqrt(query.shape[2])
@@ -127,7 +163,26 @@ def attend(
         read = mixed if read is None else read + mixed
         first += meeting.num_slots
     assert read is not None, "attention over an empty memory"
-    return SlotRead(read.reshape(read.shape[0], -1, *size), weights)
+    return SlotRead(read.flatten(1, 2), weights)
+
+
+def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
+    """Whether a call is one that the native kernels can compute."""
+    if torch.compiler.is_compiling() or not _HAS_NUMBA:
+        return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export():
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return query.dtype in (torch.float32, torch.float64) and all(
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.dtype == query.dtype
+        and 0 not in tensor.shape
+        for tensor in (query, *(tensor for entry in memory for tensor in entry))
+    )
 
 
 def _meet(

@@ -17,8 +17,11 @@ from nfm.network import NFMOptions, Pass, Passes
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
-class _PassEnd(Exception):
-    """Raised inside a pass that is not the last: nothing of what would follow is used."""
+class _PassEnd(BaseException):
+    """Raised inside a pass that is not the last: nothing of what would follow is used.
+
+    No ``Exception``, so that a network that catches those does not go on.
+    """
 
 
 class _Tape(threading.local):
@@ -131,11 +134,12 @@ def insert(
         options: see :class:`nfm.NFMOptions`: ``passes=2``, ``share``, ``top_k`` and so on.
 
     Returns:
-        A module called like ``model``, which returns what ``model`` returns.
+        A module called like ``model``, which returns what ``model`` returns; like it in training
+        or in evaluation mode.
 
     Raises:
-        ValueError: for a name that is not there, a submodule that is not called once or does not
-            return a map, or options that cannot be.
+        ValueError: for a name that is not there, a submodule that is not called once, does not
+            return a map or is called without gradients, or options that cannot be.
 
     Example:
         >>> plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2))
@@ -145,10 +149,9 @@ def insert(
     """
     probe = _probe(model, at, example)
     found = {map.dim() - 2 for map in probe.maps}
-    if "spatial_dims" not in options:
-        if len(found) > 1:
-            raise ValueError(f"insert: the maps must have as many axes each; got {sorted(found)}.")
-        options["spatial_dims"] = found.pop()
+    dims = options.setdefault("spatial_dims", min(found))
+    if found != {dims}:
+        raise ValueError(f"insert: all maps must have {dims} axes; got {sorted(found)}.")
     channels = [map.shape[1] for map in probe.maps]
     parameters = dict(model.named_parameters())
     unused = [parameters[name] for name in probe.unused]
@@ -156,6 +159,8 @@ def insert(
     first = next(model.parameters(), None)
     if first is not None and first.is_floating_point():
         wrapped.nfms.to(first)
+    wrapped.training = model.training  # whose own parts stay as they are
+    wrapped.nfms.train(model.training)
     return wrapped
 
 
@@ -170,7 +175,7 @@ class _Probe(NamedTuple):
 def _probe(model: nn.Module, at: Sequence[str], example: Example) -> _Probe:
     if not at or len(set(at)) < len(at):
         raise ValueError(f"insert: at must name one or more submodules, each once; got {list(at)}.")
-    known = dict(model.named_modules())
+    known = dict(model.named_modules(remove_duplicate=False))
     for name in at:
         if name not in known:
             raise ValueError(f"insert: there is no submodule {name!r} (see named_modules()).")
@@ -179,6 +184,11 @@ def _probe(model: nn.Module, at: Sequence[str], example: Example) -> _Probe:
 
     def note(name: str, output: Any) -> None:
         map, _ = _split(output, name)
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                f"insert: submodule {name!r} is called without gradients (torch.no_grad), so that "
+                "NFM after it could not learn. Name one outside, or freeze parameters instead."
+            )
         calls.append((name, map))
 
     for name in at:
@@ -194,10 +204,12 @@ def _probe(model: nn.Module, at: Sequence[str], example: Example) -> _Probe:
                     f"insert: submodule {name!r} must be called once in a pass; "
                     f"it was called {order.count(name)} times."
                 )
-        names, parameters = zip(*copied.named_parameters(), strict=True)
+        parameters = dict(copied.named_parameters())
         total = torch.stack([map.sum().float() for _, map in calls]).sum()
-        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    unused = [name for name, g in zip(names, gradients, strict=True) if g is None]
+        gradients: Sequence[Tensor | None] = [None] * len(parameters)
+        if total.requires_grad:
+            gradients = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
+    unused = [name for name, g in zip(parameters, gradients, strict=True) if g is None]
     return _Probe(order, [map.detach() for _, map in calls], unused)
 
 

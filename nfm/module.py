@@ -137,7 +137,7 @@ class NFM(nn.Module):
         _require(rescale in get_args(Rescale), "rescale", get_args(Rescale), rescale)
         _require(out_kernel_size % 2 == 1, "out_kernel_size", "odd", out_kernel_size)
         _require(spatial_dims in _CONV, "spatial_dims", "1, 2 or 3", spatial_dims)
-        self.channels = channels
+        self.channels, self.spatial_dims = channels, spatial_dims
         self.reads, self.writes = read, write
         conv, norm = _CONV[spatial_dims], _NORM[spatial_dims]
         same = {"kernel_size": out_kernel_size, "padding": out_kernel_size // 2}
@@ -162,7 +162,13 @@ class NFM(nn.Module):
 
         ``read=False`` and ``write=False`` leave it out in this call, for a module that is used in
         passes of which not all do both.
+
+        Raises:
+            ValueError: for an input with another number of axes, such as an image without a batch.
         """
+        if input.dim() != 2 + self.spatial_dims:  # a convolution would take it for a batch of one
+            axes = ("X", "Y, X", "Z, Y, X")[self.spatial_dims - 1]
+            raise ValueError(f"NFM: input must be (B, C, {axes}); got {tuple(input.shape)}.")
         if write and self.writes:
             memory = (*memory, MemoryEntry(self.key(input), self.value(input)))
         if not (read and self.reads and memory):

@@ -76,7 +76,8 @@ def _mean_of_calls(readings: Sequence[Reading]) -> dict[str, dict[str, np.ndarra
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     for reading in readings:
         shares = reading.weights.mean(0).cpu().numpy()  # (M, sources)
-        row = dict(zip(_numbered(reading.sources), shares.T, strict=True))
+        sources = map(_again, reading.sources, reading.source_visits)
+        row = dict(zip(sources, shares.T, strict=True))
         found.setdefault(_again(reading.reader, reading.visit), []).append(row)
     return {
         reader: {source: np.mean([row[source] for row in rows], axis=0) for source in rows[0]}
@@ -84,25 +85,17 @@ def _mean_of_calls(readings: Sequence[Reading]) -> dict[str, dict[str, np.ndarra
     }
 
 
-def _numbered(sources: Sequence[str]) -> list[str]:
-    """Names made different where passes share their NFMs."""
-    counts: dict[str, int] = {}
-    names = []
-    for source in sources:
-        counts[source] = counts.get(source, 0) + 1
-        names.append(_again(source, counts[source]))
-    return names
-
-
 def _again(name: str, count: int) -> str:
     """The name of an NFM when it is called for the ``count``-th time.
 
-    >>> _again("nfms.sets.0.2", 1), _again("nfms.sets.0.2", 2)
-    ('nfms.sets.0.2', 'nfms.sets.1.2')
+    >>> _again("nfms.sets.0.2", 1), _again("nfms.sets.0.2", 2), _again("nfm", 2)
+    ('nfms.sets.0.2', 'nfms.sets.1.2', 'nfm (2)')
     """
-    match = _IN_PASSES.search(name)
-    if match is None or count == 1:
+    if count == 1:
         return name
+    match = _IN_PASSES.search(name)
+    if match is None:
+        return f"{name} ({count})"
     return f"{name[: match.start(1)]}{int(match[1]) + count - 1}.{match[2]}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from nfm.attention import Memory, SlotRead
 from nfm.module import NFM, SlotAttention
@@ -23,6 +24,7 @@ class Reading(NamedTuple):
     reader: str  # name of the NFM in the network
     visit: int  # its how-manieth call, from 1: above that where passes share their NFMs
     sources: tuple[str, ...]  # names of the NFMs whose entries it could read, "null" last
+    source_visits: tuple[int, ...]  # in which of its calls each of them wrote; 1 for "null"
     weights: Tensor  # (B, M, len(sources)) mean over points, all slots of a source together
 
 
@@ -56,11 +58,15 @@ def trace(network: nn.Module) -> Iterator[Trace]:
     """
     record = Trace()
     watch = _Watch(record)
-    handles = []
+    handles: list[RemovableHandle] = [
+        network.register_forward_pre_hook(watch.enters),
+        network.register_forward_hook(watch.leaves, always_call=True),
+    ]
     for name, module in network.named_modules():
         if isinstance(module, NFM):
-            handles.append(module.register_forward_pre_hook(partial(watch.begins, name)))
-            handles.append(module.register_forward_hook(partial(watch.wrote, name)))
+            begins, wrote = partial(watch.begins, name), partial(watch.wrote, name)
+            handles.append(module.register_forward_pre_hook(begins, with_kwargs=True))
+            handles.append(module.register_forward_hook(wrote, with_kwargs=True))
             if module.reads:
                 hook = partial(watch.read, name)
                 handles.append(module.attention.register_forward_hook(hook))
@@ -105,37 +111,63 @@ class _Watch:
 
     def __init__(self, record: Trace) -> None:
         self.record = record
-        self.writers: list[str] = []
+        self.writers: list[tuple[str, int]] = []  # of the entries: name and visit
         self.visits: dict[str, int] = {}  # by name, in the call of the network that is going on
+        self.inside = False  # a call of the whole network
+
+    def enters(self, *_: Any) -> None:
+        """A call of the whole network begins."""
+        self.inside, self.visits = True, {}
+
+    def leaves(self, *_: Any) -> None:
+        """It has ended."""
+        self.inside = False
+
+    def begins(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """An NFM is called; with an empty memory, forget those before."""
+        if _memory(args, kwargs):
+            return
+        self.writers = []
+        if not self.inside and next(iter(self.visits), name) == name:  # a part is called alone
+            self.visits = {}
 
     def read(self, name: str, module: nn.Module, args: tuple[Any, ...], out: SlotRead) -> None:
+        """Its attention has read."""
         assert isinstance(module, SlotAttention)
         query: Tensor = args[0]
         memory: Memory = args[1]
+        visit = self.visits.get(name, 0) + 1
         # The module that reads has written before, but its own hook comes after this one.
-        writers = [*self.writers, name][: len(memory)]
+        writers = [*self.writers, (name, visit)][: len(memory)]
         counts = [_num_slots(query, entry.key, module) for entry in memory]
         if module.null_slot:
             counts.append(1)
-            writers.append("null")
+            writers.append(("null", 1))
         points = out.weights.detach().flatten(3).mean(3)  # (B, M, S)
         weights = torch.stack([part.sum(2) for part in torch.split(points, counts, dim=2)], dim=2)
-        visit = self.visits.get(name, 0) + 1
-        self.record.readings.append(Reading(name, visit, tuple(writers), weights))
+        names, visits = zip(*writers, strict=True)
+        self.record.readings.append(Reading(name, visit, names, visits, weights))
 
-    def begins(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forget the call of the network before."""
-        if len(args) < 2 or not args[1]:
-            first = next(iter(self.visits), name)
-            if name == first:
-                self.writers, self.visits = [], {}
-
-    def wrote(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        before: Memory = args[1] if len(args) > 1 else ()
-        after: Memory = out[1]
+    def wrote(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: tuple[Tensor, Memory],
+    ) -> None:
+        """The call of an NFM has ended."""
         self.visits[name] = self.visits.get(name, 0) + 1
-        if len(after) > len(before):
-            self.writers.append(name)
+        if len(out[1]) > len(_memory(args, kwargs)):
+            self.writers.append((name, self.visits[name]))
+
+
+def _memory(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Memory:
+    """What an NFM was given to read."""
+    memory: Memory = args[1] if len(args) > 1 else kwargs.get("memory", ())
+    return memory
 
 
 def _num_slots(query: Tensor, key: Tensor, module: SlotAttention) -> int:

@@ -37,8 +37,9 @@ from scan_cases import (
 numba: Any = pytest.importorskip("numba", reason="the native path needs numba")
 
 build: Any = importlib.import_module("rims.scan.native.build")
-simd: Any = importlib.import_module("rims.scan.native.simd")
-team: Any = importlib.import_module("rims.scan.native.threads")
+compiler: Any = importlib.import_module("rims.native.build")
+simd: Any = importlib.import_module("rims.native.simd")
+team: Any = importlib.import_module("rims.native.threads")
 
 # --- vector functions
 
@@ -301,13 +302,13 @@ def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(build, "_compiled", functools.cache(build._compiled.__wrapped__))
     monkeypatch.setattr(build, "address", functools.cache(build.address.__wrapped__))
-    plain = build.cfunc
+    plain = compiler.cfunc
 
     def noted(*args: Any, **options: Any) -> Any:
         calls.append(options)
         return plain(*args, **options)
 
-    monkeypatch.setattr(build, "cfunc", noted)
+    monkeypatch.setattr(compiler, "cfunc", noted)
     return calls
 
 
@@ -323,7 +324,7 @@ def test_without_a_place_for_a_cache_kernels_work(
     compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    plain = build.cfunc
+    plain = compiler.cfunc
 
     def nowhere(*args: Any, **options: Any) -> Any:
         if options.get("cache"):
@@ -331,7 +332,7 @@ def test_without_a_place_for_a_cache_kernels_work(
             raise RuntimeError("cannot cache function 'forward': no locator available")
         return plain(*args, **options)
 
-    monkeypatch.setattr(build, "cfunc", nowhere)
+    monkeypatch.setattr(compiler, "cfunc", nowhere)
     case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
     with torch.no_grad():  # only the way there: compiling takes seconds
         got, expected = case.run("native").output, case.run("reference").output
@@ -345,7 +346,7 @@ def test_other_errors_of_the_compiler_are_shown(
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(build, "cfunc", broken)
+    monkeypatch.setattr(compiler, "cfunc", broken)
     case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
     with pytest.raises(RuntimeError, match="something else"), torch.no_grad():
         case.run("native")
@@ -367,7 +368,7 @@ def test_compiling_in_two_threads_leaves_numbas_own_settings(
             joined.wait(timeout=0.5)  # in vain, if it has to wait for this one
         return lambda function: SimpleNamespace(address=0)
 
-    monkeypatch.setattr(build, "cfunc", slow)
+    monkeypatch.setattr(compiler, "cfunc", slow)
     workers = [
         threading.Thread(target=build.address, args=(name, True)) for name in ("forward", "back")
     ]

@@ -70,6 +70,40 @@ def cells(out: Path, resume: bool, **given: Any) -> None:
     click.echo(report, nl=False)
 
 
+@bench.command()
+@bench_options.nfm_options
+def nfm(out: Path, **given: Any) -> None:
+    """Time a network with NFM against the same without.
+
+    PreActResNet-18 on images of 32x32: without NFM, with it, and with it where the attention is
+    written plainly; and that attention alone. All contenders run alternately in one process,
+    training and inference. nfm.json and nfm.md are complete after every case.
+    """
+    import torch
+
+    from agents.run_folder import lock_folder, require_writable
+    from nfm.bench.contenders import Settings
+    from nfm.bench.run import bench_nfm
+
+    given = bench_options.apply_quick(given, bench_options.QUICK_NFM)
+    given["threads"] = given["threads"] or torch.get_num_threads()
+    with checking_input():
+        settings = Settings(**given)
+        require_writable(out)
+        lock = lock_folder(out)
+    command = shlex.join(("rims", *sys.argv[1:]))
+    try:
+        report = bench_nfm(settings, out, command, say=lambda line: click.echo(line, err=True))
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except FloatingPointError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        lock.release()
+    click.echo(report, nl=False)
+
+
 @bench.command("first-call")
 @bench_options.THREADS
 def first_call(threads: int | None) -> None:

@@ -34,6 +34,9 @@ _NOT_OF_AGENTS = (
     *("threads", "device", "checkpoint_every"),
 )
 
+#: The same of ``rims bench nfm``.
+QUICK_NFM: dict[str, Any] = {"planes": 4, "batch": 4, "rounds": 3}
+
 KINDS = ("lstm", "gru")
 PASSES = ("inference", "training")
 
@@ -215,6 +218,64 @@ def agents_options(command: Decorated) -> Decorated:
     """The options of ``rims bench agents``."""
     command = config_options(*_NOT_OF_AGENTS)(command)
     for option in reversed(_AGENTS):
+        command = option(command)
+    return command
+
+
+_NFM = (
+    plain_option(
+        "--planes",
+        type=COUNT,
+        metavar="N",
+        default=64,
+        help="Channels of the network's first stage.",
+    ),
+    plain_option(
+        "--batch",
+        type=COUNT,
+        metavar="N",
+        default=32,
+        help="Images at a time.",
+    ),
+    plain_option(
+        "--rounds",
+        type=click.IntRange(3, 10**6),
+        metavar="N",
+        default=11,
+        help="Times that all contenders of a case run, at most.",
+    ),
+    plain_option(
+        "--seconds-per-case",
+        type=float,
+        metavar="X",
+        default=120.0,
+        help="A case that takes longer gets fewer rounds, at least 3.",
+    ),
+    THREADS,
+    plain_option(
+        "--device",
+        type=click.Choice(("cpu", "cuda")),
+        default="cpu",
+        help="Where the networks run.",
+    ),
+    plain_option(
+        "--quick",
+        is_flag=True,
+        help="A narrow network, 4 images and 3 rounds, to see it work; options given here win.",
+    ),
+    plain_option(
+        "--out",
+        type=FOLDER,
+        metavar="NAME",
+        default="benchmarks/results",
+        help="Folder for nfm.json and nfm.md.",
+    ),
+)
+
+
+def nfm_options(command: Decorated) -> Decorated:
+    """The options of ``rims bench nfm``."""
+    for option in reversed(_NFM):
         command = option(command)
     return command
 

@@ -15,13 +15,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rims.bench.cases import Case, Device
-from rims.bench.timing import make_layers, run_once
+from rims.bench.timing import Work, make_layers, run_once
 
 #: Bytes of a megabyte here.
 MB = 10**6
@@ -75,13 +75,22 @@ def _cuda_peak(layer: nn.Module, case: Case) -> int:
 
 
 def _in_fresh_process(case: Case, place: int, threads: int) -> int:
+    order = {"case": case.to_dict(), "place": place, "threads": threads}
+    return peak_in_fresh_process("rims.bench.memory", order)
+
+
+def peak_in_fresh_process(module: str, order: dict[str, Any]) -> int:
+    """The number that ``python -m module`` prints when given ``order`` as JSON.
+
+    Raises:
+        RuntimeError: if the process ends without a figure.
+    """
     # -P and the path: the process has to import this package, not one that lies in the folder the
     # user happens to be in.
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    order = json.dumps({"case": case.to_dict(), "place": place, "threads": threads})
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "rims.bench.memory", order],
+        [sys.executable, "-P", "-m", module, json.dumps(order)],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -99,10 +108,15 @@ def _cpu_peak(case: Case, place: int, threads: int) -> int:
     layer = make_layers(case, "cpu")[place]
     _warm_up(layer, case)
     input = torch.randn(case.steps, case.batch, case.size.input_size)
+    return peak_of(lambda: run_once(layer, input, case.work))
+
+
+def peak_of(work: Work) -> int:
+    """Bytes that ``work`` adds to this process's memory at its peak."""
     _give_back_free_memory()
     _forget_peak()
     before = _peak_bytes()
-    run_once(layer, input, case.work)
+    work()
     return _peak_bytes() - before
 
 

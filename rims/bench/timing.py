@@ -23,6 +23,10 @@ _LAYERS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = 
 _WARM_UP_ROUNDS: dict[Device, int] = {"cpu": 1, "cuda": 3}
 
 
+#: One pass of something; what it returns is kept until its end.
+Work = Callable[[], Tensor]
+
+
 class Pair(NamedTuple):
     """Milliseconds of one round."""
 
@@ -87,30 +91,57 @@ def time_case(case: Case, settings: Settings) -> list[Pair]:
     """
     layers = make_layers(case, settings.device)
     input = torch.randn(case.steps, case.batch, case.size.input_size, device=settings.device)
-    clock = _cuda_ms if settings.device == "cuda" else _cpu_ms
 
-    def time_layer(layer: nn.Module) -> float:
-        layer.zero_grad(set_to_none=True)
-        return clock(lambda: run_once(layer, input, case.work))
+    def runner(layer: nn.Module) -> Work:
+        return lambda: run_once(layer, input, case.work)
 
     for layer, name in zip(layers, (case.ours, case.baseline), strict=True):
         if not run_once(layer, input, case.work).isfinite().all():
             raise FloatingPointError(f"{name} of size {case.size}: the output is not finite.")
-    for _ in range(_WARM_UP_ROUNDS[settings.device]):
-        for layer in layers:
-            time_layer(layer)
-    pairs: list[Pair] = []
+    contenders = [Contender(runner(layer), layer.zero_grad) for layer in layers]
+    rounds, seconds = settings.rounds, settings.seconds_per_case
+    return [Pair(*times) for times in alternate(contenders, settings.device, rounds, seconds)]
+
+
+class Contender(NamedTuple):
+    """What is timed, and what is done before it every time."""
+
+    work: Work
+    prepare: Callable[[], object]
+
+
+def alternate(
+    contenders: Sequence[Contender], device: Device, rounds: int, seconds: float
+) -> list[tuple[float, ...]]:
+    """Milliseconds of every contender, round by round, after rounds that do not count.
+
+    Args:
+        contenders: in the order they run in.
+        device: where they compute.
+        rounds: at most.
+        seconds: fewer rounds if they would take longer, but at least ``MIN_ROUNDS``.
+    """
+    clock = _cuda_ms if device == "cuda" else _cpu_ms
+
+    def time_one(contender: Contender) -> float:
+        contender.prepare()
+        return round(clock(contender.work), 6)
+
+    for _ in range(_WARM_UP_ROUNDS[device]):
+        for contender in contenders:
+            time_one(contender)
+    times: list[tuple[float, ...]] = []
     started = time.perf_counter()
-    while len(pairs) < settings.rounds:
+    while len(times) < rounds:
         elapsed = time.perf_counter() - started
-        next_end = elapsed + elapsed / max(1, len(pairs))
-        if len(pairs) >= MIN_ROUNDS and next_end > settings.seconds_per_case:
+        next_end = elapsed + elapsed / max(1, len(times))
+        if len(times) >= MIN_ROUNDS and next_end > seconds:
             break
-        pairs.append(Pair(*(round(time_layer(layer), 6) for layer in layers)))
-    return pairs
+        times.append(tuple(time_one(contender) for contender in contenders))
+    return times
 
 
-def _cpu_ms(work: Callable[[], Tensor]) -> float:
+def _cpu_ms(work: Work) -> float:
     was_enabled = gc.isenabled()
     gc.disable()  # a collection would fall into one of the two times
     try:
@@ -124,7 +155,7 @@ def _cpu_ms(work: Callable[[], Tensor]) -> float:
     return 1e3 * (end - start)
 
 
-def _cuda_ms(work: Callable[[], Tensor]) -> float:
+def _cuda_ms(work: Work) -> float:
     make = torch.cuda.Event
     start, end = (make(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()

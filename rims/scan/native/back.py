@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rims.scan.native.matmul import matmul
-from rims.scan.native.simd import (
+from rims.native.simd import (
     inlined,
     kernel,
     load,
@@ -20,6 +19,7 @@ from rims.scan.native.simd import (
     store_up_to,
     total,
 )
+from rims.scan.native.matmul import matmul
 
 
 @inlined

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rims.native.simd import kernel, store_up_to
 from rims.scan.native.back import carry, retreat
 from rims.scan.native.forward import advance, begin, commit, prepare, restore
-from rims.scan.native.simd import kernel, store_up_to
 from rims.scan.native.table import own_block, take_next
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from numba import uint8
 
-from rims.scan.native.matmul import matmul
-from rims.scan.native.simd import (
+from rims.native.simd import (
     exp,
     inlined,
     kernel,
@@ -30,6 +29,7 @@ from rims.scan.native.simd import (
     tanh,
     total,
 )
+from rims.scan.native.matmul import matmul
 
 
 @kernel

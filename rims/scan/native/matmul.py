@@ -8,7 +8,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from rims.scan.native.simd import (
+from rims.native.simd import (
     FEATURES,
     I64,
     Vec,

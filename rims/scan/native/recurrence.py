@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rims.scan.native import build, threads
+from rims.native import threads
+from rims.native.simd import VECTOR_BYTES
+from rims.scan.native import build
 from rims.scan.native import table as e
-from rims.scan.native.simd import VECTOR_BYTES
 from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
 

@@ -16,7 +16,7 @@ from numba.core.datamodel import models, register_default
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, lower_getattr_generic
 
-from rims.scan.native.simd import Vec, constant, inlined
+from rims.native.simd import Vec, constant, inlined
 
 # fmt: off
 NUMBERS = [

@@ -4,8 +4,7 @@ Numba leaves vectorising to LLVM, which gives up on loops over as many arrays as
 knows no fast vector ``exp``. So a vector is a type of its own here: ``load`` makes one from memory,
 and ``+ - * /`` work on all lanes. Its width is that of the machine's largest vectors.
 
-Memory is addressed by a pointer and an index, unchecked as in C. The tables of addresses and sizes
-that kernels get are described in :mod:`rims.scan.native.table`.
+Memory is addressed by a pointer and an index, unchecked as in C.
 """
 
 from __future__ import annotations
@@ -78,6 +77,7 @@ def _operator(op: Callable[..., Any], build: Callable[[ir.IRBuilder, Any, Any], 
 
 
 _operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_FUSED))
+_operator(operator.iadd, lambda builder, a, b: builder.fadd(a, b, flags=_FUSED))
 _operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_FUSED))
 _operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_FUSED))
 _operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))

@@ -1,0 +1,1 @@
+"""Speed and memory of NFM: the command ``rims bench nfm``."""

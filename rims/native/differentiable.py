@@ -1,0 +1,16 @@
+"""When a gradient written by hand does not do and PyTorch has to compute it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_needed(*grads: Tensor | None) -> bool:
+    """Whether a gradient is itself to be differentiated, or taken of many outputs at once."""
+    batched = torch._C._functorch
+    return torch.is_grad_enabled() or any(
+        grad is not None
+        and (batched.is_batchedtensor(grad) or batched.is_legacy_batchedtensor(grad))
+        for grad in grads
+    )
