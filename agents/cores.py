@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from agents.config import PPOConfig, import_core, one_line
-from rims import RIM_GRU, RIM_LSTM, scan_path
+from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
 
 #: State of a core: one tensor (layers, E, H), or two for LSTMs.
 CoreState = tuple[Tensor, ...]
@@ -59,7 +59,7 @@ class RecurrentCore(nn.Module):
         config: which core, and its sizes.
 
     Shape:
-        ``(T, E, I), state, reset (T, E) -> (T, E, H), state``
+        ``(T, E, I), state, reset (T, E) -> (T, E, H), state``; the input may be a ``RepeatedInput``
 
     Raises:
         ValueError: in one line, if the core has an import path and does not keep to this.
@@ -85,9 +85,11 @@ class RecurrentCore(nn.Module):
         learns_start = config.learned_initial_state and config.core not in ("rim_lstm", "rim_gru")
         starts = [torch.zeros(layers, 1, size) for layers, size in self.form.shapes]
         self.starts = nn.ParameterList(starts if learns_start and not self.is_memoryless else [])
+        # A subclass with a forward of its own may not know of these forms of input.
+        own_forward = type(self.module).forward
+        self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)
+        self.handles_packed = own_forward in (nn.LSTM.forward, nn.GRU.forward)
         self.handles_reset = _takes_reset(self.module) and not len(self.starts)
-        # A subclass with a forward of its own may not know of packed sequences.
-        self.handles_packed = type(self.module).forward in (nn.LSTM.forward, nn.GRU.forward)
         # Type and device of states; a user's core may have no parameter to tell them by.
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
@@ -97,11 +99,17 @@ class RecurrentCore(nn.Module):
             self.like.new_zeros(layers, num_envs, size) for layers, size in self.form.shapes
         )
 
-    def forward(self, input: Tensor, state: CoreState, reset: Tensor) -> tuple[Tensor, CoreState]:
+    def forward(
+        self, input: Tensor | RepeatedInput, state: CoreState, reset: Tensor
+    ) -> tuple[Tensor, CoreState]:
         """Run the sequence; the state starts anew before every step where ``reset`` is true."""
         if self.handles_reset:
+            if isinstance(input, RepeatedInput) and not self.handles_repeated:
+                input = input.expand()
             output, hx = self.module(input, self.form.pack(state), reset=reset)
             return output, _as_tuple(hx)
+        if isinstance(input, RepeatedInput):
+            input = input.expand()
         state = self._start_where(reset[0], state)
         if self.is_memoryless or not bool(reset[1:].any()):
             output, hx = self.module(input, self.form.pack(state))

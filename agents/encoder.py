@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from envs import VOCABULARY, Observation
+from rims import RepeatedInput
 
 #: Number of categories in each channel of MiniGrid's view: object, colour, state.
 CHANNEL_SIZES = (11, 6, 4)
@@ -53,11 +55,7 @@ class RepeatedObservations(NamedTuple):
     def of(cls, observations: Observations) -> Self:
         """Find the different ones of (T, E, ...)."""
         lead = observations.direction.shape
-        flat = [part.reshape(lead.numel(), -1) for part in observations]
-        # Every value fits a byte: categories, four directions, words of a vocabulary of fewer.
-        rows = torch.cat([part.to(torch.uint8) for part in flat], dim=1).cpu().numpy()
-        opaque = rows.view(f"V{rows.shape[1]}").ravel()  # compared as wholes, which is quickest
-        _, first, place = np.unique(opaque, return_index=True, return_inverse=True)
+        _, first, place = np.unique(_opaque(observations), return_index=True, return_inverse=True)
         index = torch.from_numpy(first).to(observations.direction.device)
         return cls(
             Observations(*(part.flatten(0, len(lead) - 1)[index] for part in observations)),
@@ -68,6 +66,14 @@ class RepeatedObservations(NamedTuple):
         """The environments ``index``, and only what they see."""
         used, place = torch.unique(self.place[:, index], return_inverse=True)
         return type(self)(Observations(*(part[used] for part in self.distinct)), place)
+
+
+def _opaque(observations: Observations) -> NDArray[np.void]:
+    """Each observation as one value, to be compared as a whole."""
+    flat = [part.reshape(observations.direction.numel(), -1) for part in observations]
+    # Every value fits a byte: categories, four directions, words of a vocabulary of fewer.
+    rows = torch.cat([part.to(torch.uint8) for part in flat], dim=1).cpu().numpy()
+    return rows.view(f"V{rows.shape[1]}").ravel()
 
 
 class ObservationEncoder(nn.Module):
@@ -82,8 +88,8 @@ class ObservationEncoder(nn.Module):
         mission: whether to read the mission.
 
     Shape:
-        ``Observations (...) -> (..., encoder_size)``, and
-        ``RepeatedObservations (T, E) -> (T, E, encoder_size)``
+        ``Observations (...) -> (..., encoder_size)``, and ``RepeatedObservations (T, E)`` to the
+        ``RepeatedInput`` that stands for ``(T, E, encoder_size)``
     """
 
     offsets: Tensor
@@ -108,10 +114,14 @@ class ObservationEncoder(nn.Module):
         nn.init.orthogonal_(self.linear.weight, 2**0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, observations: Observations | RepeatedObservations) -> Tensor:
+    @overload
+    def forward(self, observations: Observations) -> Tensor: ...
+    @overload
+    def forward(self, observations: RepeatedObservations) -> RepeatedInput: ...
+    def forward(self, observations: Observations | RepeatedObservations) -> Tensor | RepeatedInput:
         """Return (..., encoder_size) features."""
         if isinstance(observations, RepeatedObservations):
-            return F.embedding(observations.place, self._encode(observations.distinct))
+            return RepeatedInput(self._encode(observations.distinct), observations.place)
         return self._encode(observations)
 
     def _encode(self, observations: Observations) -> Tensor:
@@ -137,3 +147,33 @@ class ObservationEncoder(nn.Module):
         rows = torch.arange(len(unique), device=mission.device)
         final: Tensor = outputs[lengths - 1, rows]  # (U, F)
         return final[inverse]
+
+
+class EncodedOnce:
+    """An encoder whose weights stay as they are for a while: it encodes nothing twice.
+
+    Args:
+        encoder: must not change as long as this is used.
+
+    Shape:
+        ``Observations (E, ...) -> (E, encoder_size)``
+    """
+
+    def __init__(self, encoder: ObservationEncoder) -> None:
+        self._encoder = encoder
+        self._known: dict[bytes, int] = {}  # row of the features of each observation
+        self._features = encoder.linear.weight.new_empty(0, encoder.linear.out_features)
+
+    def __call__(self, observations: Observations) -> Tensor:
+        """The features of ``observations``."""
+        place: list[int] = []
+        new: list[int] = []
+        for row, key in enumerate(_opaque(observations).tolist()):
+            known = self._known.setdefault(key, len(self._known))
+            if known == len(self._features) + len(new):
+                new.append(row)
+            place.append(known)
+        if new:
+            encoded = self._encoder(Observations(*(part[new] for part in observations)))
+            self._features = torch.cat([self._features, encoded])
+        return self._features[place]

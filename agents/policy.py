@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from agents.config import PPOConfig
 from agents.cores import CoreState, RecurrentCore
-from agents.encoder import ObservationEncoder, Observations, RepeatedObservations
+from agents.encoder import EncodedOnce, ObservationEncoder, Observations, RepeatedObservations
 from envs import mission_varies
+from rims import RepeatedInput
 
 
 class PolicyOutput(NamedTuple):
@@ -57,8 +58,12 @@ class RecurrentActorCritic(nn.Module):
         reset: Tensor,
     ) -> PolicyOutput:
         """Run the sequence; ``reset`` is true where an observation is the first of an episode."""
-        features = self.encoder(observations)  # (T, E, I)
-        features, state = self.core(features, state, reset)  # (T, E, H)
+        return self._decide(self.encoder(observations), state, reset)
+
+    def _decide(
+        self, features: Tensor | RepeatedInput, state: CoreState, reset: Tensor
+    ) -> PolicyOutput:
+        features, state = self.core(features, state, reset)  # (T, E, I) -> (T, E, H)
         log_probs = self.actor(features).log_softmax(-1)  # (T, E, actions)
         return PolicyOutput(log_probs, self.critic(features).squeeze(-1), state)
 
@@ -70,6 +75,7 @@ class RecurrentActorCritic(nn.Module):
         reset: Tensor,
         *,
         generator: torch.Generator | None,
+        encode: EncodedOnce | None = None,
     ) -> tuple[Tensor, PolicyOutput]:
         """One step for every environment: actions ``(E,)`` and what led to them.
 
@@ -78,9 +84,10 @@ class RecurrentActorCritic(nn.Module):
             state: state of the core.
             reset: ``(E,)``, true where the observation is the first of an episode.
             generator: source of randomness; ``None`` takes the most probable action.
+            encode: used in place of the encoder.
         """
-        step = Observations(*(part.unsqueeze(0) for part in observations))
-        output = self(step, state, reset.unsqueeze(0))
+        features = (encode or self.encoder)(observations)  # (E, I)
+        output = self._decide(features.unsqueeze(0), state, reset.unsqueeze(0))
         log_probs = output.log_probs[0]  # (E, actions)
         if generator is None:
             return log_probs.argmax(-1), output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.cores import CoreState
-from agents.encoder import Observations, RepeatedObservations
+from agents.encoder import EncodedOnce, Observations, RepeatedObservations
 from agents.policy import PolicyOutput, RecurrentActorCritic
 from envs import StepResult, VectorEnv
 
@@ -101,11 +102,25 @@ class Runner:
         self._observation = Observations.from_numpy(env.reset(), self.device)
         self._episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
         self._tracker = EpisodeTracker(env.num_envs)
+        self._encode: EncodedOnce | None = None
+
+    @contextmanager
+    def unchanged_weights(self) -> Iterator[None]:
+        """While open, no weight of the policy may change; observations are encoded once only."""
+        self._encode = EncodedOnce(self.policy.encoder)
+        try:
+            yield
+        finally:
+            self._encode = None
 
     def look(self) -> tuple[Tensor, PolicyOutput]:
         """What the policy would do now; nothing moves on, but randomness is drawn."""
         return self.policy.act(
-            self._observation, self.state, self._episode_start, generator=self.generator
+            self._observation,
+            self.state,
+            self._episode_start,
+            generator=self.generator,
+            encode=self._encode,
         )
 
     def step(self) -> Transition:
@@ -128,8 +143,9 @@ def collect(runner: Runner, num_steps: int) -> tuple[Rollout, list[Episode]]:
         The rollout, and the episodes that ended in it.
     """
     initial_state = runner.state
-    steps = [runner.step() for _ in range(num_steps)]
-    _, after = runner.look()
+    with runner.unchanged_weights():
+        steps = [runner.step() for _ in range(num_steps)]
+        _, after = runner.look()
 
     def stack(parts: Iterable[NDArray[Any]]) -> Tensor:
         return torch.from_numpy(np.stack(list(parts))).to(runner.device)

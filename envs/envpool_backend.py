@@ -17,6 +17,10 @@ from envs.suites import Task
 
 __all__ = ["EnvPoolVectorEnv", "why_not"]
 
+#: EnvPool 1.2.5 draws the position of a room's entry from one place too many. One time in (size of
+#: the room - 1) it is a corner, and the door leads into a wall: a third of the levels of N2-S4.
+_MULTIROOM_PREFIX = "MiniGrid-MultiRoom-"
+
 
 def why_not(task: Task) -> str | None:
     """Why EnvPool cannot run a task, in words; None if it can. Makes no environment."""
@@ -24,6 +28,8 @@ def why_not(task: Task) -> str | None:
         import envpool
     except ImportError:
         return "EnvPool is not installed"
+    if (task.envpool_id or task.id).startswith(_MULTIROOM_PREFIX):
+        return "many levels of its MultiRoom cannot be solved"
     if task.gym_kwargs and task.envpool_id is None and not task.envpool_kwargs:
         return f"EnvPool has no counterpart of the arguments of {task.id!r}"
     if (task.envpool_id or task.id) not in envpool.list_all_envs():

@@ -79,13 +79,9 @@ class Suite:
         return (self.train, *self.unseen)
 
 
-# MiniGrid's MultiRoom-N4-S5-v0 has six rooms by mistake; v1 has four. EnvPool lacks v1 but takes
-# the number of rooms; its step limit (20 per room) does not follow that number.
-_MULTIROOM_FOUR_ROOMS = Task(
-    id="MiniGrid-MultiRoom-N4-S5-v1",
-    envpool_id="MiniGrid-MultiRoom-N4-S5-v0",
-    envpool_kwargs={"min_num_rooms": 4, "max_num_rooms": 4, "max_episode_steps": 80},
-)
+# Where success is rare at first, an update needs many steps: over 2 048, the noise of advantages
+# without any success among them moves the policy, and some runs never recover.
+_LONG_ROLLOUTS: Mapping[str, object] = {"rollout_steps_per_env": 128, "minibatches": 16}
 
 _SUITES = (
     Suite(
@@ -100,16 +96,20 @@ _SUITES = (
     Suite(
         name="memory",
         description="Go to the object seen at the start; the corridor grows. Chance: guess which.",
-        train=Task(id="MiniGrid-MemoryS7-v0"),
+        train=Task(id="MiniGrid-MemoryS9-v0"),
         unseen=(
-            Task(id="MiniGrid-MemoryS9-v0"),
             Task(id="MiniGrid-MemoryS11-v0"),
             Task(id="MiniGrid-MemoryS13-v0"),
             Task(id="MiniGrid-MemoryS13Random-v0"),
             Task(id="MiniGrid-MemoryS17Random-v0"),
         ),
         chance=0.5,
-        preset={"total_steps": 600_000, "num_envs": 128, "entropy_coefficient": 0.003},
+        preset={
+            "total_steps": 2_000_000,
+            "num_envs": 128,
+            "minibatches": 8,
+            "entropy_coefficient": 0.005,
+        },
     ),
     Suite(
         name="doorkey",
@@ -151,9 +151,10 @@ _SUITES = (
         name="multiroom",
         description="Walk through a chain of rooms to the goal; from 2 small rooms to 4 and 6.",
         train=Task(id="MiniGrid-MultiRoom-N2-S4-v0"),
-        unseen=(_MULTIROOM_FOUR_ROOMS, Task(id="MiniGrid-MultiRoom-N6-v0")),
-        chance=0.01,
-        preset={"total_steps": 1_000_000},
+        # N4-S5-v0 has six rooms by mistake; v1 has four.
+        unseen=(Task(id="MiniGrid-MultiRoom-N4-S5-v1"), Task(id="MiniGrid-MultiRoom-N6-v0")),
+        chance=0.02,
+        preset={"total_steps": 150_000},
     ),
     Suite(
         name="keycorridor",
@@ -161,7 +162,8 @@ _SUITES = (
         train=Task(id="MiniGrid-KeyCorridorS3R1-v0"),
         unseen=(Task(id="MiniGrid-KeyCorridorS3R2-v0"), Task(id="MiniGrid-KeyCorridorS3R3-v0")),
         chance=0.06,
-        preset={"total_steps": 1_000_000},
+        # A level has one ball and one key: the colours in the mission tell nothing.
+        preset={"total_steps": 300_000, "mission": "off", **_LONG_ROLLOUTS},
     ),
     Suite(
         name="crossing",
@@ -173,7 +175,7 @@ _SUITES = (
             Task(id="MiniGrid-SimpleCrossingS11N5-v0"),
         ),
         chance=0.05,
-        preset={"total_steps": 1_000_000},
+        preset={"total_steps": 800_000, **_LONG_ROLLOUTS},
     ),
 )
 
@@ -212,8 +214,8 @@ def get_task(id: str) -> Task:
     Raises:
         ValueError: if no such environment is registered; the message names the closest ones.
 
-    >>> get_task("MiniGrid-MultiRoom-N4-S5-v1").envpool_id
-    'MiniGrid-MultiRoom-N4-S5-v0'
+    >>> get_task("MiniGrid-MultiRoom-N4-S5-v1").name
+    'MultiRoom-N4-S5-v1'
     """
     for suite in SUITES.values():
         for task in suite.tasks:

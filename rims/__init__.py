@@ -1,6 +1,7 @@
 """Recurrent Independent Mechanisms (arXiv:1909.10893) as drop-in recurrent layers for PyTorch."""
 
 from rims import authors as authors
+from rims.batching import RepeatedInput as RepeatedInput
 from rims.cells import RIM_GRUCell as RIM_GRUCell
 from rims.cells import RIM_LSTMCell as RIM_LSTMCell
 from rims.layers import RIM_GRU as RIM_GRU
@@ -16,6 +17,7 @@ __all__ = [
     "RIM_LSTM",
     "RIM_GRUCell",
     "RIM_LSTMCell",
+    "RepeatedInput",
     "Trace",
     "Usage",
     "authors",

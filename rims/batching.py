@@ -7,9 +7,45 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rims.checks import is_autocasting
+
+
+class RepeatedInput(NamedTuple):
+    """Sequences in which the same inputs come again and again, each different one given once.
+
+    For a layer it stands for ``rows[place]``, with the same output and gradients up to rounding;
+    what depends on the input alone is computed once for each row.
+
+    Example:
+        >>> import rims
+        >>> words, text = torch.randn(10, 600), torch.randint(10, (50, 3))
+        >>> output, _ = rims.RIM_LSTM(600, 300, 6, 4)(rims.RepeatedInput(words, text))
+        >>> output.shape
+        torch.Size([50, 3, 300])
+    """
+
+    rows: Tensor  # (U, I)
+    place: Tensor  # (T, B), (B, T) if batch_first, or (T,), int64: the row each step reads
+
+    def expand(self) -> Tensor:
+        """The sequences as a tensor."""
+        if self.rows.dim() != 2:
+            return self.rows[self.place]
+        return F.embedding(self.place, self.rows)  # whose gradient is quicker
+
+
+def unrepeat(
+    input: Tensor | PackedSequence | RepeatedInput,
+) -> tuple[Tensor | PackedSequence, RepeatedInput | None]:
+    """The sequences, and their repeated form if there is one that can be made use of."""
+    if not isinstance(input, RepeatedInput):
+        return input, None
+    # Autocast converts the sequences, not the rows.
+    usable = input.rows.dim() == 2 and not is_autocasting(input.rows.device.type)
+    return input.expand(), input if usable else None
 
 
 class TimeMajor(NamedTuple):
@@ -130,6 +166,18 @@ def time_major_flags(where: str, name: str, flags: Tensor, batch: TimeMajor) -> 
             f"per step and sequence; got {flags.dtype} of shape {tuple(flags.shape)}."
         )
     return steps
+
+
+def time_major_places(repeated: RepeatedInput | None, batch: TimeMajor) -> RepeatedInput | None:
+    """``repeated`` with places (T, B); None for inputs that a mask has changed."""
+    if repeated is None or batch.valid is not None:
+        return None
+    place = repeated.place
+    if batch.unbatched:
+        place = place.unsqueeze(1)
+    elif batch.batch_first:
+        place = place.transpose(0, 1)
+    return repeated._replace(place=place)
 
 
 def require_ends_only(where: str, valid: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -12,11 +13,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rims.batching import (
+    RepeatedInput,
     check_input,
     check_input_dtype,
     require_ends_only,
     time_major_flags,
+    time_major_places,
     to_time_major,
+    unrepeat,
 )
 from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
@@ -165,6 +169,7 @@ class RIMLayer(nn.Module):
         hx: tuple[Stacked, ...] | None,
         reset: Tensor | None,
         mask: Tensor | None,
+        repeated: RepeatedInput | None,
     ) -> tuple[Any, tuple[Stacked, ...]]:
         """Everything but the form of hx, which LSTM and GRU have differently."""
         where = type(self).__name__
@@ -185,6 +190,7 @@ class RIMLayer(nn.Module):
             batch = batch._replace(valid=valid, input=batch.input.masked_fill(skipped, 0.0))
         reset_steps = None if reset is None else time_major_flags(where, "reset", reset, batch)
         states = split_hx(where, cells, hx, batch, self.num_directions)
+        repeated = time_major_places(repeated, batch)
 
         sequence = batch.input
         finals: list[State] = []
@@ -192,7 +198,7 @@ class RIMLayer(nn.Module):
             scans = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                run = scan_reversed if direction else scan
+                run = scan_reversed if direction else partial(scan, repeated=repeated)
                 result = run(
                     cells[index],
                     sequence,
@@ -205,6 +211,7 @@ class RIMLayer(nn.Module):
                     recorder(index, result, batch.valid, batch.order_back)
                 scans.append(result)
                 finals.append(result.state)
+            repeated = None
             if layer < self.num_layers - 1:
                 sequence = torch.cat([self._pass_on(s) for s in scans], dim=-1)
                 sequence = F.dropout(sequence, self.dropout, self.training)
@@ -256,7 +263,8 @@ class RIM_LSTM(RIMLayer):
             dropout of the attentions, ``comm_reads``, ``learned_initial_state``.
 
     Shape:
-        - input ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)`` or ``PackedSequence``
+        - input ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)``, ``PackedSequence``,
+          ``RepeatedInput``
         - ``h_0`` (layers * directions, B, P or D), ``c_0`` (layers * directions, B, D); where
           layers differ in size, a tuple of one tensor (directions, B, D_l) per layer
         - output ``(T, B, directions * D)`` in the form of the input
@@ -278,7 +286,7 @@ class RIM_LSTM(RIMLayer):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Tensor | PackedSequence | RepeatedInput,
         hx: tuple[Stacked, Stacked] | None = None,
         *,
         reset: Tensor | None = None,
@@ -297,12 +305,13 @@ class RIM_LSTM(RIMLayer):
         if isinstance(hx, Tensor):
             raise RuntimeError("RIM_LSTM: hx must be a pair (h_0, c_0); got one tensor.")
         parts = None if hx is None else tuple(hx)
+        input, repeated = unrepeat(input)
         if isinstance(input, Tensor) and not self.proj_size:
             # Under autocast torch converts the input and the state of an LSTM, but of no GRU,
             # packed sequence or projection.
             input = to_autocast_dtype(input)
             parts = parts and tuple(to_autocast_dtype(part) for part in parts)
-        output, (h_n, c_n) = self._run(input, parts, reset, mask)
+        output, (h_n, c_n) = self._run(input, parts, reset, mask, repeated)
         return output, (h_n, c_n)
 
 
@@ -368,32 +377,24 @@ class RIM_GRU(RIMLayer):
         if "proj_size" in options:
             raise ValueError("RIM_GRU: proj_size is for RIM_LSTM only, as in nn.GRU.")
         super().__init__(
-            input_size,
-            hidden_size,
-            num_rims,
-            k,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            0,
-            device,
-            dtype,
+            input_size, hidden_size, num_rims, k, num_layers, bias, batch_first, dropout,
+            bidirectional, 0, device, dtype,
             input_slots=input_slots,
             use_inactive=use_inactive,
             blocked_grad=blocked_grad,
             **options,
-        )
+        )  # fmt: skip
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Tensor | PackedSequence | RepeatedInput,
         hx: Stacked | None = None,
         *,
         reset: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Any, Stacked]:
         """Run the sequence; ``hx``, ``reset`` and ``mask`` as in :meth:`RIM_LSTM.forward`."""
-        output, (h_n,) = self._run(input, None if hx is None else (hx,), reset, mask)
+        input, repeated = unrepeat(input)
+        parts = None if hx is None else (hx,)
+        output, (h_n,) = self._run(input, parts, reset, mask, repeated)
         return output, h_n

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.encoder import CHANNEL_SIZES, ObservationEncoder, Observations, RepeatedObservations
+from agents.encoder import (
+    CHANNEL_SIZES,
+    EncodedOnce,
+    ObservationEncoder,
+    Observations,
+    RepeatedObservations,
+)
 from envs import (
     MISSION_LENGTH,
     BackendName,
@@ -17,6 +23,7 @@ from envs import (
     encode_mission,
     make_vector_env,
 )
+from rims import RepeatedInput
 
 CPU = torch.device("cpu")
 HIDDEN_SIZE = 10
@@ -279,10 +286,33 @@ def test_encoding_distinct_observations_equals_encoding_all() -> None:
     gradients = []
     for form in (observations, RepeatedObservations.of(observations)):
         encoder.zero_grad()
-        output = encoder(form)
+        encoded = encoder(form)
+        output = encoded.expand() if isinstance(encoded, RepeatedInput) else encoded
         (output * weight).sum().backward()
         grads = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
         assert len(grads) == len(list(encoder.parameters()))
         gradients.append([output.detach(), *grads])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_encoded_once_is_what_the_encoder_says_and_asks_it_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = make_encoder(direction=True, mission=True).double()
+    observations = repeating()
+    steps = [Observations(*(part[t] for part in observations)) for t in range(6)]
+    expected = [encoder(step) for step in steps]
+    asked = 0
+    encode = encoder.forward
+
+    def count(step: Observations) -> Tensor:
+        nonlocal asked
+        asked += len(step.direction)
+        return encode(step)
+
+    monkeypatch.setattr(encoder, "forward", count)
+    once = EncodedOnce(encoder)
+    for step, features in zip(steps, expected, strict=True):
+        torch.testing.assert_close(once(step), features, rtol=1e-9, atol=1e-9)
+    assert asked == len(RepeatedObservations.of(observations).distinct.direction)

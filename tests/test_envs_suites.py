@@ -19,7 +19,6 @@ def test_suites_hold_the_tasks_that_are_promised() -> None:
             "BabyAI-GoToRedBall-v0",
         ],
         "memory": [
-            "MiniGrid-MemoryS7-v0",
             "MiniGrid-MemoryS9-v0",
             "MiniGrid-MemoryS11-v0",
             "MiniGrid-MemoryS13-v0",
@@ -69,7 +68,7 @@ def test_chance_is_the_success_rate_of_random_actions(name: str) -> None:
     successes, running = 0, np.ones(count, dtype=bool)
     rng = np.random.default_rng(0)
     with make_vector_env(suite.train, count, 0) as env:
-        if env.backend != "envpool":
+        if env.backend != "envpool" and name != "multiroom":  # whose episodes are short
             pytest.skip("too slow without EnvPool")
         env.reset()
         while running.any():
@@ -119,7 +118,6 @@ def test_get_suite_unknown_name_gives_close_match_on_one_line() -> None:
 def test_get_task_prefers_the_table() -> None:
     task = get_task("MiniGrid-MultiRoom-N4-S5-v1")
     assert task is SUITES["multiroom"].unseen[0]
-    assert task.envpool_id == "MiniGrid-MultiRoom-N4-S5-v0"
 
 
 @pytest.mark.parametrize("id", ["MiniGrid-LavaGapS5-v0", "BabyAI-GoToLocal-v0"])

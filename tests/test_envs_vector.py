@@ -25,7 +25,7 @@ from envs import (
 )
 from envs.mission import UNKNOWN
 
-LEFT, RIGHT, FORWARD = 0, 1, 2
+LEFT, RIGHT, FORWARD, TOGGLE = 0, 1, 2, 5
 EMPTY = Task(id="MiniGrid-Empty-5x5-v0")  # one level, 100 steps
 TO_GOAL = [FORWARD, FORWARD, RIGHT, FORWARD, FORWARD]
 MAX_STEPS = 100
@@ -315,6 +315,8 @@ def test_use_after_close_is_an_error(empty: VectorEnv) -> None:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_runs_on_both_backends(suite: str, backend: BackendName) -> None:
+    if suite == "multiroom" and backend == "envpool":
+        pytest.skip("refused: see test_multiroom_is_refused_on_envpool")
     for task in SUITES[suite].tasks:
         with make_vector_env(task, 2, 1, backend) as env:
             observation = env.reset()
@@ -323,13 +325,42 @@ def test_every_suite_runs_on_both_backends(suite: str, backend: BackendName) -> 
             assert env.step(np.array([LEFT, LEFT])).valid.all()
 
 
-def test_four_rooms_task_has_its_own_step_limit(backend: BackendName) -> None:
-    # EnvPool's limit would stay that of the six-room task, 120.
-    task = SUITES["multiroom"].unseen[0]
-    with make_vector_env(task, 1, 1, backend) as env:
-        env.reset()
-        results = play(env, [spin(80)])
-    assert [int(result.truncated[0]) for result in results] == [0] * 79 + [1]
+def solvable(env: VectorEnv) -> float:
+    """Share of levels whose first episode ends in success, by random steps and many of them."""
+    rng = np.random.default_rng(0)
+    success, running = np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool)
+    env.reset()
+    while running.any():
+        step = env.step(rng.choice([LEFT, RIGHT, FORWARD, TOGGLE], env.num_envs))
+        ended = (step.terminated | step.truncated) & running
+        success[ended] = step.reward[ended] > 0
+        running &= ~ended
+    return float(success.mean())
+
+
+def test_levels_of_multiroom_can_be_solved() -> None:
+    task = Task(id="MiniGrid-MultiRoom-N2-S4-v0", gym_kwargs={"max_steps": 2000})
+    with make_vector_env(task, 25, 0) as env:
+        assert solvable(env) == 1
+
+
+@needs_envpool
+def test_envpool_makes_levels_of_multiroom_that_cannot_be_solved() -> None:
+    """If this fails, EnvPool was mended, and MultiRoom can run there, some 20 times faster."""
+    from envs.envpool_backend import EnvPoolVectorEnv
+
+    limit = {"max_episode_steps": 2000}
+    task = Task(id="MiniGrid-MultiRoom-N2-S4-v0", envpool_kwargs=limit)
+    with EnvPoolVectorEnv(task, range(100), 1) as env:
+        assert 0.5 < solvable(env) < 0.85
+
+
+@needs_envpool
+@pytest.mark.parametrize("id", ["MiniGrid-MultiRoom-N2-S4-v0", "MiniGrid-MultiRoom-N4-S5-v1"])
+def test_multiroom_is_refused_on_envpool(id: str) -> None:
+    assert resolve_backend(id) == "gymnasium"
+    with pytest.raises(ValueError, match=r"cannot be solved\. Use the gymnasium backend\."):
+        resolve_backend(id, "envpool")
 
 
 @pytest.mark.parametrize("id", ["MiniGrid-Dynamic-Obstacles-5x5-v0", "MiniGrid-MemoryS7-v0"])
@@ -375,9 +406,8 @@ def test_resolve_backend_without_envpool(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_resolve_backend_prefers_envpool_where_it_knows_the_task() -> None:
     assert resolve_backend(EMPTY, "auto") == "envpool"
     assert resolve_backend(EMPTY, "gymnasium") == "gymnasium"
-    assert resolve_backend("MiniGrid-MultiRoom-N4-S5-v1", "envpool") == "envpool"
     for unknown in (
-        Task(id="MiniGrid-MultiRoom-N4-S5-v1"),
+        Task(id="MiniGrid-NotThere-v0"),
         Task(id="MiniGrid-Empty-5x5-v0", gym_kwargs={"size": 9}),
     ):
         assert resolve_backend(unknown, "auto") == "gymnasium"

@@ -130,7 +130,7 @@ def test_infomax_is_added_with_its_weight(digits: Path) -> None:
         torch.manual_seed(1)
         found.append(experiment.loss(model, torch.zeros(4, 1, 32, 32), torch.Generator()))
     plain, weighted = found
-    assert float(plain["infomax_generated"]) > 0
+    assert plain["infomax_generated"].item() > 0
     expected = plain["loss"] + weighted["infomax_generated"]
     torch.testing.assert_close(weighted["loss"], expected)
 
@@ -231,7 +231,7 @@ def test_patch_distance_sees_what_pixels_alone_do_not() -> None:
     smooth = torch.nn.functional.avg_pool2d(images_of(2), 3, 1, 1)
     smooth = smooth / smooth.std() * real.std()
     floor = patch_distance(real, again)
-    assert 0 < floor < 30
+    assert 0 < floor < 50
     assert patch_distance(real, smooth) > 5 * floor
     assert patch_distance(real, again + 0.5) > 5 * floor  # it is not the same brightness
     with pytest.raises(ValueError, match="patch_distance: other must have the shape"):

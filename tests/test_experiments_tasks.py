@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,38 @@ def test_stacked_published(digits: Path) -> None:
     assert stacked(digits, digits="1,2").published == {}
 
 
+def test_notes_say_what_differs_from_what_is_published(digits: Path) -> None:
+    assert "250 epochs with 24 channels; here 1 epochs of 9 images, 2 channels" in clevr().notes[-1]
+    assert "Table 7" in clevr(held_out=2).notes[-1]
+    assert not any("Published" in note for note in clevr(held_out=5).notes)
+    assert (
+        f"here 1 epochs of 10 images, 2 channels, digits of '{digits}'" in stacked(digits).notes[-1]
+    )
+
+
 def test_missing_digits_are_one_line_before_any_work(rims: Rims, tmp_path: Path) -> None:
     call = ("experiment", "stacked-mnist", "--run-root", "root", "--data-dir", "nowhere")
     assert "nowhere" in assert_one_line(rims(*call))
+    assert tree(tmp_path / "here") == {}
+
+
+def test_digits_to_train_on_are_looked_for_before_any_work(
+    rims: Rims, digits: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(digits, folder)
+    (folder / "train-images-idx3-ubyte").write_bytes(b"cut")
+    call = ("experiment", "stacked-mnist", "--run-root", "root", "--data-dir", str(folder))
+    assert "train-labels-idx1-ubyte" in assert_one_line(rims(*call))
+    assert tree(tmp_path / "here") == {}
+
+
+@pytest.mark.parametrize("size", ["100000000000", "9999999999999999999"])
+def test_network_too_large_is_one_line_before_any_work(
+    rims: Rims, tmp_path: Path, size: str
+) -> None:
+    call = ("experiment", "sort-of-clevr", "--run-root", "root", "--hidden-size", size)
+    assert "model cnn cannot be built: " in assert_one_line(rims(*call))
     assert tree(tmp_path / "here") == {}
 
 

@@ -298,6 +298,13 @@ def test_authors_weights_fill_modules_and_skip_what_these_do_not_have() -> None:
         assert all(torch.equal(v, known[k]) for k, v in module.state_dict().items())
 
 
+def test_authors_batch_norm_is_not_passed_over_silently() -> None:
+    arrays = full_arrays(nfm.NFM(3, **SMALL))
+    with pytest.raises(ValueError, match=r"'0.out.norm.weight' belongs to no module"):
+        nfm.load_authors_weights([nfm.NFM(3, batch_norm=False, **SMALL)], arrays)
+    nfm.load_authors_weights([nfm.NFM(3, batch_norm=False, read=False, **SMALL)], arrays)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

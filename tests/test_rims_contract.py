@@ -44,6 +44,7 @@ def test_public_names_are_frozen() -> None:
         "RIM_LSTM",
         "RIM_GRUCell",
         "RIM_LSTMCell",
+        "RepeatedInput",
         "Trace",
         "Usage",
         "authors",

@@ -43,16 +43,11 @@ def compile_kernels(kind: type[RIM_LSTMCell] | type[RIM_GRUCell], dtype: torch.d
     c = state if cell.num_states == 2 else None
     carry = Carry(state.clone(), c, state.clone(), c)
     flags = Flags(torch.zeros(2, 5, dtype=torch.bool), None)
-    arguments = (
-        torch.zeros(2, 5, 600, dtype=dtype),
-        States(state, c),
-        flags,
-        w,
-        Rules(4, 4, False),
-    )
-    out, saved = hoisted.forward(TritonRecurrence, *arguments, save=True)
+    input = torch.zeros(2, 5, 600, dtype=dtype)
+    recurrence = TritonRecurrence(w, Rules(4, 4, False), States(state, c), flags)
+    out, saved = hoisted.forward(recurrence, input, save=True)
     assert saved is not None
-    hoisted.backward(TritonRecurrence, out.h, carry, *arguments, saved, input_needs_grad=True)
+    hoisted.backward(recurrence, out.h, carry, input, saved, input_needs_grad=True)
 
 
 def main(names: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rims.batching import RepeatedInput
 from rims.checks import is_autocasting
 from rims.scan import hoisted, paths
 from rims.scan.function import ScanFunction
@@ -22,11 +23,15 @@ def scan(
     *,
     reset: Tensor | None,
     valid: Tensor | None,
+    repeated: RepeatedInput | None = None,
 ) -> ScanOutput:
     """As :func:`rims.scan.scan`, without recording."""
     fresh: tuple[Tensor | None, ...] = (None, None)
     if reset is not None and cell.initial:
         fresh = cell.initial_state(input[0])
+    place = None
+    if repeated is not None and not torch.compiler.is_compiling():  # the operator knows no places
+        input, place = repeated
     tensors = [input, state[0], _second(state), fresh[0], _second(fresh)]
     w = Weights.of(cell)
     dtype = _computed_in(input)
@@ -41,10 +46,10 @@ def scan(
         output, h, c, active, *_ = scan_op(*tensors, w.given(), reset, valid, *rules, path, save)
     elif save:
         kind = paths.recurrence(path, input.device)
-        output, h, c, active = ScanFunction.apply(*tensors, reset, valid, rules, kind, *w)  # type: ignore[no-untyped-call]
+        output, h, c, active = ScanFunction.apply(*tensors, place, reset, valid, rules, kind, *w)  # type: ignore[no-untyped-call]
     else:
         # Not through the function either: for a single step that would take as long as the step.
-        output, h, c, active = _directly(path, tensors, Flags(reset, valid), w, rules)
+        output, h, c, active = _directly(path, tensors, place, Flags(reset, valid), w, rules)
     stored = state[0].dtype
     parts = tuple(part.to(stored) for part in (h, c)[: cell.num_states])
     return ScanOutput(output.to(stored), parts, active, None, None)
@@ -54,6 +59,7 @@ def scan(
 def _directly(
     path: paths.Path,
     tensors: list[Tensor | None],
+    place: Tensor | None,
     flags: Flags,
     w: Weights,
     rules: Rules,
@@ -61,7 +67,8 @@ def _directly(
     input, *states = tensors
     assert input is not None
     kind = paths.recurrence(path, input.device)
-    out, _ = hoisted.forward(kind, input, States(*states), flags, w, rules, save=False)  # type: ignore[arg-type]
+    recurrence = kind(w, rules, States(*states), flags)  # type: ignore[arg-type]
+    out, _ = hoisted.forward(recurrence, input, place=place, save=False)
     return out.h, out.h[-1].clone(), None if out.c is None else out.c[-1].clone(), out.active
 
 

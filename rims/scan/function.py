@@ -12,11 +12,13 @@ from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
 
 #: Arguments of :class:`ScanFunction` before the weights, and of these that have a gradient.
-_HEAD, _DIFFERENTIABLE = 9, 5
+_HEAD, _DIFFERENTIABLE = 10, 5
 
 
 class ScanFunction(torch.autograd.Function):
     """Output, last h, last c (``None`` for a GRU) and active of a sequence.
+
+    With ``place`` (T, B) the input is (U, I): rows that steps share (:mod:`rims.scan.hoisted`).
 
     As ``torch.ops.rims.scan`` without its dispatch, which takes as long as a short sequence.
     """
@@ -29,6 +31,7 @@ class ScanFunction(torch.autograd.Function):
         c: Tensor | None,
         fresh_h: Tensor | None,
         fresh_c: Tensor | None,
+        place: Tensor | None,
         reset: Tensor | None,
         valid: Tensor | None,
         rules: Rules,
@@ -38,12 +41,14 @@ class ScanFunction(torch.autograd.Function):
         """Run the sequence and keep what the gradient needs."""
         states = States(h, c, fresh_h, fresh_c)
         w = Weights(*weights)  # type: ignore[arg-type]
-        out, saved = hoisted.forward(kind, input, states, Flags(reset, valid), w, rules, save=True)
+        recurrence = kind(w, rules, states, Flags(reset, valid))
+        out, saved = hoisted.forward(recurrence, input, place=place, save=True)
         assert saved is not None
+        # Not the recurrence: it would outlive the way back, with all it has packed.
         ctx.rules, ctx.kind = rules, kind
         ctx.mark_non_differentiable(out.active)
         ctx.save_for_backward(
-            input, *states, reset, valid, *out, saved.key_value, *saved.inputs, *weights
+            input, *states, place, reset, valid, *out, saved.key_value, *saved.inputs, *weights
         )
         return out.h, out.h[-1].clone(), None if out.c is None else out.c[-1].clone(), out.active
 
@@ -53,24 +58,21 @@ class ScanFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Gradients of input, states and weights."""
         input, *rest = ctx.saved_tensors
-        states, flags, rest = States(*rest[:4]), Flags(*rest[4:6]), rest[6:]
+        states, place, flags, rest = States(*rest[:4]), rest[4], Flags(*rest[5:7]), rest[7:]
         sequence, key_value = Sequence(*rest[:3]), rest[3]
         inputs, w = Hoisted(*rest[4:6]), Weights(*rest[6:])
         nothing = (None,) * (_HEAD - _DIFFERENTIABLE)
         if unrolled.is_needed(grad_output, grad_h, grad_c):
             grads = (grad_output, grad_h, grad_c)
-            found = unrolled.gradients(grads, input, states, flags, w, ctx.rules)
+            found = unrolled.gradients(grads, input, states, flags, w, ctx.rules, place)
             return (*found[:_DIFFERENTIABLE], *nothing, *found[_DIFFERENTIABLE:])
         gradients = hoisted.backward(
-            ctx.kind,
+            ctx.kind(w, ctx.rules, states, flags),
             grad_output,
             new_carry(grad_h, None if states.c is None else grad_c),
             input,
-            states,
-            flags,
-            w,
-            ctx.rules,
             hoisted.Saved(sequence, key_value, inputs),
+            place=place,
             input_needs_grad=ctx.needs_input_grad[0],
         )
         carry = gradients.carry

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rims.checks import is_autocasting
-from rims.scan.problem import Flags, Rules, States, Weights
+from rims.scan.problem import Weights
 from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
 
 #: Rows (steps times batch) of a chunk: enough for full speed of a matrix product.
@@ -32,8 +33,8 @@ class Saved(NamedTuple):
     """What the gradient needs besides the arguments; the rest of a step is computed again."""
 
     sequence: Sequence
-    key_value: Tensor  # (T, B, dk + A), x W^k beside x W^v
-    inputs: Hoisted  # (T, B, ...)
+    key_value: Tensor  # (T, B, dk + A), x W^k beside x W^v; of repeated inputs (U, dk + A)
+    inputs: Hoisted  # (T, B, ...), or (U, ...)
 
 
 class Gradients(NamedTuple):
@@ -45,97 +46,135 @@ class Gradients(NamedTuple):
 
 
 def forward(
-    kind: type[Recurrence],
-    input: Tensor,
-    states: States,
-    flags: Flags,
-    w: Weights,
-    rules: Rules,
-    *,
-    save: bool,
+    recurrence: Recurrence, input: Tensor, *, place: Tensor | None = None, save: bool
 ) -> tuple[Sequence, Saved | None]:
     """Run ``input`` (T, B, I) and, if ``save``, keep what :func:`backward` needs."""
     with _exactly(input):
-        return _forward(kind, input.contiguous(), states, flags, w, rules, save)
+        if place is None:
+            return _forward(recurrence, input.contiguous(), save)
+        return _forward_repeated(recurrence, input.contiguous(), place, save)
 
 
-def _forward(
-    kind: type[Recurrence],
-    input: Tensor,
-    states: States,
-    flags: Flags,
-    w: Weights,
-    rules: Rules,
-    save: bool,
-) -> tuple[Sequence, Saved | None]:
+def _forward(recurrence: Recurrence, input: Tensor, save: bool) -> tuple[Sequence, Saved | None]:
     steps, batch, _ = input.shape
-    out = _empty_sequence(input, states, w)
-    recurrence = kind(w, rules, states, flags)
-    side = _InputSide(w)
-    sizes = (sum(side.sizes), w.num_rims * w.unit_size, w.num_rims * w.hh.shape[1])
+    out = _empty_sequence(recurrence, input, steps)
+    side = _InputSide(recurrence.w)
     length = steps if save else _chunk_length(batch, steps)
-    key_value, query_side, gate_side = (input.new_empty(length, batch, size) for size in sizes)
+    key_value, whole = side.room(input, length, batch)
     for first, last in _chunks(batch, steps):
         where = slice(first, last) if save else slice(0, last - first)
-        inputs = Hoisted(query_side[where], gate_side[where])
+        inputs = _steps_of(whole, where)
         side.project(input[first:last], key_value[where], inputs)
         recurrence.forward(first, inputs, out)
-    inputs = Hoisted(query_side, gate_side)
-    kept = Saved(out, key_value, inputs) if save else None
-    return out, kept
+    return out, Saved(out, key_value, whole) if save else None
+
+
+def _forward_repeated(
+    recurrence: Recurrence, input: Tensor, place: Tensor, save: bool
+) -> tuple[Sequence, Saved | None]:
+    steps, batch = place.shape
+    out = _empty_sequence(recurrence, input, steps)
+    side = _InputSide(recurrence.w)
+    key_value, different = side.room(input, len(input))
+    side.project(input, key_value, different)
+    for first, last in _chunks(batch, steps):
+        recurrence.forward(first, _placed(different, place[first:last]), out)
+    return out, Saved(out, key_value, different) if save else None
 
 
 def backward(
-    kind: type[Recurrence],
+    recurrence: Recurrence,
     grad_output: Tensor,
     carry: Carry,
     input: Tensor,
-    states: States,
-    flags: Flags,
-    w: Weights,
-    rules: Rules,
     saved: Saved,
     *,
+    place: Tensor | None = None,
     input_needs_grad: bool,
 ) -> Gradients:
     """Gradients by hand-written backpropagation through time; ``carry`` ends at the first step."""
     with _exactly(input):
-        recurrence = kind(w, rules, states, flags)
         # Operators and hooks on saved tensors promise numbers, not the order they lie in.
         saved = Saved(
             Sequence(*map(_dense, saved.sequence)),  # type: ignore[arg-type]
             saved.key_value.contiguous(),
             Hoisted(*map(_dense, saved.inputs)),  # type: ignore[arg-type]
         )
-        return _backward(
-            recurrence, grad_output, carry, input.contiguous(), saved, input_needs_grad
-        )
+        back = _Back(recurrence, saved, grad_output, carry)
+        input = input.contiguous()
+        if place is None:
+            grad_input = back.each_step(input, input_needs_grad)
+        else:
+            grad_input = back.repeated(input, place, input_needs_grad)
+        return Gradients(grad_input, carry, back.sums.result(back.buffer.bias_ih))
 
 
-def _backward(
-    recurrence: Recurrence,
-    grad_output: Tensor,
-    carry: Carry,
-    input: Tensor,
-    saved: Saved,
-    input_needs_grad: bool,
-) -> Gradients:
-    steps, batch, _ = input.shape
-    w = recurrence.w
-    side = _InputSide(w)
-    sums = _WeightSums(w, side)
-    slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
-    buffer = _empty_gradients(input, w, _chunk_length(batch, steps), slots)
-    grad_input = torch.empty_like(input) if input_needs_grad else None
-    for first, last in reversed(list(_chunks(batch, steps))):
-        chunk = slice(first, last)
-        part = buffer.first_steps(last - first)
-        inputs = Hoisted(saved.inputs.query_side[chunk], saved.inputs.gate_side[chunk])
-        recurrence.backward(first, inputs, saved.sequence, grad_output[chunk], carry, part)
-        d_key_value = sums.add(part, input[chunk], saved.key_value[chunk])
-        if grad_input is not None:
-            torch.mm(d_key_value, side.key_value.mT, out=_rows(grad_input[chunk]))
-    return Gradients(grad_input, carry, sums.result(buffer.bias_ih))
+class _Back:
+    """The way back through the chunks of a sequence."""
+
+    def __init__(
+        self,
+        recurrence: Recurrence,
+        saved: Saved,
+        grad_output: Tensor,
+        carry: Carry,
+    ) -> None:
+        self.recurrence, self.saved = recurrence, saved
+        self.grad_output, self.carry = grad_output, carry
+        w = recurrence.w
+        self.side = _InputSide(w)
+        self.sums = _WeightSums(w, self.side)
+        steps, batch, _ = grad_output.shape
+        slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
+        self.buffer = _empty_gradients(grad_output, w, _chunk_length(batch, steps), slots)
+
+    def each_step(self, input: Tensor, input_needs_grad: bool) -> Tensor | None:
+        """Every step has an input of its own; returns its gradient."""
+        grad_input = torch.empty_like(input) if input_needs_grad else None
+        for first, last in self._chunks():
+            chunk = slice(first, last)
+            part = self._retreat(first, last, _steps_of(self.saved.inputs, chunk))
+            d_key_value = self.sums.add_input(
+                _rows(part.query_side),
+                _rows(part.gate_side),
+                _rows(input[chunk]),
+                _rows(self.saved.key_value[chunk]),
+            )
+            self.sums.add_loop(part)
+            if grad_input is not None:
+                torch.mm(d_key_value, self.side.key_value.mT, out=_rows(grad_input[chunk]))
+        return grad_input
+
+    def repeated(self, input: Tensor, place: Tensor, input_needs_grad: bool) -> Tensor | None:
+        """Steps share inputs: their gradients are summed before they go through the weights."""
+        d_query_side, d_gate_side = (torch.zeros_like(part) for part in self.saved.inputs)
+        for first, last in self._chunks():
+            read = place[first:last]
+            part = self._retreat(first, last, _placed(self.saved.inputs, read))
+            d_query_side.index_add_(0, read.flatten(), _rows(part.query_side))
+            d_gate_side.index_add_(0, read.flatten(), _rows(part.gate_side))
+            self.sums.add_loop(part)
+        d_key_value = self.sums.add_input(d_query_side, d_gate_side, input, self.saved.key_value)
+        return d_key_value @ self.side.key_value.mT if input_needs_grad else None
+
+    def _chunks(self) -> Iterator[tuple[int, int]]:
+        steps, batch = self.grad_output.shape[:2]
+        return reversed(list(_chunks(batch, steps)))
+
+    def _retreat(self, first: int, last: int, inputs: Hoisted) -> LoopGradients:
+        part = self.buffer.first_steps(last - first)
+        grad_output = self.grad_output[first:last]
+        self.recurrence.backward(first, inputs, self.saved.sequence, grad_output, self.carry, part)
+        return part
+
+
+def _steps_of(inputs: Hoisted, steps: slice) -> Hoisted:
+    return Hoisted(inputs.query_side[steps], inputs.gate_side[steps])
+
+
+def _placed(inputs: Hoisted, place: Tensor) -> Hoisted:
+    """The input side of different rows (U, ...), as (L, B, ...) for the steps that read them."""
+    return Hoisted(F.embedding(place, inputs.query_side), F.embedding(place, inputs.gate_side))
 
 
 def _exactly(input: Tensor) -> AbstractContextManager[object]:
@@ -158,6 +197,12 @@ class _InputSide:
     def key_value(self) -> Tensor:
         """W^k beside W^v, (I, dk + A)."""
         return torch.cat([self.w.input_key, self.w.input_value], dim=1)
+
+    def room(self, input: Tensor, *lead: int) -> tuple[Tensor, Hoisted]:
+        """Where :meth:`project` can write for as many inputs."""
+        sizes = (sum(self.sizes), len(self.query), len(self.ih))
+        key_value, query_side, gate_side = (input.new_empty(*lead, size) for size in sizes)
+        return key_value, Hoisted(query_side, gate_side)
 
     def project(self, input: Tensor, key_value: Tensor, out: Hoisted) -> None:
         """Fill ``key_value`` and ``out`` from ``input``, (L, B, I)."""
@@ -186,21 +231,28 @@ class _WeightSums:
         self.qkv = w.hh.new_empty(w.num_rims, w.unit_size, sum(self.qkv_sizes))
         self.output_gate = w.output.new_empty(2 * w.unit_size, w.output.shape[1])
         self.output_gate_bias = w.output.new_empty(2 * w.unit_size)
-        self._so_far = 0.0  # what the sums above count for: nothing before the first chunk
+        # What the sums above count for: nothing before the first chunk.
+        self._input_so_far = self._loop_so_far = 0.0
 
-    def add(self, part: LoopGradients, input: Tensor, key_value: Tensor) -> Tensor:
-        """Add what a chunk contributes; return the gradient of its keys and values, (rows, .)."""
-        w, side, beta = self.w, self.side, self._so_far
-        d_query_side, d_gate_side = _rows(part.query_side), _rows(part.gate_side)
-        key, value = _rows(key_value).split_with_sizes(side.sizes, dim=1)
+    def add_input(
+        self, d_query_side: Tensor, d_gate_side: Tensor, input: Tensor, key_value: Tensor
+    ) -> Tensor:
+        """Add what rows of the input contribute; return the gradient of their keys and values."""
+        side, beta = self.side, self._input_so_far
+        key, value = key_value.split_with_sizes(side.sizes, dim=1)
         self.query.addmm_(d_query_side.mT, key, alpha=side.scale, beta=beta)
         self.ih.addmm_(d_gate_side.mT, value, beta=beta)
-        d_key_value = torch.empty_like(_rows(key_value))
+        d_key_value = torch.empty_like(key_value)
         d_key, d_value = d_key_value.split_with_sizes(side.sizes, dim=1)
         torch.mm(d_query_side, side.query, out=d_key)
         torch.mm(d_gate_side, side.ih, out=d_value)
-        self.key_value.addmm_(_rows(input).mT, d_key_value, beta=beta)
+        self.key_value.addmm_(input.mT, d_key_value, beta=beta)
+        self._input_so_far = 1.0
+        return d_key_value
 
+    def add_loop(self, part: LoopGradients) -> None:
+        """Add what the loop over a chunk contributes."""
+        w, beta = self.w, self._loop_so_far
         d_gates, h_prev = _groups(part.state_gates, w.num_rims), _groups(part.h_prev, w.num_rims)
         self.hh.baddbmm_(d_gates.mT, h_prev, beta=beta)
         spoken, d_qkv = _groups(part.spoken, w.num_rims), _groups(part.qkv.flatten(2), w.num_rims)
@@ -215,8 +267,7 @@ class _WeightSums:
                 total.add_(rows.sum(0))
             else:
                 torch.sum(rows, 0, out=total)
-        self._so_far = 1.0
-        return d_key_value
+        self._loop_so_far = 1.0
 
     def result(self, bias_ih: Tensor) -> Weights:
         """The sums, in the shapes of the parameters, none in memory of another."""
@@ -248,16 +299,20 @@ def _parted(whole: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
-def _empty_sequence(input: Tensor, states: States, w: Weights) -> Sequence:
-    shape = (*input.shape[:2], w.num_rims * w.unit_size)
+def _empty_sequence(recurrence: Recurrence, input: Tensor, steps: int) -> Sequence:
+    states, w = recurrence.states, recurrence.w
+    lead = steps, states.h.shape[0]
+    shape = (*lead, w.num_rims * w.unit_size)
     return Sequence(
         input.new_empty(shape),
         None if states.c is None else input.new_empty(shape),
-        torch.empty(*input.shape[:2], w.num_rims, dtype=torch.bool, device=input.device),
+        torch.empty(*lead, w.num_rims, dtype=torch.bool, device=input.device),
     )
 
 
-def _empty_gradients(input: Tensor, w: Weights, length: int, slots: int) -> LoopGradients:
+def _empty_gradients(sequence: Tensor, w: Weights, length: int, slots: int) -> LoopGradients:
+    """Room for those of ``length`` steps of ``sequence``, (T, B, ...)."""
+    batch = sequence.shape[1]
     state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
     gates = w.num_rims * w.hh.shape[1]
     qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values
@@ -273,10 +328,10 @@ def _empty_gradients(input: Tensor, w: Weights, length: int, slots: int) -> Loop
     ]
     # In one piece, which the allocator hands out again and again; single large arrays it would
     # return to the system every time, and fetching them anew costs as much as filling them.
-    rows = length * input.shape[1]
+    rows = length * batch
     sizes = [rows * math.prod(shape) for shape in shapes]
-    pieces = input.new_empty(sum(sizes)).split_with_sizes(sizes)
-    lead = (length, input.shape[1])
+    pieces = sequence.new_empty(sum(sizes)).split_with_sizes(sizes)
+    lead = (length, batch)
     steps = [piece.view(*lead, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
     return LoopGradients(*steps, bias_ih=torch.zeros_like(w.hh[..., 0]))  # type: ignore[misc]
 

@@ -43,15 +43,13 @@ def scan_op(
     save: bool,
 ) -> tuple[Tensor, ...]:
     """h of every step, the last h, the last c, active; c of every step, x W, U, G."""
-    out, saved = hoisted.forward(
-        paths.recurrence(path, input.device),
-        input,
-        States(h, c, fresh_h, fresh_c),
-        Flags(reset, valid),
+    recurrence = paths.recurrence(path, input.device)(
         Weights(*weights),
         Rules(k, num_heads, reads_state),
-        save=save,
+        States(h, c, fresh_h, fresh_c),
+        Flags(reset, valid),
     )
+    out, saved = hoisted.forward(recurrence, input, save=save)
     last_c = None if out.c is None else out.c[-1].clone()
     kept = (None,) * 4 if saved is None else (out.c, saved.key_value, *saved.inputs)
     return tuple(_present(input, (out.h, out.h[-1].clone(), last_c, out.active, *kept)))
@@ -136,15 +134,17 @@ def scan_backward_op(
     """Gradients of input (empty if not needed), h, c, fresh h and c (GRU: empty), and weights."""
     sequence = Sequence(output, None if c is None else all_c, active)
     carry = new_carry(grad_h, None if c is None else grad_c)
+    recurrence = paths.recurrence(path, input.device)(
+        Weights(*weights),
+        Rules(k, num_heads, reads_state),
+        States(h, c, fresh_h, fresh_c),
+        Flags(reset, valid),
+    )
     gradients = hoisted.backward(
-        paths.recurrence(path, input.device),
+        recurrence,
         grad_output,
         carry,
         input,
-        States(h, c, fresh_h, fresh_c),
-        Flags(reset, valid),
-        Weights(*weights),
-        Rules(k, num_heads, reads_state),
         hoisted.Saved(sequence, key_value, Hoisted(query_side, gate_side)),
         input_needs_grad=input_needs_grad,
     )

@@ -6,20 +6,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rims.functional import grouped_linear
+from rims.native.differentiable import is_needed as is_needed
 from rims.scan import loop
 from rims.scan.problem import Flags, Rules, States, Weights
-
-
-def is_needed(*grads: Tensor | None) -> bool:
-    """Whether a gradient is itself to be differentiated, or taken of many outputs at once."""
-    batched = torch._C._functorch
-    return torch.is_grad_enabled() or any(
-        grad is not None
-        and (batched.is_batchedtensor(grad) or batched.is_legacy_batchedtensor(grad))
-        for grad in grads
-    )
 
 
 def gradients(
@@ -29,10 +21,12 @@ def gradients(
     flags: Flags,
     w: Weights,
     rules: Rules,
+    place: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Gradients of input, states and weights that can be differentiated again.
 
-    ``grad_outputs`` are those of the output, the last h and the last c.
+    ``grad_outputs`` are those of the output, the last h and the last c. With ``place`` (T, B) the
+    input is (U, I), rows that steps share.
     """
     # Aliases: one argument may come of another (h of an earlier sequence, say), and what flows on
     # from one to the other is for autograd to follow, not for this function.
@@ -42,7 +36,8 @@ def gradients(
         split = 1 + len(states)
         own_states, own_w = States(*arguments[1:split]), Weights(*arguments[split:])  # type: ignore[arg-type]
         sources = [a for a in arguments if a is not None and a.requires_grad]
-        outputs = _run(arguments[0], own_states, flags, own_w, rules)
+        rows = arguments[0] if place is None else F.embedding(place, arguments[0])
+        outputs = _run(rows, own_states, flags, own_w, rules)
         found = torch.autograd.grad(
             outputs, sources, grad_outputs[: len(outputs)], create_graph=True, allow_unused=True
         )
