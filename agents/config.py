@@ -22,6 +22,7 @@ from envs import BackendChoice, Suite, Task, get_suite, get_task
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
 CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
 CORE_NAMES: tuple[str, ...] = get_args(CoreName)
+EncoderChoice = Literal["linear", "cnn", "nfm"]
 MissionChoice = Literal["auto", "on", "off"]
 ActionMode = Literal["sample", "greedy"]
 
@@ -223,6 +224,11 @@ class PPOConfig:
     seed: int = _option(0, "Task", "Seed of the run: weights, actions and levels derive from it.")
     total_steps: int = _option(200_000, "Task", "Environment steps to train for.")
 
+    encoder: EncoderChoice = _option(
+        "linear",
+        "Network",
+        "What the view goes through: one linear layer; convolutions first; these with NFM.",
+    )
     encoder_size: int = _option(128, "Network", "Features the core reads: the encoder's output.")
     hidden_size: int = _option(
         128, "Network", "Features of the core's output: the total over mechanisms."
@@ -334,6 +340,7 @@ class PPOConfig:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "encoder": get_args(EncoderChoice),
     "mission": get_args(MissionChoice),
     "backend": get_args(BackendChoice),
 }

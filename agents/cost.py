@@ -27,7 +27,8 @@ def multiply_adds(policy: RecurrentActorCritic) -> Cost:
 
     Counted is what is computed: a RIM layer's inactive mechanisms too, and the encoder's one-hot
     input as the dense vector it is. A mission is counted at its full length. Point-wise operations
-    are not counted, nor what a user's own core computes in operators that torch does not know.
+    are not counted, nor NFM's attention, nor what a user's own core computes in operators that
+    torch does not know.
 
     Args:
         policy: the agent, on any device.

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.config import EncoderChoice
+from agents.view_maps import MAP_FEATURES, view_maps
 from envs import VOCABULARY, Observation
 from rims import RepeatedInput
 
 #: Number of categories in each channel of MiniGrid's view: object, colour, state.
 CHANNEL_SIZES = (11, 6, 4)
-VIEW_CELLS = 7 * 7
+VIEW_SIDE = 7
+VIEW_CELLS = VIEW_SIDE**2
 NUM_DIRECTIONS = 4
 MISSION_FEATURES = 32
 
@@ -84,6 +87,8 @@ class ObservationEncoder(nn.Module):
 
     Args:
         encoder_size: features of the result.
+        kind: what the view goes through first: nothing (``"linear"``, default), convolutions
+            (``"cnn"``) or these with NFM (``"nfm"``), see :func:`agents.view_maps.view_maps`.
         direction: whether to use the compass direction.
         mission: whether to read the mission.
 
@@ -94,7 +99,14 @@ class ObservationEncoder(nn.Module):
 
     offsets: Tensor
 
-    def __init__(self, encoder_size: int, *, direction: bool, mission: bool) -> None:
+    def __init__(
+        self,
+        encoder_size: int,
+        *,
+        kind: EncoderChoice = "linear",
+        direction: bool,
+        mission: bool,
+    ) -> None:
         super().__init__()
         self.direction = direction
         self.mission = mission
@@ -103,7 +115,8 @@ class ObservationEncoder(nn.Module):
         cell_starts = torch.arange(VIEW_CELLS).unsqueeze(-1) * per_cell
         self.register_buffer("offsets", (cell_starts + channel_starts).flatten(), persistent=False)
         self.view_features = VIEW_CELLS * per_cell
-        features = self.view_features
+        self.maps = None if kind == "linear" else view_maps(kind, per_cell)
+        features = self.view_features if self.maps is None else MAP_FEATURES
         if direction:
             features += NUM_DIRECTIONS
         if mission:
@@ -129,7 +142,7 @@ class ObservationEncoder(nn.Module):
         index = observations.image.reshape(-1, len(self.offsets)).long() + self.offsets
         dtype = self.linear.weight.dtype
         view = torch.zeros(len(index), self.view_features, dtype=dtype, device=index.device)
-        parts = [view.scatter_(1, index, 1.0)]
+        parts = [self._view(view.scatter_(1, index, 1.0))]
         if self.direction:
             parts.append(F.one_hot(observations.direction.flatten(), NUM_DIRECTIONS).to(dtype))
         if self.mission:
@@ -137,6 +150,14 @@ class ObservationEncoder(nn.Module):
         features = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         encoded: Tensor = self.linear(features).relu()
         return encoded.reshape(*lead, -1)
+
+    def _view(self, one_hot: Tensor) -> Tensor:
+        """Features of the view from its cells, each one-hot: ``(rows, 49 * 21)``."""
+        if self.maps is None:
+            return one_hot
+        cells = one_hot.view(len(one_hot), VIEW_SIDE, VIEW_SIDE, -1).permute(0, 3, 1, 2)
+        features: Tensor = self.maps(cells.contiguous()).flatten(1)
+        return features
 
     def _read(self, mission: Tensor) -> Tensor:
         # A rollout repeats few missions many times: read each once.

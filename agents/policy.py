@@ -37,7 +37,10 @@ class RecurrentActorCritic(nn.Module):
     def __init__(self, config: PPOConfig, num_actions: int, *, read_mission: bool) -> None:
         super().__init__()
         self.encoder = ObservationEncoder(
-            config.encoder_size, direction=config.direction, mission=read_mission
+            config.encoder_size,
+            kind=config.encoder,
+            direction=config.direction,
+            mission=read_mission,
         )
         self.core = RecurrentCore(config.encoder_size, config)
         self.actor = nn.Linear(self.core.output_size, num_actions)

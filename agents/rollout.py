@@ -115,13 +115,14 @@ class Runner:
 
     def look(self) -> tuple[Tensor, PolicyOutput]:
         """What the policy would do now; nothing moves on, but randomness is drawn."""
-        return self.policy.act(
+        seen: tuple[Tensor, PolicyOutput] = self.policy.act(
             self._observation,
             self.state,
             self._episode_start,
             generator=self.generator,
             encode=self._encode,
         )
+        return seen
 
     def step(self) -> Transition:
         """Let the policy act once in every environment."""

@@ -4,7 +4,7 @@ from nfm.attention import Memory, MemoryEntry
 from nfm.authors import load_authors_weights
 from nfm.insertion import NFMInserted, insert
 from nfm.module import NFM
-from nfm.network import NFMNetwork, NFMOptions
+from nfm.network import NFMNetwork, NFMOptions, trunk
 from nfm.plots import plot_attention
 from nfm.trace import Reading, Trace, random_attention, trace
 
@@ -22,4 +22,5 @@ __all__ = [
     "plot_attention",
     "random_attention",
     "trace",
+    "trunk",
 ]

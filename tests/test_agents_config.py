@@ -41,7 +41,7 @@ NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
 POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
 FLAGS = ("learned_initial_state", "direction", "anneal_learning_rate", "bootstrap_truncated")
-TEXTS = ("suite", "env", "core", "mission", "backend", "device")
+TEXTS = ("suite", "env", "core", "encoder", "mission", "backend", "device")
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, value) for name in COUNTS for value in (0, -1, 2**40 + 1)),
@@ -58,7 +58,13 @@ WRONG_TYPE: list[tuple[str, Any]] = [
     *((name, value) for name in FLAGS for value in (1, "true", None)),
     *((name, value) for name in TEXTS for value in (1, None, ["lstm"])),
 ]
-WRONG_CHOICE = [("core", "LSTM"), ("core", ""), ("mission", "yes"), ("backend", "gym")]
+WRONG_CHOICE = [
+    ("core", "LSTM"),
+    ("core", ""),
+    ("encoder", "mlp"),
+    ("mission", "yes"),
+    ("backend", "gym"),
+]
 
 
 def refusal(**settings: Any) -> ConfigError:
@@ -98,7 +104,7 @@ def test_unknown_choice_is_refused_and_the_choices_named(field: str, value: str)
     error = refusal(**{field: value})
     assert_names_field(error, field)
     assert repr(value) in error.rule
-    assert "auto" in error.rule or "rim_lstm" in error.rule
+    assert any(choice in error.rule for choice in ("auto", "rim_lstm", "linear"))
 
 
 @pytest.mark.parametrize("field", FLOATS)
@@ -303,6 +309,7 @@ CHANGED = PPOConfig(
     core="gru",
     seed=7,
     total_steps=12_345,
+    encoder="nfm",
     encoder_size=40,
     hidden_size=48,
     num_rims=6,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.config import EncoderChoice
 from agents.encoder import (
     CHANNEL_SIZES,
     EncodedOnce,
@@ -316,3 +317,56 @@ def test_encoded_once_is_what_the_encoder_says_and_asks_it_once(
     for step, features in zip(steps, expected, strict=True):
         torch.testing.assert_close(once(step), features, rtol=1e-9, atol=1e-9)
     assert asked == len(RepeatedObservations.of(observations).distinct.direction)
+
+
+# --- convolutions, with and without NFM
+
+
+def conv_encoder(kind: EncoderChoice) -> ObservationEncoder:
+    torch.manual_seed(0)
+    return ObservationEncoder(HIDDEN_SIZE, kind=kind, direction=True, mission=True)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "nfm"])
+def test_convolutions_see_the_view_as_a_map(kind: EncoderChoice) -> None:
+    """A cell moved by one is a map moved by one: what lies where is kept."""
+    encoder = conv_encoder(kind)
+    assert encoder.maps is not None
+    seen: list[Tensor] = []
+    encoder.maps.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    observations = random_observations(3)
+    encoder(observations)
+    image = observations.image.long()
+    parts = [torch.nn.functional.one_hot(image[..., i], n) for i, n in enumerate(CHANNEL_SIZES)]
+    expected = torch.cat(parts, dim=-1).permute(0, 3, 1, 2).float()  # (3, 21, 7, 7)
+    assert torch.equal(seen[0], expected)
+
+
+def test_an_nfm_encoder_starts_as_the_same_convolutions_and_then_differs() -> None:
+    plain, modular = conv_encoder("cnn"), conv_encoder("nfm")
+    weights = {
+        name.replace("maps.stacks.1.", "maps."): value
+        for name, value in modular.state_dict().items()
+        if ".nfms." not in name and ".stacks.0." not in name
+    }
+    plain.load_state_dict(weights)
+    observations = random_observations(4)
+    torch.testing.assert_close(plain(observations), modular(observations), rtol=0, atol=0)
+    gammas = [p for name, p in modular.named_parameters() if name.endswith("gamma")]
+    assert len(gammas) == 5  # the last of the first pass would read for nobody
+    for gamma in gammas:
+        torch.nn.init.constant_(gamma, 0.5)
+    assert not torch.allclose(plain(observations), modular(observations))
+    modular(observations).sum().backward()
+    assert all(p.grad is not None for p in modular.parameters())
+
+
+@pytest.mark.parametrize("kind", ["cnn", "nfm"])
+def test_repeated_observations_go_through_convolutions_once(kind: EncoderChoice) -> None:
+    encoder = conv_encoder(kind)
+    observations = random_observations(2, 3)
+    twice = Observations(*(torch.cat([part, part]) for part in observations))
+    repeated = RepeatedObservations.of(twice)
+    assert len(repeated.distinct.image) == 6
+    encoded = encoder(repeated)
+    torch.testing.assert_close(encoded.rows[encoded.place], encoder(twice))
