@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -23,6 +26,11 @@ POLL_SECONDS = 1.0
 
 EXIT_INTERRUPTED = 130
 
+#: Seconds that a process whose parent has died is given to save.
+GRACE_SECONDS = 120.0
+
+_OWN_GROUPS = hasattr(os, "setpgrp")  # of processes; not on Windows
+
 
 class Outcome(NamedTuple):
     """What became of one call."""
@@ -35,6 +43,7 @@ class _Worker(NamedTuple):
     place: int  # of its call
     process: BaseProcess
     answers: Connection
+    sender: Connection
 
 
 def usable_processors() -> int:
@@ -53,7 +62,9 @@ def run_all(
 ) -> list[Outcome]:
     """Call ``function`` with each of ``calls``, ``jobs`` at a time, each in a fresh process.
 
-    On Ctrl-C the processes get the signal too: they are waited for, so that they can save.
+    On Ctrl-C each process gets the signal too, once, also if it was sent to this process alone, and
+    is waited for, so that it can save; a second Ctrl-C is passed on as well. They also get it when
+    this process dies, of SIGKILL for instance.
 
     Args:
         function: of a module, as it has to be found again in the new process.
@@ -68,37 +79,65 @@ def run_all(
         What became of each call, in their order.
     """
     waiting = enumerate(calls)
-    running: dict[Any, _Worker] = {}  # by what becomes ready when the process has ended
+    running: list[_Worker] = []
     outcomes: dict[int, Outcome] = {}
     try:
         while True:
             for place, arguments in itertools.islice(waiting, jobs - len(running)):
-                worker = _start(function, place, arguments)
-                running[worker.process.sentinel] = worker
+                running.append(_worker(function, place, arguments))  # first: it may be interrupted
+                running[-1].process.start()
+                running[-1].sender.close()  # it has its own; with this one its end goes unnoticed
             if not running:
                 break
-            ready = wait(list(running), timeout=POLL_SECONDS)
+            by_sentinel: dict[Any, _Worker] = {w.process.sentinel: w for w in running}
+            ready = wait(list(by_sentinel), timeout=POLL_SECONDS)
             for ended in ready:
-                worker = running.pop(ended)
+                worker = by_sentinel[ended]
+                running.remove(worker)
                 outcomes[worker.place] = _outcome(worker)
                 on_end(worker.place, outcomes[worker.place])
             on_wait(len(ready))
+    except KeyboardInterrupt:
+        _interrupt(running)
+        raise
     finally:
-        for worker in running.values():
-            worker.process.join()
+        _wait_for(running)
     return [outcomes[place] for place in sorted(outcomes)]
 
 
-def _start(function: Callable[..., Any], place: int, arguments: tuple[Any, ...]) -> _Worker:
+def _worker(function: Callable[..., Any], place: int, arguments: tuple[Any, ...]) -> _Worker:
+    """A process that has not started yet."""
     answers, sender = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(target=_call, args=(function, arguments, sender))
-    process.start()
-    sender.close()  # the process has its own; with this one open its end would go unnoticed
-    return _Worker(place, process, answers)
+    # Pickled here, so that the process is ready for signals before it imports what it calls.
+    work = pickle.dumps((function, arguments))
+    process = _SPAWN.Process(target=_call, args=(work, sender))
+    return _Worker(place, process, answers, sender)
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...], sender: Connection) -> None:
+def _interrupt(workers: Sequence[_Worker]) -> None:
+    """Pass a Ctrl-C on to those that run."""
+    for worker in workers if _OWN_GROUPS else ():  # else they have it from the terminal
+        if worker.process.is_alive() and worker.process.pid is not None:
+            os.kill(worker.process.pid, signal.SIGINT)
+
+
+def _wait_for(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        while worker.process.is_alive():
+            try:
+                worker.process.join()
+            except KeyboardInterrupt:  # once more
+                _interrupt(workers)
+
+
+def _call(work: bytes, sender: Connection) -> None:
+    if _OWN_GROUPS:
+        # Else Ctrl-C in a terminal would come twice, from there and from the parent, and a second
+        # one means to stop without saving.
+        os.setpgrp()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        function, arguments = pickle.loads(work)
         outcome = Outcome(result=function(*arguments))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
@@ -108,6 +147,17 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], sender: Conn
         known = isinstance(error, ValueError | RuntimeError | OSError)
         outcome = Outcome(error=text if known else f"{type(error).__name__}: {text}")
     sender.send(outcome)
+
+
+def _end_with_parent() -> None:
+    """When the parent has died, save as on Ctrl-C and end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(GRACE_SECONDS)  # this thread goes when the process ends
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _outcome(worker: _Worker) -> Outcome:

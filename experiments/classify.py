@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data.augment import draw_mixup, occlude, random_crop, random_flip
 from experiments.data.common import LabelledImages
-from experiments.experiment import Curve, Experiment, Published, Row, shuffled
+from experiments.experiment import Curve, Experiment, Published, Row, identity, shuffled
 from experiments.image_configs import ClassifyConfig
 from experiments.images import KINDS, Levels, check_images, levels_of, load_images, parts, to_tensor
 from experiments.networks import nfm_options
@@ -25,7 +26,8 @@ from nfm.models.preact_resnet import (
     preact_resnet34,
     preact_resnet50,
 )
-from nfm.trace import random_attention
+from nfm.plots import plot_attention
+from nfm.trace import random_attention, trace
 
 _EVALUATION_BATCH = 250  # images
 _BOXES_SEED = 0  # of the boxes, the same for every model and seed
@@ -90,6 +92,11 @@ class ClassifyExperiment(Experiment[ClassifyConfig, Batch]):
     def _test_data(self) -> LabelledImages:
         return load_images(self.config, "test")
 
+    @property
+    def data_identity(self) -> str:
+        """Of the images and their classes."""
+        return identity(self._train_data, self._test_data)
+
     @cached_property
     def _levels(self) -> Levels:
         return levels_of(self._train_data.images)
@@ -146,6 +153,13 @@ class ClassifyExperiment(Experiment[ClassifyConfig, Batch]):
             named = model(inputs).argmax(1).cpu().numpy()
             right += int((named == data.labels[part]).sum())
         return right / len(data.labels)
+
+    def attention(self, model: nn.Module) -> Figure:
+        """Draw what the modules read, mean over some test images."""
+        images = self._normalised(self._test_data.images[:_EVALUATION_BATCH])
+        with trace(model) as record:
+            model(images)
+        return plot_attention(record)
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Accuracy on test images as they are, behind a box, and with attention left to chance."""

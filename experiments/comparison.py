@@ -42,6 +42,14 @@ class Run:
         return f"{self.config.model} seed {self.config.seed}"
 
 
+class Differences(NamedTuple):
+    """A number of one model minus that of another, seed by seed."""
+
+    seeds: tuple[int, ...]  # that both have
+    values: tuple[float, ...]
+    estimate: Estimate  # without interval for one seed
+
+
 class Finished(NamedTuple):
     """A run with what it left."""
 
@@ -90,12 +98,16 @@ class Comparison:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that all runs share."""
-        first, *others = (asdict(run.config) for own in self.runs.values() for run in own)
+        """Settings that all runs share; those that do something in some runs only, by them."""
+        found = dict[str, list[Any]]()
+        for run in (run for own in self.runs.values() for run in own):
+            for name, value in asdict(run.config).items():
+                if name not in ("model", "seed", *run.config.unused):
+                    found.setdefault(name, []).append(value)
         return {
-            name: value
-            for name, value in first.items()
-            if name not in ("model", "seed") and all(other[name] == value for other in others)
+            name: values[0]
+            for name, values in found.items()
+            if all(value == values[0] for value in values)
         }
 
     def seeds_of(self, model: str) -> tuple[int, ...]:
@@ -111,6 +123,28 @@ class Comparison:
         """Mean over seeds with Student's t interval; ``None`` if no seed has a number."""
         values = self.values(model, row)
         return mean_over_seeds(values, bounds=row.bounds) if values else None
+
+    @property
+    def baseline(self) -> str:
+        """The model that the others are compared with: the first one."""
+        return self.models[0]
+
+    def differences(self, model: str, row: Row) -> Differences | None:
+        """A model minus the baseline, over the seeds that both have; ``None`` if there are none.
+
+        Runs of one seed have the same data, so that what these do to both is taken out.
+        """
+        first, other = (
+            {run.config.seed: run.results.metrics.get(row.key) for run in self.runs[name]}
+            for name in (self.baseline, model)
+        )
+        pairs = [(seed, other[seed], first.get(seed)) for seed in other]
+        found = {s: mine - base for s, mine, base in pairs if mine is not None and base is not None}
+        if not found:
+            return None
+        values, (low, high) = tuple(found.values()), row.bounds
+        estimate = mean_over_seeds(values, bounds=(low - high, high - low))
+        return Differences(tuple(found), values, estimate)
 
 
 def plan(
@@ -199,6 +233,7 @@ def assemble(
     if not finished:
         raise NothingToCompare("no run could be compared. " + " ".join(grouped(flags)))
     first = next(iter(finished.values()))[0]
+    flags += _of_other_data([run for own in finished.values() for run in own])
     return Comparison(
         task=task,
         experiment=task.make(first.config),
@@ -208,6 +243,24 @@ def assemble(
         command=command,
         flags=flags,
     )
+
+
+def _of_other_data(runs: Sequence[Finished]) -> list[Flag]:
+    """What there is to know of runs on other data than the first one that noted its own."""
+    known = [run.results.data for run in runs if run.results.data is not None]
+    flags = []
+    for run in runs:
+        name, data = f"{run.config.model} seed {run.config.seed}", run.results.data
+        if data is None:
+            what = (
+                "made by an earlier version, which did not note what its data were and counted "
+                "making them as training time."
+            )
+            flags.append(Flag("different", name, what))
+        elif data != known[0]:
+            what = f"made with other data ({data}) than the first run ({known[0]})."
+            flags.append(Flag("different", name, what))
+    return flags
 
 
 def look_at(run: Run) -> Finished | Flag:

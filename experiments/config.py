@@ -24,6 +24,9 @@ WITHOUT_EFFECT = ("threads", "device", "checkpoint_every", "data_dir", "download
 #: Headings under which the options stand in the help of the command line, in this order.
 GROUPS = ("Data", "Network", "NFM", "Training", "Machine")
 
+#: The model with NFM, of every task that has one.
+NFM_MODEL = "nfm"
+
 _MOST = 2**40
 _TINY = math.ulp(0.0)
 
@@ -123,6 +126,11 @@ class ExperimentConfig:
             if not low <= value <= high or not math.isfinite(value):  # the first is false for NaN
                 raise ConfigError(name, f"must be {_range(low, high)}; got {value}.")
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Settings that do nothing in this run, because of others."""
+        return frozenset() if self.optimizer == "sgd" else frozenset({"momentum"})
+
     def to_toml(self) -> str:
         """The task and all fields as TOML."""
         return tomli_w.dumps({"task": self.task, **dataclasses.asdict(self)})
@@ -132,10 +140,11 @@ class ExperimentConfig:
         mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
         if self.task != other.task:
             return {"task": (self.task, other.task)}
+        ignored = {*WITHOUT_EFFECT, *(self.unused & other.unused)}
         return {
             name: (value, others[name])
             for name, value in mine.items()
-            if name not in WITHOUT_EFFECT and value != others[name]
+            if name not in ignored and value != others[name]
         }
 
 
@@ -175,6 +184,12 @@ class NFMConfig(ExperimentConfig):
         super().__post_init__()
         if self.out_kernel_size % 2 == 0:
             raise ConfigError("out_kernel_size", f"must be odd; got {self.out_kernel_size}.")
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Those of NFM too, where the model has none."""
+        own = (field.name for field in dataclasses.fields(self) if field.metadata["group"] == "NFM")
+        return super().unused.union(() if self.model == NFM_MODEL else own)
 
 
 def read_settings(path: Path, kind: type[ExperimentConfig]) -> dict[str, Any]:

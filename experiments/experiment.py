@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,11 @@ class Experiment(ABC, Generic[Config, Batch]):
         Raises:
             ValueError: in one line, if it cannot.
         """
-        self.make_model()
+        try:
+            self.make_model()
+        except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory holds
+            what = " ".join(str(error).split())[:200]
+            raise ValueError(f"model {self.config.model} cannot be built: {what}") from None
 
     @abstractmethod
     def make_model(self) -> nn.Module:
@@ -162,6 +167,15 @@ class Experiment(ABC, Generic[Config, Batch]):
     def make_optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
         """The optimisers by name; by default one, of all parameters, as the settings say."""
         return {"main": make_optimizer(self.config, model)}
+
+    @property
+    def data_identity(self) -> str:
+        """What tells the data from others that the same settings could find, in a few words.
+
+        Kept with a run, which does not go on with other data. Empty (default): the data follow
+        from the settings. A task that reads files returns :func:`identity` of them.
+        """
+        return ""
 
     @property
     @abstractmethod
@@ -179,15 +193,17 @@ class Experiment(ABC, Generic[Config, Batch]):
         """The generator of an epoch's draws; of another ``stream``, independent ones."""
         return np.random.default_rng((self.config.seed, epoch, stream))
 
-    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Scalars of a batch, all logged; ``"loss"`` is descended.
+
+        Every task has it but those that override :meth:`train_step`.
 
         Args:
             model: in training mode.
             batch: of :meth:`batches`.
             generator: for draws, on the model's device.
         """
+        raise NotImplementedError(f"{type(self).__name__} has neither loss nor train_step.")
 
     def train_step(self, state: State, batch: Batch) -> dict[str, float | Tensor]:
         """Learn from a batch; by default, one step down the loss.
@@ -224,9 +240,9 @@ class Experiment(ABC, Generic[Config, Batch]):
     def attention(self, model: nn.Module) -> Figure:
         """Draw which earlier layers the modules of a trained NFM read; called as :meth:`evaluate`.
 
-        Only of tasks whose row of the registry says so.
+        Only of tasks with a model ``nfm``.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no attention.")
 
     @property
     @abstractmethod
@@ -254,6 +270,23 @@ def make_optimizer(config: ExperimentConfig, model: nn.Module) -> Optimizer:
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **extra
     )
     return made
+
+
+def identity(*splits: Sequence[NDArray[Any]]) -> str:
+    """The number of samples in each split, and a checksum of all arrays.
+
+    Args:
+        splits: of each its arrays, such as images and labels.
+
+    Example:
+        >>> identity([np.arange(3)], [np.arange(2)])
+        '3 and 2 samples, checksum 0da7f48a'
+    """
+    checksum = 0
+    for array in (array for split in splits for array in split):
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    counts = " and ".join(str(len(split[0])) for split in splits)
+    return f"{counts} samples, checksum {checksum:08x}"
 
 
 def shuffled(

@@ -24,6 +24,7 @@ from agents.figures import (
 from agents.run_folder import write_bytes
 from agents.statistics import Estimate, mean_band
 from experiments.comparison import Comparison, Finished, Run, look_at
+from experiments.config import NFM_MODEL
 from experiments.experiment import Curve, Row
 from experiments.fit import judging
 from experiments.snapshot import load_weights
@@ -146,7 +147,7 @@ def draw_attention(runs: Sequence[Run], path: Path) -> bool:
         ValueError: in one line, if its weights cannot be used.
     """
     for run in runs:
-        if run.config.model == "nfm" and isinstance(look_at(run), Finished):
+        if run.config.model == NFM_MODEL and isinstance(look_at(run), Finished):
             experiment = run.task.make(run.config)
             model = experiment.make_model()
             load_weights(run.folder, model)

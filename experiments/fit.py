@@ -28,12 +28,13 @@ from experiments.experiment import Batch, Config, Experiment, NotFinite, State
 from experiments.images import write_png
 from experiments.snapshot import (
     Position,
+    Snapshot,
+    Weights,
     claimed_run,
     copy_of,
-    load_best,
     load_snapshot,
-    save_best,
     save_snapshot,
+    weights_of,
 )
 
 RESULTS_NAME = "results.json"
@@ -61,9 +62,10 @@ class Results(NamedTuple):
 
     metrics: dict[str, float]  # by key of a row
     parameters: int
-    seconds: float  # of training, without evaluation
+    seconds: float  # of training steps, without making data and evaluation
     steps: int
     judged_epoch: int  # whose weights were judged, counted from 1
+    data: str | None = None  # what tells the data from others; None: of an earlier version
 
     def to_json(self) -> str:
         """As the file holds it; a number that is not finite is left out."""
@@ -130,6 +132,7 @@ class _Fit(Generic[Config, Batch]):
         self.experiment = experiment
         self.config: ExperimentConfig = experiment.config
         self.folder = folder
+        self.best: Weights | None
         torch.set_num_threads(self.config.threads)
         torch.manual_seed(self.config.seed)
         model = experiment.make_model().to(experiment.device)
@@ -142,7 +145,8 @@ class _Fit(Generic[Config, Batch]):
         for optimizer in self.state.optimizers.values():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
-        self.position = load_snapshot(folder, self.state)
+        self.data = experiment.data_identity
+        self.position, self.best, _ = load_snapshot(folder, self.state, self.data)
         self._saved_steps = self.position.steps
         self._total_steps = self.config.epochs * experiment.steps_per_epoch
 
@@ -161,14 +165,12 @@ class _Fit(Generic[Config, Batch]):
     def _train_epoch(self, interruption: _Interruption) -> None:
         """The steps of the epoch that are left."""
         position, steps = self.position, self.experiment.steps_per_epoch
-        lap = time.perf_counter()
         for batch in islice(self.experiment.batches(position.epoch), position.step, None):
+            begun = time.perf_counter()  # not before: the batch had to be made, or those skipped
             self._step(batch)
-            now = time.perf_counter()
-            position.seconds += now - lap
+            position.seconds += time.perf_counter() - begun
             if position.step < steps:  # after the last one there is a row to be written first
                 self._save_if_due(interruption)
-            lap = time.perf_counter()
         if position.step != steps:
             raise RuntimeError(f"an epoch has {position.step} batches, not {steps} as announced.")
 
@@ -240,7 +242,7 @@ class _Fit(Generic[Config, Batch]):
         value = row[selection.column]
         if math.isfinite(value) and selection.improves(value, position.best_value):
             position.best_value, position.best_epoch = value, position.epoch + 1
-            save_best(self.folder, self.state.model, position.epoch + 1)
+            self.best = weights_of(self.state.model)
 
     def _save_if_due(self, interruption: _Interruption) -> None:
         if interruption.wanted:
@@ -251,7 +253,7 @@ class _Fit(Generic[Config, Batch]):
 
     def _save(self) -> None:
         self._require_finite_weights()
-        save_snapshot(self.folder, self.state, self.position)
+        save_snapshot(self.folder, self.state, Snapshot(self.position, self.best, self.data))
         self._saved_steps = self.position.steps
 
     def _require_finite_weights(self) -> None:
@@ -262,8 +264,8 @@ class _Fit(Generic[Config, Batch]):
 
     def _judge(self) -> Results:
         model, position = self.state.model, self.position
-        if position.best_epoch is not None:
-            load_best(self.folder, model)
+        if self.best is not None:
+            model.load_state_dict(self.best)
         with judging(model, self.config.seed, self.state.generator.device):
             metrics = self.experiment.test(model)
         return Results(
@@ -272,6 +274,7 @@ class _Fit(Generic[Config, Batch]):
             seconds=position.seconds,
             steps=position.steps,
             judged_epoch=position.best_epoch or position.epoch,
+            data=self.data,
         )
 
 

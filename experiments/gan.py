@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from experiments.distances import Axes, frechet_distance, patch_distance, principal_axes
-from experiments.experiment import Curve, Experiment, Row, State, shuffled
+from experiments.experiment import Curve, Experiment, Row, State, identity, shuffled
 from experiments.image_configs import GANConfig
 from experiments.images import (
     KINDS,
@@ -26,12 +27,14 @@ from experiments.images import (
     to_tensor,
 )
 from experiments.networks import nfm_options
+from nfm import trace
 from nfm.models.gan import Discriminator, Generator, Verdict
 from nfm.models.gan_losses import (
     hinge_discriminator_loss,
     hinge_generator_loss,
     infomax_loss,
 )
+from nfm.plots import plot_attention
 
 _EVALUATION_BATCH = 250  # images
 _LATENT_SEED = 0  # of the pictures, the same for every model and seed
@@ -121,9 +124,18 @@ class GANExperiment(Experiment[GANConfig, Batch]):
         return load_images(self.config, "train").images
 
     @cached_property
+    def _test_images(self) -> NDArray[np.uint8]:
+        return load_images(self.config, "test").images
+
+    @property
+    def data_identity(self) -> str:
+        """Of the images."""
+        return identity([self._train_images], [self._test_images])
+
+    @cached_property
     def _real(self) -> _Real:
         """As many training and test images as are generated, or as there are."""
-        test = load_images(self.config, "test").images
+        test = self._test_images
         size = min(self.config.evaluation_images, len(test), len(self._train_images))
         train = _scaled(to_tensor(self._train_images[:size], torch.device("cpu")))
         real = _scaled(to_tensor(test[:size], torch.device("cpu")))
@@ -237,6 +249,13 @@ class GANExperiment(Experiment[GANConfig, Batch]):
             for part in parts(len(images), _EVALUATION_BATCH)
         ]
         return torch.cat(found)
+
+    def attention(self, model: nn.Module) -> Figure:
+        """Draw what the modules of the generator read, mean over some latent vectors."""
+        assert isinstance(model, GAN)
+        with trace(model.generator) as record:
+            model.generator.sample(_SHOWN)
+        return plot_attention(record)
 
     def pictures(self, model: nn.Module) -> Mapping[str, NDArray[np.uint8]]:
         """Images of 64 latent vectors, always the same ones."""

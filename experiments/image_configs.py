@@ -24,7 +24,7 @@ class ImageConfig(NFMConfig):
         "Images; the digits of mnist are padded to 32 x 32, tiny-imagenet has 64 x 64.",
     )
     data_dir: str = option(
-        "data", "Data", "Folder with the published files, unpacked or not, or with theirs in it."
+        "data", "Data", "Folder with the published files, as archive or unpacked, or one around it."
     )
     download: bool = option(False, "Data", "Fetch files of mnist that are missing there.")
 
@@ -59,7 +59,7 @@ class ClassifyConfig(ImageConfig):
     optimizer: Literal["adam", "adamw", "sgd"] = changed(ExperimentConfig, "optimizer", "sgd")
     learning_rate: float = changed(ExperimentConfig, "learning_rate", 0.1)
     weight_decay: float = changed(ExperimentConfig, "weight_decay", 1e-4)
-    schedule: Schedule = changed(ExperimentConfig, "schedule", "steps")  # noqa: RUF009
+    schedule: Schedule = changed(ExperimentConfig, "schedule", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,10 @@ class GANConfig(ImageConfig):
     evaluation_images: int = option(
         2000, "Data", "Generated images that are compared with test images.", low=2
     )
-    epochs: int = changed(ExperimentConfig, "epochs", 100)
+    epochs: int = option(100, "Training", "How often --steps-per-epoch steps are made.", low=1)
     optimizer: Literal["adam"] = changed(ExperimentConfig, "optimizer", "adam")
     learning_rate: float = changed(ExperimentConfig, "learning_rate", 2e-4)
-    schedule: Schedule = changed(ExperimentConfig, "schedule", "linear")  # noqa: RUF009
+    schedule: Schedule = changed(ExperimentConfig, "schedule", "linear")
     evaluate_every: int = option(
         1, "Training", "Epochs between two evaluations, each with a row and a picture.", low=1
     )
@@ -122,7 +122,7 @@ class VAEConfig(ImageConfig):
     width: int = option(32, "Network", "Channels of the first stage; they double.", low=1)
     stages: int = option(3, "Network", "Stages, each of which halves the image.", low=1, high=4)
     latent_size: int = option(32, "Network", "Features of a latent vector.", low=1)
-    dataset: Dataset = changed(ImageConfig, "dataset", "mnist")  # noqa: RUF009
+    dataset: Dataset = changed(ImageConfig, "dataset", "mnist")
     epochs: int = changed(ExperimentConfig, "epochs", 50)
     batch_size: int = changed(ExperimentConfig, "batch_size", 128)
     key_size: int = changed(NFMConfig, "key_size", 16)

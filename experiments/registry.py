@@ -11,7 +11,7 @@ How a task is added:
 3. The file that the row names, with a subclass of :class:`~experiments.experiment.Experiment`:
    ``make_model``, ``steps_per_epoch``, ``batches``, ``loss``, ``evaluate``, ``rows``; ``test``,
    ``selection``, ``published``, ``curves``, ``notes`` and ``check`` where the defaults do not do;
-   ``attention``, if the row says that there is one.
+   ``data_identity``, if it reads files; ``attention``, if it has a model ``nfm``.
    A task with several optimisers gives ``make_optimizers`` and ``train_step``.
 
 Command, options, help, run folders, checkpoints, seeds, tables and figures follow from these.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 from agents.config import ConfigError
-from experiments.config import ExperimentConfig, NFMConfig, changed, option
+from experiments.config import NFM_MODEL, ExperimentConfig, NFMConfig, changed, option
 from experiments.image_configs import ClassifyConfig, GANConfig, VAEConfig
 
 if TYPE_CHECKING:
@@ -104,10 +104,13 @@ class StackedMNISTConfig(NFMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = self.digits.split(",")
+        counts = sorted(self.digits.split(","))
         if not all(count in "123456789" and len(count) == 1 for count in counts):
             rule = "must be numbers from 1 to 9 with commas between them"
             raise ConfigError("digits", f"{rule}, such as 1,3; got {self.digits!r}.")
+        if len(set(counts)) < len(counts):
+            raise ConfigError("digits", f"must name each number once; got {self.digits!r}.")
+        object.__setattr__(self, "digits", ",".join(counts))  # 3,1 trains what 1,3 does
         if self.steps_per_epoch < len(counts):
             rule = f"must give each of the numbers of digits {self.digits} a batch"
             raise ConfigError("train_images", f"{rule}; got {self.train_images}.")
@@ -129,7 +132,6 @@ class Task(NamedTuple):
     config: type[ExperimentConfig]
     experiment: str  # package.module:Class
     summary: str  # of its help page
-    attention: bool = False  # whether it has Experiment.attention, for its model "nfm"
 
     @property
     def name(self) -> str:
@@ -140,6 +142,11 @@ class Task(NamedTuple):
     def models(self) -> tuple[str, ...]:
         """The models there are."""
         return get_args(get_type_hints(self.config)["model"])
+
+    @property
+    def has_nfm(self) -> bool:
+        """Whether one of the models has NFM, whose attention can then be drawn."""
+        return NFM_MODEL in self.models
 
     def make(self, config: ExperimentConfig) -> Experiment[Any, Any]:
         """The task with these settings."""
@@ -156,13 +163,11 @@ TASKS: dict[str, Task] = {
             SortOfClevrConfig,
             "experiments.sort_of_clevr:SortOfClevrExperiment",
             "Questions on an image of six objects, also with unseen combinations of properties.",
-            attention=True,
         ),
         Task(
             StackedMNISTConfig,
             "experiments.stacked_mnist:StackedMNISTExperiment",
             "Which digits an image shows, with other numbers of them than in training.",
-            attention=True,
         ),
         Task(
             ClassifyConfig,

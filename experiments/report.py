@@ -11,7 +11,7 @@ from agents.comparison import grouped
 from agents.report import markdown_table
 from agents.run_folder import write_text
 from agents.statistics import Estimate, mean_over_seeds
-from experiments.comparison import Comparison
+from experiments.comparison import Comparison, Differences
 from experiments.experiment import Published, Row
 from experiments.figures import write_figures
 
@@ -40,6 +40,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             for row in comparison.rows
         ],
         "models": {model: _model_dict(comparison, model) for model in comparison.models},
+        "differences": _differences_dict(comparison),
         "published": {
             model: {key: number._asdict() for key, number in numbers.items()}
             for model, numbers in comparison.experiment.published.items()
@@ -61,8 +62,33 @@ def _model_dict(comparison: Comparison, model: str) -> dict[str, Any]:
         "training_seconds": [run.results.seconds for run in runs],
         "training_steps": [run.results.steps for run in runs],
         "judged_epochs": [run.results.judged_epoch for run in runs],
+        "data": [run.results.data for run in runs],
         "results": results,
     }
+
+
+def _differences_dict(comparison: Comparison) -> dict[str, Any]:
+    """Paired differences; shares lie in [-1, 1]."""
+    models: dict[str, dict[str, Any]] = {model: {} for model in comparison.models[1:]}
+    for model, own in models.items():
+        for row in _main_rows(comparison):
+            found = comparison.differences(model, row)
+            if found is not None:
+                own[row.key] = {
+                    **found.estimate.to_dict(),
+                    "seeds": list(found.seeds),
+                    "per_seed": list(found.values),
+                }
+    return {
+        "baseline": comparison.baseline,
+        "interval": "95 % Student t of the differences of the seeds that both models have",
+        "models": models,
+    }
+
+
+def _main_rows(comparison: Comparison) -> list[Row]:
+    """Those that are also drawn."""
+    return [row for row in comparison.rows if row.drawn]
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -74,8 +100,10 @@ def to_markdown(comparison: Comparison) -> str:
         *_flags(comparison),
         "## Results",
         _results(comparison),
+        *_differences(comparison),
         "## Models",
-        f"Training time without evaluation, mean over seeds{_machine_note(comparison)}.",
+        "Time of training steps, without making or reading data and without evaluation, mean over "
+        f"seeds{_machine_note(comparison)}.",
         _models(comparison),
         "## Settings",
         _settings(comparison),
@@ -121,11 +149,36 @@ def _results(comparison: Comparison) -> str:
     return markdown_table(heads, lines)
 
 
-def _text(estimate: Estimate | None, row: Row) -> str:
+def _differences(comparison: Comparison) -> list[str]:
+    """The section of paired differences, if there are two models."""
+    base, others = comparison.baseline, comparison.models[1:]
+    if not others:
+        return []
+    what = (
+        f"Each model minus {base}, seed by seed: both have the same data there, so that these add "
+        "no spread. Mean over the seeds that both have [95 % Student t interval of the "
+        "differences]; shares in percentage points."
+    )
+    lines = []
+    for row in _main_rows(comparison):
+        cells = [_difference(comparison.differences(model, row), row) for model in others]
+        lines.append([f"{row.label} ({row.better} is better)", *cells])
+    heads = ["", *(f"{model} - {base}" for model in others)]
+    return ["## Differences", what, markdown_table(heads, lines)]
+
+
+def _difference(found: Differences | None, row: Row) -> str:
+    if found is None:
+        return "-"
+    text = _text(found.estimate, row, sign="+")
+    return f"{text}, no interval" if math.isnan(found.estimate.low) else text
+
+
+def _text(estimate: Estimate | None, row: Row, sign: str = "") -> str:
     if estimate is None:
         return "-"
     scale, form = (100.0, ".1f") if row.unit == "%" else (1.0, ".4g")
-    mean, low, high = (f"{scale * number:{form}}" for number in estimate)
+    mean, low, high = (f"{scale * number:{sign}{form}}" for number in estimate)
     return mean if math.isnan(estimate.low) else f"{mean} [{low}, {high}]"
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.run_folder import (
     CONFIG_NAME,
@@ -23,8 +23,12 @@ from experiments.config import ExperimentConfig, read_config
 from experiments.experiment import State
 
 CHECKPOINT_NAME = "checkpoint.pt"
-BEST_NAME = "best.pt"
 FORMAT_VERSION = 1
+
+#: Of runs that began before the best weights stood in the checkpoint; only read.
+BEST_NAME = "best.pt"
+
+Weights = dict[str, Tensor]
 
 _UNFINISHED = ".tmp"
 _NO_WORK = (LOCK_NAME, ".writable")  # what may be left of a run that has not begun
@@ -45,10 +49,23 @@ class Position:
     summed: int = 0  # steps
 
 
-def save_snapshot(folder: Path, state: State, position: Position) -> None:
-    """Write ``checkpoint.pt``, whole or not at all."""
+class Snapshot(NamedTuple):
+    """What a run goes on from, besides the state it works on."""
+
+    position: Position
+    best: Weights | None = None  # those of ``position.best_epoch``
+    data: str = ""  # :attr:`experiments.experiment.Experiment.data_identity`
+
+
+def save_snapshot(folder: Path, state: State, snapshot: Snapshot) -> None:
+    """Write ``checkpoint.pt``, whole or not at all.
+
+    The best weights stand in it, not beside it, so that they never disagree with the position.
+    """
     content = {
-        "position": asdict(position),
+        "position": asdict(snapshot.position),
+        "best": snapshot.best,
+        "data": snapshot.data,
         "model": state.model.state_dict(),
         "optimizers": {name: o.state_dict() for name, o in state.optimizers.items()},
         "generator": state.generator.get_state(),
@@ -57,21 +74,33 @@ def save_snapshot(folder: Path, state: State, position: Position) -> None:
     if state.generator.device.type == "cuda":
         content["random_cuda"] = torch.cuda.get_rng_state(state.generator.device)
     save_tensors(folder / CHECKPOINT_NAME, content, FORMAT_VERSION)
+    (folder / BEST_NAME).unlink(missing_ok=True)
 
 
-def load_snapshot(folder: Path, state: State) -> Position:
+def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
     """Bring ``state`` and the global random state to where ``checkpoint.pt`` was written.
 
+    Args:
+        folder: of the run.
+        state: is changed.
+        data: the identity of the data there are now.
+
     Returns:
-        The position, of a run that has not begun if there is no checkpoint.
+        The snapshot, of a run that has not begun if there is no checkpoint.
 
     Raises:
-        ValueError: in one line, if the file cannot be used.
+        ValueError: in one line, if the file cannot be used or the run was made with other data.
     """
     path = folder / CHECKPOINT_NAME
     if not path.is_file():
-        return Position()
+        return Snapshot(Position(), data=data)
     content = load_tensors(path, FORMAT_VERSION)
+    before = content.get("data", data)  # a run of an earlier version does not know
+    if before != data:
+        raise ValueError(
+            f"{str(folder)!r} was made with other data ({before}) than there are now ({data}). "
+            "Give another folder, or the same data."
+        )
     try:
         state.model.load_state_dict(content["model"])
         for name, optimizer in state.optimizers.items():
@@ -80,30 +109,26 @@ def load_snapshot(folder: Path, state: State) -> Position:
         torch.set_rng_state(content["random"])
         if "random_cuda" in content and state.generator.device.type == "cuda":
             torch.cuda.set_rng_state(content["random_cuda"], state.generator.device)
-        return Position(**content["position"])
+        position = Position(**content["position"])
     except (RuntimeError, ValueError, TypeError, KeyError):  # the first of torch, many lines long
         raise ValueError(f"{path}: does not fit this program's model of the task.") from None
+    best, position.best_epoch = _best(folder, content)
+    return Snapshot(position, best, data)
 
 
-def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
-    """Keep the weights of the best evaluation so far."""
-    content = {"model": model.state_dict(), "epoch": epoch}
-    save_tensors(folder / BEST_NAME, content, FORMAT_VERSION)
+def _best(folder: Path, content: Mapping[str, Any]) -> tuple[Weights | None, int | None]:
+    """The best weights of a checkpoint and their epoch, if there are any yet."""
+    epoch: int | None = content["position"]["best_epoch"]
+    if "best" in content or epoch is None:
+        return content.get("best"), epoch
+    # An earlier version wrote them beside it, at another moment: the epoch there is the true one.
+    beside = load_tensors(folder / BEST_NAME, FORMAT_VERSION)
+    return beside["model"], beside["epoch"]
 
 
-def load_best(folder: Path, model: nn.Module) -> None:
-    """Give ``model`` the weights of :func:`save_best`.
-
-    Raises:
-        ValueError: in one line, if there are none or they do not fit.
-    """
-    path = folder / BEST_NAME
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; remove its run folder to train again.")
-    try:
-        model.load_state_dict(load_tensors(path, FORMAT_VERSION)["model"])
-    except (RuntimeError, KeyError):
-        raise ValueError(f"{path}: does not fit this program's model of the task.") from None
+def weights_of(model: nn.Module) -> Weights:
+    """A copy of all that is learned."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -112,11 +137,11 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     Raises:
         ValueError: in one line, if there are none or they do not fit.
     """
-    if (folder / BEST_NAME).is_file():
-        return load_best(folder, model)
     path = folder / CHECKPOINT_NAME
+    content = load_tensors(path, FORMAT_VERSION)
     try:
-        model.load_state_dict(load_tensors(path, FORMAT_VERSION)["model"])
+        best, _ = _best(folder, content)
+        model.load_state_dict(content["model"] if best is None else best)
     except (RuntimeError, KeyError):
         raise ValueError(f"{path}: does not fit this program's model of the task.") from None
 

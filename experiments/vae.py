@@ -8,10 +8,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiments.experiment import Curve, Experiment, Row, shuffled
+from experiments.experiment import Curve, Experiment, Row, identity, shuffled
 from experiments.image_configs import VAEConfig
 from experiments.images import (
     KINDS,
@@ -24,7 +25,9 @@ from experiments.images import (
     to_tensor,
 )
 from experiments.networks import nfm_options
+from nfm import trace
 from nfm.models.vae import VAE, elbo
+from nfm.plots import plot_attention
 
 _EVALUATION_BATCH = 250  # images
 _NOISE_SEED = 0  # of what is added to test images, and of the latent vectors that are pictured
@@ -75,6 +78,11 @@ class VAEExperiment(Experiment[VAEConfig, Batch]):
     @cached_property
     def _test_images(self) -> NDArray[np.uint8]:
         return load_images(self.config, "test").images
+
+    @property
+    def data_identity(self) -> str:
+        """Of the images."""
+        return identity([self._train_images], [self._test_images])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -138,6 +146,13 @@ class VAEExperiment(Experiment[VAEConfig, Batch]):
             "test_reconstruction": reconstruction + self._offset,
             "test_kl": kl,
         }
+
+    def attention(self, model: nn.Module) -> Figure:
+        """Draw what the modules of the encoder read, mean over some test images."""
+        images = self._test_images[:_EVALUATION_BATCH]
+        with trace(model) as record:
+            model(self._values(images, np.random.default_rng(_NOISE_SEED)))
+        return plot_attention(record)
 
     def pictures(self, model: nn.Module) -> Mapping[str, NDArray[np.uint8]]:
         """Test images each before its reconstruction, and images of 64 latent vectors."""

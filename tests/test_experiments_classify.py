@@ -198,6 +198,20 @@ def test_random_attention_is_drawn_anew_from_the_seed(cifar: Path) -> None:
     assert not any(getattr(module, "random", False) for module in model.modules())
 
 
+def test_attention_is_drawn(cifar: Path) -> None:
+    experiment = classify(cifar, model="nfm")
+    with judging(model := experiment.make_model(), 0, experiment.device):
+        panels = experiment.attention(model).axes
+    assert [panel.get_title() for panel in panels[:2]] == ["all heads", "head 1"]
+
+
+def test_other_images_or_classes_are_other_data(cifar: Path, tmp_path: Path) -> None:
+    found = classify(cifar).data_identity
+    assert found.startswith("20 and 4 samples, ")
+    assert classify(write_cifar10(tmp_path / "same")).data_identity == found
+    assert classify(write_cifar10(tmp_path / "more", 5)).data_identity != found
+
+
 # Tables, refusals -------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from experiment_cases import LINE, line
 from experiments import comparison as comparing
 from experiments.commands.experiment import experiment, task_command
 from experiments.experiment import Row
-from experiments.fit import RESULTS_NAME, fit
+from experiments.fit import RESULTS_NAME, fit, read_results
 from experiments.registry import TASKS
 from experiments.snapshot import CHECKPOINT_NAME
 
@@ -96,6 +96,48 @@ def test_json_holds_every_seed(here: Path, rims: Rims) -> None:
         assert error["low"] < error["mean"] < error["high"]
     found = json.loads((here / "mlp-seed1" / RESULTS_NAME).read_text())["metrics"]["error"]
     assert plain["models"]["mlp"]["results"]["error"]["per_seed"][1] == found
+
+
+def test_differences_are_taken_seed_by_seed(here: Path, rims: Rims) -> None:
+    shutil.rmtree(here / "linear-seed0")
+    fit(line(seed=2), here / "linear-seed2")
+    fit(line(seed=2, model="mlp"), here / "mlp-seed2")
+    result = rims(*CALL, "--seeds", "3", "--report-only")
+    own = json.loads((here / "results.json").read_text())["differences"]
+    assert (own["baseline"], list(own["models"])) == ("linear", ["mlp"])
+    found = own["models"]["mlp"]["error"]
+
+    def error(name: str) -> float:
+        read = read_results(here / name)
+        assert read is not None
+        return read.metrics["error"]
+
+    first, second = (error(f"mlp-seed{n}") - error(f"linear-seed{n}") for n in (1, 2))
+    assert (found["seeds"], found["per_seed"]) == ([1, 2], [first, second])
+    mean, half = (first + second) / 2, 12.7062 * abs(first - second) / 2  # t of one degree
+    assert [found[name] for name in ("mean", "low", "high")] == pytest.approx(
+        [mean, mean - half, mean + half], rel=1e-4
+    )
+    section = result.out.partition("## Differences")[2].partition("##")[0]
+    assert "Each model minus linear, seed by seed" in section
+    assert f"| error (lower is better) | {mean:+.4g} [{mean - half:+.4g}, " in section
+    assert "## Differences" not in rims(*CALL, "--model", "mlp", "--report-only").out
+    one = rims(*CALL, "--seeds", "2", "--report-only").out
+    assert f"| {first:+.4g}, no interval |" in one
+
+
+def test_runs_on_other_data_are_flagged(here: Path, rims: Rims) -> None:
+    paths = [here / f"{name}" / RESULTS_NAME for name in ("mlp-seed0", "mlp-seed1")]
+    other, early = (json.loads(path.read_text()) for path in paths)
+    other["data"] = "5 samples"
+    del early["data"]
+    for path, content in zip(paths, (other, early), strict=True):
+        path.write_text(json.dumps(content))
+    result = rims(*CALL, "--report-only")
+    assert result.code == 0
+    assert "- mlp seed 0: made with other data (5 samples) than the first run ()" in result.out
+    assert "- mlp seed 1: made by an earlier version, which did not note" in result.out
+    assert "linear seed" not in result.out
 
 
 def test_shares_are_kept_between_0_and_1(here: Path) -> None:
@@ -186,6 +228,25 @@ def test_ctrl_c_saves_all_runs_and_the_same_command_goes_on(tmp_path: Path) -> N
     assert _rows(folder) == _rows(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_signal_to_the_command_alone_saves_its_runs(tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ("experiment", "line", "--model", "linear", "--seeds", "1", "--run-root", "root",
+                 "--samples", "64", "--epochs", "40", "--checkpoint-every", "1000")  # fmt: skip
+    running = _process(tmp_path, *arguments)
+    folder = tmp_path / "root" / "linear-seed0"
+    deadline = time.monotonic() + 90
+    while not ((folder / PROGRESS_NAME).is_file() and (folder / PROGRESS_NAME).stat().st_size):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(number)
+    running.communicate(timeout=60)  # the run has its outputs, too: both have ended
+    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    lock_folder(folder).release()
+    assert (folder / CHECKPOINT_NAME).is_file()
+    assert not (folder / RESULTS_NAME).exists()
+
+
 def _rows(folder: Path) -> list[dict[str, str]]:
     with (folder / PROGRESS_NAME).open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -209,6 +270,8 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         (("--samples", "13"), "samples 13 bring bad luck; give another number."),
         (("--epoks", "3"), "--epoks"),
         (("--config", "missing.toml"), "'missing.toml' cannot be read"),
+        (("--run-root", ""), "--run-root"),
+        (("--momentum", "0.5"), "--momentum is used by sgd alone; the optimizer is adam."),
     ],
 )
 def test_mistake_is_one_line_before_any_work(
@@ -216,6 +279,17 @@ def test_mistake_is_one_line_before_any_work(
 ) -> None:
     assert said in assert_one_line(rims(*CALL, *arguments))
     assert tree(tmp_path / "here") == {}
+
+
+@pytest.mark.parametrize("models", ["cnn", "cnn,rn"])
+def test_options_of_nfm_without_nfm_are_refused(rims: Rims, tmp_path: Path, models: str) -> None:
+    call = ("experiment", "sort-of-clevr", "--run-root", "root", "--model", models)
+    text = assert_one_line(rims(*call, "--top-k", "5", "--report-only"))
+    named = models.replace(",", ", ")
+    assert text.endswith(f"--top-k needs a model with NFM; --model names none, but {named}.")
+    assert tree(tmp_path / "here") == {}
+    with_nfm = rims(*call, "--model", "cnn,nfm", "--top-k", "5", "--report-only")
+    assert "does not exist" in with_nfm.err  # the next thing to be wrong
 
 
 def test_other_settings_are_refused_before_any_work(here: Path, rims: Rims) -> None:

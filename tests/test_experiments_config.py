@@ -46,6 +46,7 @@ def test_whole_number_does_for_a_real_one() -> None:
         ({"digits": "1,x"}, "digits"),
         ({"digits": ""}, "digits"),
         ({"digits": "10"}, "digits"),
+        ({"digits": "1,1"}, "digits"),
         ({"train_images": 64}, "train_images"),
         ({"out_kernel_size": 2}, "out_kernel_size"),
     ],
@@ -91,6 +92,21 @@ def test_differences_name_settings_with_an_effect() -> None:
     one, other = LineConfig(threads=2, epochs=3), LineConfig(threads=1, epochs=4)
     assert one.differences(other) == {"epochs": (3, 4)}
     assert "task" in one.differences(StackedMNISTConfig())
+
+
+def test_order_of_digits_makes_no_difference() -> None:
+    config = StackedMNISTConfig(digits="3,1")
+    assert (config, config.counts) == (StackedMNISTConfig(digits="1,3"), (1, 3))
+
+
+def test_settings_that_nothing_uses_make_no_difference() -> None:
+    plain, other = SortOfClevrConfig(), SortOfClevrConfig(top_k=1, momentum=0.5)
+    assert plain.differences(other) == {}
+    with_nfm = SortOfClevrConfig(model="nfm"), SortOfClevrConfig(model="nfm", top_k=1)
+    assert with_nfm[0].differences(with_nfm[1]) == {"top_k": (5, 1)}
+    sgd = SortOfClevrConfig(optimizer="sgd"), SortOfClevrConfig(optimizer="sgd", momentum=0.5)
+    assert sgd[0].differences(sgd[1]) == {"momentum": (0.9, 0.5)}
+    assert "optimizer" in plain.differences(sgd[0])
 
 
 def test_tasks_are_what_their_settings_say() -> None:

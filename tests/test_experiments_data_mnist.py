@@ -176,7 +176,8 @@ def test_download_fetches_what_is_missing(mirror: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_fetched_unless_asked(mirror: Path, tmp_path: Path) -> None:
-    assert "missing: both" in refusal(lambda: load_mnist(tmp_path / "new", "train"))
+    message = refusal(lambda: load_mnist(tmp_path / "new", "train"))
+    assert "missing: both. Fetch them with download=True (--download), or copy" in message
     assert not (tmp_path / "new").exists()
 
 

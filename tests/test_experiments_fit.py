@@ -28,7 +28,7 @@ from experiment_cases import (
 from experiments import fit as fitting
 from experiments.experiment import Selection, State
 from experiments.fit import RESULTS_NAME, FitError, Results, fit, read_results
-from experiments.snapshot import BEST_NAME, CHECKPOINT_NAME
+from experiments.snapshot import CHECKPOINT_NAME
 
 #: Steps of the whole run: 4 epochs of 6.
 STEPS = 24
@@ -97,7 +97,7 @@ def test_killed_process_continues_exactly(tmp_path: Path, whole: Path, step: int
     assert_continues_to(folder, whole)
 
 
-@pytest.mark.parametrize("place", ["save_snapshot", "save_best", "judging", "write_text"])
+@pytest.mark.parametrize("place", ["save_snapshot", "weights_of", "judging", "write_text"])
 @pytest.mark.parametrize("time", [0, 2])
 def test_crash_while_saving_or_judging_continues_exactly(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, place: str, time: int
@@ -279,7 +279,7 @@ def test_without_selection_the_last_weights_are_judged(tmp_path: Path) -> None:
         selection = None
 
     results = fit(Last(line(learning_rate=0.5, epochs=6).config), tmp_path)
-    assert not (tmp_path / BEST_NAME).exists()
+    assert left_by(tmp_path)["best"] is None
     assert results.judged_epoch == 6
     last = read_progress(tmp_path)["validation_loss"][-1]
     assert results.metrics["error"] == pytest.approx(last, rel=1e-5)

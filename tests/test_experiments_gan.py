@@ -15,7 +15,7 @@ from agents.run_folder import read_progress
 from command_line import Rims, assert_one_line, tree
 from experiments.distances import frechet_distance, patch_distance, principal_axes
 from experiments.experiment import State
-from experiments.fit import fit
+from experiments.fit import fit, judging
 from experiments.gan import GAN, GANExperiment
 from experiments.image_configs import GANConfig
 from experiments.images import grid
@@ -263,3 +263,17 @@ def test_command_refuses_before_any_work(
 def test_batches_that_cannot_be_filled_do_not_run_for_ever(digits: Path) -> None:
     with pytest.raises(ValueError, match="batch_size must be at most 48"):
         next(iter(gan(digits, batch_size=49).batches(0)))
+
+
+def test_attention_is_drawn(digits: Path) -> None:
+    experiment = gan(digits, model="nfm")
+    with judging(model := experiment.make_model(), 0, experiment.device):
+        panels = experiment.attention(model).axes
+    assert [panel.get_title() for panel in panels[:2]] == ["all heads", "head 1"]
+
+
+def test_other_images_are_other_data(digits: Path, tmp_path: Path) -> None:
+    found = gan(digits).data_identity
+    assert found.startswith("48 and 12 samples, ")
+    assert gan(write_digits(tmp_path / "same")).data_identity == found
+    assert gan(write_digits(tmp_path / "less", 50)).data_identity != found

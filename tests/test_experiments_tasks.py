@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from command_line import Rims, assert_one_line, tree
 from experiment_cases import assert_same
 from experiments.config import NFMConfig
-from experiments.fit import fit, judging
+from experiments.fit import RESULTS_NAME, fit, judging
 from experiments.networks import nfm_options
-from experiments.registry import SortOfClevrConfig, StackedMNISTConfig
+from experiments.registry import TASKS, SortOfClevrConfig, StackedMNISTConfig
 from experiments.sort_of_clevr import SortOfClevrExperiment
 from experiments.stacked_mnist import StackedMNISTExperiment
 from nfm import NFM
@@ -216,6 +216,27 @@ def test_digits_to_train_on_are_looked_for_before_any_work(
     call = ("experiment", "stacked-mnist", "--run-root", "root", "--data-dir", str(folder))
     assert "train-labels-idx1-ubyte" in assert_one_line(rims(*call))
     assert tree(tmp_path / "here") == {}
+
+
+def test_run_does_not_go_on_with_other_digits(digits: Path, tmp_path: Path) -> None:
+    experiment = stacked(digits)
+    assert experiment.data_identity.startswith("48 and 12 samples, ")
+    results = fit(experiment, tmp_path / "run")
+    assert results.data == experiment.data_identity
+    (tmp_path / "run" / RESULTS_NAME).unlink()
+    other = tmp_path / "other"
+    shutil.copytree(digits, other)
+    labels = (other / "t10k-labels-idx1-ubyte").read_bytes()
+    (other / "t10k-labels-idx1-ubyte").write_bytes(labels[:-1] + b"\0")
+    with pytest.raises(ValueError, match=r"was made with other data \(48 and 12 samples, "):
+        fit(stacked(other), tmp_path / "run")
+    assert fit(stacked(shutil.copytree(digits, tmp_path / "same")), tmp_path / "run") == results
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_attention_can_be_asked_for_where_there_is_nfm(rims: Rims, name: str) -> None:
+    assert TASKS[name].has_nfm
+    assert "--show-attention" in rims("experiment", name, "--help").out
 
 
 @pytest.mark.parametrize("size", ["100000000000", "9999999999999999999"])

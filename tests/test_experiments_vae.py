@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from command_line import Rims, assert_one_line, tree
-from experiments.fit import fit
+from experiments.fit import fit, judging
 from experiments.image_configs import VAEConfig
 from experiments.vae import VAEExperiment
 from image_cases import assert_goes_on, pictures_in, write_cifar10, write_digits
@@ -160,3 +160,17 @@ def test_command_refuses_before_any_work(
     result = rims("experiment", "vae", "--run-root", "root", *options)
     assert told in assert_one_line(result)
     assert tree(tmp_path) == before
+
+
+def test_attention_is_drawn(digits: Path) -> None:
+    experiment = vae(digits, model="nfm")
+    with judging(model := experiment.make_model(), 0, experiment.device):
+        panels = experiment.attention(model).axes
+    assert [panel.get_title() for panel in panels[:2]] == ["all heads", "head 1"]
+
+
+def test_other_images_are_other_data(digits: Path, tmp_path: Path) -> None:
+    found = vae(digits).data_identity
+    assert found.startswith("48 and 12 samples, ")
+    assert vae(write_digits(tmp_path / "same")).data_identity == found
+    assert vae(write_digits(tmp_path / "less", 50)).data_identity != found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,7 +154,19 @@ def plain_option(*names: str, **attributes: Any) -> Callable[[Decorated], Decora
     return click.option(*names, cls=PlainOption, **attributes)
 
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+class _Folder(click.Path):
+    """A folder that is named; click takes no name for the current one."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """As click does, but for an empty name."""
+        if value == "":
+            self.fail("it names no folder; '.' is the current one.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(1, 10**6)
 

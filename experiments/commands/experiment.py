@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from agents.commands import options
 from agents.commands.compare import REPORT_ONLY, Seeds, claimed
 from agents.commands.options import CommaSeparated, GroupedCommand, checking_input
 from agents.output import check_output
-from experiments.config import GROUPS, ExperimentConfig, read_settings
+from experiments.config import GROUPS, NFM_MODEL, ExperimentConfig, read_settings
 from experiments.registry import TASKS, Task
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _options(task: Task) -> list[Decorator]:
         options.JOBS,
         options.JSON,
         options.CONFIG,
-        *[_SHOW_ATTENTION] * task.attention,
+        *[_SHOW_ATTENTION] * task.has_nfm,
         options.config_options("model", "seed", of=task.config),
     ]
 
@@ -96,6 +97,7 @@ def task_command(task: Task) -> click.Command:
         **given: Any,
     ) -> None:
         settings = _make_config(task, given, config)
+        _check_effect(settings, models, options.typed_of(given))
         _check_picture(show_attention, models)
         runs = _compare(task, settings, models, seeds, run_root, report_only, jobs, as_json)
         if show_attention is not None:
@@ -118,6 +120,17 @@ def _make_config(task: Task, given: dict[str, Any], file: Path | None) -> Experi
         saved = read_settings(file, task.config) if file else {}
         kept = {name: value for name, value in saved.items() if name not in ("model", "seed")}
         return task.config(**{**given, **kept, **options.typed_of(given)})
+
+
+def _check_effect(config: ExperimentConfig, models: tuple[str, ...], typed: dict[str, Any]) -> None:
+    """Refuse what was typed and would do nothing in any run."""
+    unused = frozenset.intersection(*(replace(config, model=name).unused for name in models))
+    for name in (name for name in typed if name in unused):
+        if name == "momentum":
+            why = f"is used by sgd alone; the optimizer is {config.optimizer}"
+        else:
+            why = f"needs a model with NFM; --model names none, but {', '.join(models)}"
+        raise options.UserError(f"{options.flag(name)} {why}.")
 
 
 def _compare(
@@ -158,7 +171,7 @@ def _check_picture(path: Path | None, models: tuple[str, ...]) -> None:
     if path is None:
         return
     with checking_input():
-        if "nfm" not in models:
+        if NFM_MODEL not in models:
             raise ValueError("--show-attention shows a run of nfm; name it in --model.")
         check_output(path, (".png", ".svg", ".pdf"), "--show-attention")
 

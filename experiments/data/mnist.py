@@ -61,7 +61,8 @@ def load_mnist(folder: str | Path, split: Split, *, download: bool = False) -> L
         Traceback (most recent call last):
         ...
         ValueError: load_mnist: no-such-folder must hold t10k-images-idx3-ubyte and \
-t10k-labels-idx1-ubyte (or both with .gz); missing: both. Pass download=True, or copy them there.
+t10k-labels-idx1-ubyte (or both with .gz); missing: both. Fetch them with \
+download=True (--download), or copy them there.
     """
     check_choice("load_mnist", "split", split, tuple(_PREFIX))
     root = Path(folder)
@@ -170,7 +171,7 @@ def _read_pair(root: Path, prefix: str) -> LabelledImages:
         told = "both" if len(missing) == len(names) else missing[0]
         raise ValueError(
             f"load_mnist: {root} must hold {' and '.join(names)} (or both with .gz); "
-            f"missing: {told}. Pass download=True, or copy them there."
+            f"missing: {told}. Fetch them with download=True (--download), or copy them there."
         )
     images, labels = read_idx(found[names[0]], 3), read_idx(found[names[1]], 1)
     if images.shape != (len(labels), 28, 28) or (labels > 9).any():
