@@ -28,7 +28,7 @@ COLOURS = {
     "gru": "#56B4E9",
     "none": "#7F7F7F",
 }
-_OTHER_COLOURS = ("#009E73", "#CC79A7", "#000000", "#8C6D31")
+_OTHER_COLOURS = ("#009E73", "#CC79A7", "#8C6D31", "#332288")
 _DARK = "#222222"
 _CHANCE = "chance"
 
@@ -187,6 +187,8 @@ def draw_dots(
 ) -> None:
     """One per seed, side by side in the bar: equal seeds would hide each other."""
     for place, own in zip(x, values, strict=True):
+        if not own:  # nothing is known of it
+            continue
         offsets = np.linspace(-0.28, 0.28, len(own)) * width if len(own) > 1 else [0.0]
         # Not clipped: dots at 0 lie on the edge.
         style: dict[str, Any] = {"color": "white", "mec": _DARK, "mew": 0.6, "ms": 3, "zorder": 3}

@@ -10,11 +10,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
 from PIL import Image
 
 from agents.comparison import Comparison
 from agents.curves import on_one_grid, smooth
-from agents.figures import COLOURS, colours, plot_curves, plot_tasks, write_figures
+from agents.figures import COLOURS, colours, draw_dots, plot_curves, plot_tasks, write_figures
 from agents.statistics import mean_band
 from report_cases import CORES, NAN, TASKS, make_comparison, with_chance, with_seeds
 
@@ -148,3 +149,10 @@ def test_figures_are_written_whole_and_the_same_each_time(
     before = [path.read_bytes() for path in paths]
     assert all(content.rstrip().endswith(b"</svg>") for content in before[1::2])
     assert [path.read_bytes() for path in write_figures(comparison, tmp_path)] == before
+
+
+def test_a_bar_without_values_has_no_dots() -> None:
+    """Not every model has every row: a plain network has no attention to be made random."""
+    ax = Figure().subplots()
+    draw_dots(ax, np.array([0.0, 1.0]), [[], [0.5, 0.7]], width=0.4)
+    assert [np.asarray(line.get_ydata()).tolist() for line in ax.get_lines()] == [[0.5, 0.7]]
