@@ -35,6 +35,7 @@ def rims(context: click.Context) -> None:
     rims train --suite doorkey --core rim_lstm --run-dir runs/first
     rims evaluate runs/first --suite doorkey
     rims compare --suite doorkey --cores rim_lstm,lstm --seeds 3 --run-root runs/cmp
+    rims experiment sort-of-clevr --model cnn,nfm --seeds 3 --run-root runs/clevr
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
