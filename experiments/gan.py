@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from experiments.distances import Axes, frechet_distance, patch_distance, principal_axes
-from experiments.experiment import Curve, Experiment, Row, State, identity, shuffled
+from experiments.experiment import Curve, Row, State, shuffled
 from experiments.image_configs import GANConfig
 from experiments.images import (
     KINDS,
+    GenerativeExperiment,
     check_images,
     grid,
-    load_images,
     parts,
     require_a_batch,
     to_bytes,
@@ -63,7 +63,7 @@ class _Real(NamedTuple):
     features: Tensor  # (M, K), of the test images
 
 
-class GANExperiment(Experiment[GANConfig, Batch]):
+class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
     """A generator learns to make images that a discriminator takes for real.
 
     A step is one of the generator, after several of the discriminator, each on images of its own.
@@ -118,19 +118,6 @@ class GANExperiment(Experiment[GANConfig, Batch]):
             )
             for name, network in model.named_children()
         }
-
-    @cached_property
-    def _train_images(self) -> NDArray[np.uint8]:
-        return load_images(self.config, "train").images
-
-    @cached_property
-    def _test_images(self) -> NDArray[np.uint8]:
-        return load_images(self.config, "test").images
-
-    @property
-    def data_identity(self) -> str:
-        """Of the images."""
-        return identity([self._train_images], [self._test_images])
 
     @cached_property
     def _real(self) -> _Real:

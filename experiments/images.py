@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ from experiments.data.cifar import load_cifar
 from experiments.data.common import LabelledImages
 from experiments.data.mnist import load_mnist
 from experiments.data.tiny_imagenet import load_tiny_imagenet
+from experiments.experiment import Batch, Experiment, identity
 from experiments.image_configs import Dataset, ImageConfig
+
+Config = TypeVar("Config", bound=ImageConfig)
 
 Split = Literal["train", "test"]
 
@@ -55,6 +59,23 @@ def load_images(config: ImageConfig, split: Split) -> LabelledImages:
     if config.dataset == "tiny-imagenet":
         return load_tiny_imagenet(folder, split)
     return load_cifar(folder, config.dataset, split)
+
+
+class GenerativeExperiment(Experiment[Config, Batch]):
+    """A task that learns from images alone, without their classes."""
+
+    @cached_property
+    def _train_images(self) -> NDArray[np.uint8]:
+        return load_images(self.config, "train").images
+
+    @cached_property
+    def _test_images(self) -> NDArray[np.uint8]:
+        return load_images(self.config, "test").images
+
+    @property
+    def data_identity(self) -> str:
+        """Of the images."""
+        return identity([self._train_images], [self._test_images])
 
 
 def check_images(config: ImageConfig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,13 +11,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiments.experiment import Curve, Experiment, Row, identity, shuffled
+from experiments.experiment import Curve, Row, shuffled
 from experiments.image_configs import VAEConfig
 from experiments.images import (
     KINDS,
+    GenerativeExperiment,
     check_images,
     grid,
-    load_images,
     parts,
     side_by_side,
     to_bytes,
@@ -36,7 +35,7 @@ _SHOWN, _COLUMNS = 32, 8
 Batch = Tensor  # (B, C, Y, X), values in [0, 1]
 
 
-class VAEExperiment(Experiment[VAEConfig, Batch]):
+class VAEExperiment(GenerativeExperiment[VAEConfig, Batch]):
     """An encoder and a decoder learn a bound on the likelihood of images.
 
     Digits are probabilities of a white pixel (Bernoulli). Other images are whole numbers, made
@@ -70,19 +69,6 @@ class VAEExperiment(Experiment[VAEConfig, Batch]):
             likelihood="bernoulli" if self._is_binary else "gaussian",
             nfm=nfm_options(config) if config.model == "nfm" else None,
         )
-
-    @cached_property
-    def _train_images(self) -> NDArray[np.uint8]:
-        return load_images(self.config, "train").images
-
-    @cached_property
-    def _test_images(self) -> NDArray[np.uint8]:
-        return load_images(self.config, "test").images
-
-    @property
-    def data_identity(self) -> str:
-        """Of the images."""
-        return identity([self._train_images], [self._test_images])
 
     @property
     def steps_per_epoch(self) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from experiment_cases import assert_same, left_by
 from experiments.experiment import Experiment, State
-from experiments.fit import Results, fit
+from experiments.fit import Results, fit, judging
 from test_experiments_data_cifar import BATCHES, python2_pickle
 
 
@@ -85,3 +85,10 @@ def assert_goes_on(make: Callable[[], Experiment[Any, Any]], folder: Path, step:
     assert_same(left_by(folder / "broken"), left_by(folder / "whole"))
     assert pictures_in(folder / "broken") == pictures_in(folder / "whole")
     return whole
+
+
+def assert_attention_is_drawn(experiment: Experiment[Any, Any]) -> None:
+    """A panel for all heads of its NFMs, and one for each."""
+    with judging(model := experiment.make_model(), 0, experiment.device):
+        panels = experiment.attention(model).axes
+    assert [panel.get_title() for panel in panels[:2]] == ["all heads", "head 1"]

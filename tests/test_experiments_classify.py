@@ -16,7 +16,13 @@ from experiments.classify import ClassifyExperiment
 from experiments.fit import fit, judging, rate_factor
 from experiments.image_configs import ClassifyConfig
 from experiments.images import levels_of, load_images, to_tensor
-from image_cases import assert_goes_on, cifar_values, write_cifar10, write_digits
+from image_cases import (
+    assert_attention_is_drawn,
+    assert_goes_on,
+    cifar_values,
+    write_cifar10,
+    write_digits,
+)
 
 SMALL: dict[str, Any] = {
     "planes": 2,
@@ -199,10 +205,7 @@ def test_random_attention_is_drawn_anew_from_the_seed(cifar: Path) -> None:
 
 
 def test_attention_is_drawn(cifar: Path) -> None:
-    experiment = classify(cifar, model="nfm")
-    with judging(model := experiment.make_model(), 0, experiment.device):
-        panels = experiment.attention(model).axes
-    assert [panel.get_title() for panel in panels[:2]] == ["all heads", "head 1"]
+    assert_attention_is_drawn(classify(cifar, model="nfm"))
 
 
 def test_other_images_or_classes_are_other_data(cifar: Path, tmp_path: Path) -> None:

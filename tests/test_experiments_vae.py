@@ -13,10 +13,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from command_line import Rims, assert_one_line, tree
-from experiments.fit import fit, judging
+from experiments.fit import fit
 from experiments.image_configs import VAEConfig
 from experiments.vae import VAEExperiment
-from image_cases import assert_goes_on, pictures_in, write_cifar10, write_digits
+from image_cases import (
+    assert_attention_is_drawn,
+    assert_goes_on,
+    pictures_in,
+    write_cifar10,
+    write_digits,
+)
 from nfm.models.vae import VAE, VAEOutput
 
 SMALL: dict[str, Any] = {
@@ -163,10 +169,7 @@ def test_command_refuses_before_any_work(
 
 
 def test_attention_is_drawn(digits: Path) -> None:
-    experiment = vae(digits, model="nfm")
-    with judging(model := experiment.make_model(), 0, experiment.device):
-        panels = experiment.attention(model).axes
-    assert [panel.get_title() for panel in panels[:2]] == ["all heads", "head 1"]
+    assert_attention_is_drawn(vae(digits, model="nfm"))
 
 
 def test_other_images_are_other_data(digits: Path, tmp_path: Path) -> None:

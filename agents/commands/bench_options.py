@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -70,6 +70,36 @@ THREADS = plain_option(
     help="CPU threads of torch.  [default: torch's choice]",
 )
 
+
+def _of_cases(
+    contenders: str, run: str, *, seconds: float
+) -> tuple[Callable[[Decorated], Decorated], ...]:
+    """How long the cases of a bench are timed, and on what."""
+    return (
+        plain_option(
+            "--rounds",
+            type=click.IntRange(3, 10**6),
+            metavar="N",
+            default=11,
+            help=f"Times that {contenders} of a case run, at most.",
+        ),
+        plain_option(
+            "--seconds-per-case",
+            type=float,
+            metavar="X",
+            default=seconds,
+            help="A case that takes longer gets fewer rounds, at least 3.",
+        ),
+        THREADS,
+        plain_option(
+            "--device",
+            type=click.Choice(("cpu", "cuda")),
+            default="cpu",
+            help=f"Where the {run} run.",
+        ),
+    )
+
+
 _CELLS = (
     plain_option(
         "--size",
@@ -111,27 +141,7 @@ _CELLS = (
         default=",".join(PASSES),
         help="Forward without gradients; forward and backward.",
     ),
-    plain_option(
-        "--rounds",
-        type=click.IntRange(3, 10**6),
-        metavar="N",
-        default=11,
-        help="Times that both layers of a case run, at most.",
-    ),
-    plain_option(
-        "--seconds-per-case",
-        type=float,
-        metavar="X",
-        default=6.0,
-        help="A case that takes longer gets fewer rounds, at least 3.",
-    ),
-    THREADS,
-    plain_option(
-        "--device",
-        type=click.Choice(("cpu", "cuda")),
-        default="cpu",
-        help="Where the layers run.",
-    ),
+    *_of_cases("both layers", "layers", seconds=6.0),
     plain_option(
         "--memory/--no-memory",
         default=None,
@@ -237,27 +247,7 @@ _NFM = (
         default=32,
         help="Images at a time.",
     ),
-    plain_option(
-        "--rounds",
-        type=click.IntRange(3, 10**6),
-        metavar="N",
-        default=11,
-        help="Times that all contenders of a case run, at most.",
-    ),
-    plain_option(
-        "--seconds-per-case",
-        type=float,
-        metavar="X",
-        default=120.0,
-        help="A case that takes longer gets fewer rounds, at least 3.",
-    ),
-    THREADS,
-    plain_option(
-        "--device",
-        type=click.Choice(("cpu", "cuda")),
-        default="cpu",
-        help="Where the networks run.",
-    ),
+    *_of_cases("all contenders", "networks", seconds=120.0),
     plain_option(
         "--quick",
         is_flag=True,
