@@ -12,13 +12,16 @@ import click
 from agents.commands.bench import bench
 from agents.commands.compare import compare
 from agents.commands.evaluate import evaluate
-from agents.commands.options import EXIT_INTERRUPTED
+from agents.commands.options import EXIT_USER_ERROR
 from agents.commands.plot import plot
 from agents.commands.record import record
+from agents.commands.resume import resume
 from agents.commands.suites import suites
 from agents.commands.sweep import sweep
 from agents.commands.train import train
 from agents.commands.watch import watch
+from agents.ranks import launched
+from agents.signals import exit_code, raise_when_stopped
 from experiments.commands.experiment import experiment
 
 
@@ -33,6 +36,7 @@ def rims(context: click.Context) -> None:
 
     \b
     rims train --suite doorkey --core rim_lstm --run-dir runs/first
+    rims resume runs/first
     rims evaluate runs/first --suite doorkey
     rims compare --suite doorkey --cores rim_lstm,lstm --seeds 3 --run-root runs/cmp
     rims experiment sort-of-clevr --model cnn,nfm --seeds 3 --run-root runs/clevr
@@ -41,20 +45,35 @@ def rims(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (train, watch, evaluate, compare, record, plot, suites, sweep, bench, experiment):
+for command in (
+    train,
+    resume,
+    watch,
+    evaluate,
+    compare,
+    record,
+    plot,
+    suites,
+    sweep,
+    bench,
+    experiment,
+):
     rims.add_command(command)
 
 
 def main() -> None:
     """Entry point: errors of the user are one line on standard error, exit code 2."""
+    raise_when_stopped()
     try:
         rims.main(standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
+        rank, _ = launched()
+        if rank == 0 or error.exit_code != EXIT_USER_ERROR:  # all processes find the same mistake
+            click.echo(f"Error: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         click.echo("Interrupted.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exit_code(error.__cause__ or error))
 
 
 if __name__ == "__main__":

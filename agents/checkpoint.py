@@ -1,17 +1,20 @@
-"""Saving and loading agents: one file, written whole or not at all, free of pickled code."""
+"""Saving and loading agents, and what their training needs to go on."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from agents.checkpoint_store import CheckpointStore, Stored, has_checkpoint
 from agents.config import CoreImportError, PPOConfig
 from agents.policy import RecurrentActorCritic
-from agents.tensor_file import load_tensors, save_tensors
+from envs import BackendName
 
-CHECKPOINT_NAME = "checkpoint.pt"
-FORMAT_VERSION = 2
+KIND = "agent"
+
+#: What of a checkpoint is tensors; all else stands in its manifest.
+_TENSORS = ("policy", "optimizer", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +24,15 @@ class Checkpoint:
     config: PPOConfig
     num_actions: int
     read_mission: bool
-    backend: str  # that ran the environments
+    backend: BackendName  # that ran the environments
     env_steps: int
     updates: int
     policy: dict[str, Any]
     optimizer: dict[str, Any]
+    #: What besides goes on exactly from here, see :mod:`agents.continuation`; empty: nothing does.
+    training: dict[str, Any]
+    #: Mean return of the latest episodes, by which the best checkpoint is known; None: not known.
+    score: float | None = None
 
     def make_policy(self, device: str = "cpu") -> RecurrentActorCritic:
         """The agent, with its architecture and weights."""
@@ -34,36 +41,54 @@ class Checkpoint:
         return policy.to(device).eval()
 
 
+def agent_store(folder: Path) -> CheckpointStore:
+    """The checkpoints of the run in ``folder``."""
+    return CheckpointStore(folder, KIND)
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/checkpoint.pt``. A crash at any moment leaves the previous file intact."""
-    path = folder / CHECKPOINT_NAME
-    content = {f: getattr(checkpoint, f) for f in checkpoint.__dataclass_fields__}
-    content["config"] = asdict(checkpoint.config)
-    save_tensors(path, content, FORMAT_VERSION)
-    return path
+    """Write a checkpoint of the run in ``folder``. A crash at any moment leaves those before.
 
-
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read the checkpoint of a run folder.
-
-    Nothing in the file is executed. An agent whose core was given by import path has only the
-    path in it: the class is imported by that name from the user's own code.
+    Returns:
+        The path of its tensors.
 
     Raises:
-        ValueError: in one line, if the folder or file is missing, damaged or of another format,
-            or the module of its core cannot be imported.
+        OSError: if it cannot be written.
     """
+    fields = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
+    tensors = {name: fields.pop(name) for name in _TENSORS}
+    score = fields.pop("score")
+    about = {**fields, "config": asdict(checkpoint.config)}
+    return agent_store(folder).save(checkpoint.updates, tensors, about, score=score)
+
+
+def load_checkpoint(folder: Path, which: str | int = "last") -> Checkpoint:
+    """Read a checkpoint of the run in ``folder``.
+
+    Nothing in it is executed. An agent whose core was given by import path has only the
+    path in it: the class is imported by that name from the user's own code.
+
+    Args:
+        folder: of the run.
+        which: ``"last"``, ``"best"``, that with the highest mean return of the latest episodes, or
+            the number of an update.
+
+    Raises:
+        DamagedCheckpoint: in one line, if it is not as it was written.
+        ValueError: in one line, if the folder or checkpoint is missing or of another format, or the
+            module of its core cannot be imported.
+    """
+    return load_stored(folder, which)[0]
+
+
+def load_stored(folder: Path, which: str | int = "last") -> tuple[Checkpoint, Stored]:
+    """As :func:`load_checkpoint`, with the file it was read from."""
     if not folder.is_dir():
         raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
-    path = folder / CHECKPOINT_NAME
-    if not path.is_file():
-        raise ValueError(
-            f"{str(folder)!r} holds no {CHECKPOINT_NAME}: not a run folder, or its training "
-            "stopped before the first checkpoint."
-        )
-    content = load_tensors(path, FORMAT_VERSION)
+    stored = agent_store(folder).load(which)
+    path = stored.path
     try:
-        checkpoint = Checkpoint(**{**content, "config": PPOConfig(**content["config"])})
+        checkpoint = _unpacked({**stored.about, **stored.tensors, "score": stored.score})
         checkpoint.make_policy()
     except RuntimeError:  # of torch, many lines long
         raise ValueError(f"{path}: its weights do not fit the agent it describes.") from None
@@ -74,9 +99,19 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a complete checkpoint ({error}).") from None
-    return checkpoint
+    return checkpoint, stored
+
+
+def _unpacked(content: dict[str, Any]) -> Checkpoint:
+    kinds = {"num_actions": int, "read_mission": bool, "env_steps": int, "updates": int}
+    for name, kind in kinds.items():
+        if type(content[name]) is not kind:
+            raise TypeError(f"{name} must be of type {kind.__name__}")
+    if content["backend"] not in get_args(BackendName):
+        raise TypeError(f"unknown backend {content['backend']!r}")
+    return Checkpoint(**{**content, "config": PPOConfig(**content["config"])})
 
 
 def is_trained(folder: Path, total_steps: int) -> bool:
@@ -85,4 +120,4 @@ def is_trained(folder: Path, total_steps: int) -> bool:
     Raises:
         ValueError: as :func:`load_checkpoint`, for a checkpoint that cannot be used.
     """
-    return (folder / CHECKPOINT_NAME).is_file() and load_checkpoint(folder).env_steps >= total_steps
+    return has_checkpoint(folder) and load_checkpoint(folder).env_steps >= total_steps

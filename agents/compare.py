@@ -7,22 +7,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, is_trained, load_checkpoint
+from agents.checkpoint import Checkpoint, is_trained, load_checkpoint
+from agents.checkpoint_store import has_checkpoint
 from agents.comparison import Comparison, Flag, Run, grouped
 from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
 from agents.cores import require_usable
 from agents.evaluations import cached_results, evaluate_run
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
-from agents.processes import run_all
+from agents.processes import Outcome, run_all
+from agents.resuming import trainer_for
 from agents.run_folder import (
+    FAILURE_NAME,
     is_empty,
+    lock_folder,
     newest_progress,
     note_failure,
     noted_failure,
-    set_aside,
     write_text,
 )
-from agents.train import Trainer
 from envs import Suite, Task, require_makeable, resolve_backend
 
 
@@ -97,11 +99,21 @@ def _matched(configs: Sequence[PPOConfig]) -> list[PPOConfig]:
 
 
 def train_missing(
-    runs: Sequence[Run], jobs: int, on_progress: Callable[[list[RunProgress]], None]
+    runs: Sequence[Run],
+    jobs: int,
+    on_progress: Callable[[list[RunProgress]], None],
+    launch: Callable[..., list[Outcome]] = run_all,
 ) -> list[Flag]:
     """Train the runs that are not complete, ``jobs`` at a time, each in its own process.
 
-    What an interrupted run left is kept beside the new folder under another name.
+    Interrupted ones go on where they were.
+
+    Args:
+        runs: the runs of :func:`plan`.
+        jobs: runs at a time.
+        on_progress: called about every second with how far the runs in training are.
+        launch: makes the calls that train: :func:`agents.processes.run_all`, here, or a
+            :class:`agents.slurm.SlurmLauncher`.
 
     Returns:
         A flag for each run that failed; the others were trained all the same.
@@ -110,14 +122,16 @@ def train_missing(
     for run in runs:
         try:
             if not is_trained(run.folder, run.config.total_steps):
-                set_aside(run.folder)
+                if not is_empty(run.folder):
+                    lock_folder(run.folder).release()  # nobody else may be writing there
                 missing.append(run)
         except (ValueError, OSError) as error:  # such as: another command is writing there
             failures.append(Flag("failed", run.name, f"not trained: {error}"))
     jobs = min(jobs, len(missing))
-    outcomes = run_all(
+    shared = jobs if launch is run_all else None  # of a cluster's machines it is not known
+    outcomes = launch(
         _train,
-        [(run, jobs) for run in missing],
+        [(run, shared) for run in missing],
         jobs,
         lambda _: on_progress([_progress(run) for run in missing]),
     )
@@ -197,7 +211,7 @@ def _look_at(run: Run) -> tuple[Flag | None, bool]:
     if is_empty(run.folder):
         return Flag("missing", run.name, "there is no such run."), False
     asked = run.config
-    checkpoint = load_checkpoint(run.folder) if (run.folder / CHECKPOINT_NAME).is_file() else None
+    checkpoint = load_checkpoint(run.folder) if has_checkpoint(run.folder) else None
     if checkpoint is None or checkpoint.env_steps < checkpoint.config.total_steps:
         total = asked.total_steps if checkpoint is None else checkpoint.config.total_steps
         steps = _progress(run).env_steps
@@ -221,19 +235,21 @@ def _reason(folder: Path) -> str:
     return f": {why}" if why else ""
 
 
-def _train(run: Run, jobs: int) -> None:
-    trainer = Trainer(run.config, run.folder)
+def _train(run: Run, jobs: int | None) -> None:
+    trainer = trainer_for(run.config, run.folder)
     try:
         trainer.run()
     except Exception as error:
         note_failure(run.folder, error)
         raise
-    write_text(run.folder / JOBS_NAME, f"{jobs}\n")
+    (run.folder / FAILURE_NAME).unlink(missing_ok=True)
+    if jobs is not None:
+        write_text(run.folder / JOBS_NAME, f"{jobs}\n")
 
 
 def _check_same_experiment(run: Run) -> None:
     """Refuse a folder trained with other settings rather than mix two experiments in a table."""
-    if not (run.folder / CHECKPOINT_NAME).is_file():
+    if not has_checkpoint(run.folder):
         return
     for name, (before, asked) in _differences(run, load_checkpoint(run.folder)).items():
         raise ValueError(

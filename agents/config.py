@@ -39,6 +39,10 @@ class ConfigError(ValueError):
         self.rule = rule
 
 
+class Damaged(ValueError):
+    """A file is not as it was written: no mistake of the user."""
+
+
 class CoreImportError(ConfigError):
     """A core's import path that leads to no usable class; ``module`` is what it should be in."""
 
@@ -271,6 +275,11 @@ class PPOConfig:
     entropy_coefficient: float = _option(0.01, "Learning", "Weight of the entropy bonus.")
     value_coefficient: float = _option(0.5, "Learning", "Weight of the value loss.")
     max_grad_norm: float = _option(0.5, "Learning", "Gradients are scaled down to this norm.")
+    restart_envs_every: int = _option(
+        100,
+        "Learning",
+        "Updates after which all environments are made anew; a resumed run replays at most these.",
+    )
 
     backend: BackendChoice = _option("auto", "Machine", "auto: EnvPool where it runs the task.")
     threads: int = _option(
@@ -365,6 +374,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
             "minibatches",
             "epochs",
             "checkpoint_every",
+            "restart_envs_every",
         ),
         _COUNT,
     ),

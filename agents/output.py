@@ -33,6 +33,10 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
         raise ValueError(f"{option}: folder {str(path.parent)!r} cannot be written.")
 
 
+#: Ending of a file that is being written.
+UNFINISHED = ".tmp"
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a name to write to, which becomes ``path`` at the end and vanishes on any failure.
@@ -40,7 +44,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Args:
         path: what is replaced, at once, when the block ends well.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         yield temporary
         temporary.replace(path)

@@ -77,7 +77,7 @@ class RecurrentActorCritic(nn.Module):
         state: CoreState,
         reset: Tensor,
         *,
-        generator: torch.Generator | None,
+        drawn: Tensor | None,
         encode: EncodedOnce | None = None,
     ) -> tuple[Tensor, PolicyOutput]:
         """One step for every environment: actions ``(E,)`` and what led to them.
@@ -86,15 +86,16 @@ class RecurrentActorCritic(nn.Module):
             observations: ``(E, ...)``.
             state: state of the core.
             reset: ``(E,)``, true where the observation is the first of an episode.
-            generator: source of randomness; ``None`` takes the most probable action.
+            drawn: ``(E,)`` random numbers, uniform in [0, 1), that decide the actions; ``None``
+                takes the most probable ones.
             encode: used in place of the encoder.
         """
         features = (encode or self.encoder)(observations)  # (E, I)
         output = self._decide(features.unsqueeze(0), state, reset.unsqueeze(0))
         log_probs = output.log_probs[0]  # (E, actions)
-        if generator is None:
+        if drawn is None:
             return log_probs.argmax(-1), output
-        return sample(log_probs, generator), output
+        return sample(log_probs, drawn), output
 
 
 def reads_mission(config: PPOConfig) -> bool:
@@ -102,15 +103,18 @@ def reads_mission(config: PPOConfig) -> bool:
     return config.mission == "on" or (config.mission == "auto" and mission_varies(config.task))
 
 
-def sample(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+def sample(log_probs: Tensor, drawn: Tensor) -> Tensor:
     """Draw from categorical distributions ``(E, actions)`` by inverting the distribution function.
 
     As ``torch.multinomial``, at a third of its time for a few actions.
+
+    Args:
+        log_probs: of the actions, normalised.
+        drawn: ``(E,)`` random numbers, uniform in [0, 1).
     """
     below = log_probs.exp().cumsum(-1)  # (E, actions)
-    drawn = torch.rand(len(below), 1, generator=generator, device=below.device)
     # The last sum may fall short of 1 by rounding; scaled, the last action is never overshot.
-    return (below[:, :-1] <= drawn * below[:, -1:]).sum(-1)
+    return (below[:, :-1] <= drawn.unsqueeze(-1) * below[:, -1:]).sum(-1)
 
 
 def count_parameters(module: nn.Module) -> int:

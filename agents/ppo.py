@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from agents.advantages import generalized_advantages
 from agents.config import PPOConfig
+from agents.guards import NotFinite, first_not_finite
 from agents.losses import (
     approximate_kl,
     clipped_policy_loss,
@@ -19,6 +22,7 @@ from agents.losses import (
 )
 from agents.policy import RecurrentActorCritic
 from agents.rollout import Rollout, minibatch_indices
+from agents.world import World
 
 #: Names and meaning of what :func:`update` returns, in the order they are logged.
 UPDATE_METRICS = {
@@ -39,6 +43,7 @@ def update(
     rollout: Rollout,
     config: PPOConfig,
     generator: torch.Generator,
+    world: World | None = None,
 ) -> dict[str, float]:
     """Train on one rollout (PPO, arXiv:1707.06347) for ``config.epochs`` epochs.
 
@@ -46,9 +51,25 @@ def update(
     had when the rollout began; resets inside the sequences are replayed as they happened. Steps
     that only reset an environment count nowhere.
 
+    Args:
+        policy: is trained.
+        optimizer: of its parameters.
+        rollout: of this process's environments.
+        config: all settings.
+        generator: of the order of environments; in the same state in all processes.
+        world: the processes that train together. Each step is down the gradient of the loss over
+            the environments of all of them.
+
     Returns:
-        The metrics of :data:`UPDATE_METRICS`.
+        The metrics of :data:`UPDATE_METRICS`, of all processes together.
+
+    Raises:
+        NotFinite: if a number that has to be finite is not; no step was made with it.
     """
+    world = world or World()
+    for name in ("rewards", "values"):
+        if first_not_finite([(name, getattr(rollout, name))]):
+            raise NotFinite(f"one of the rollout's {name}")
     advantages = generalized_advantages(
         rollout.rewards,
         rollout.values,
@@ -59,47 +80,80 @@ def update(
         bootstrap_truncated=config.bootstrap_truncated,
     )
     targets = advantages + rollout.values[:-1]
-    advantages = normalize(advantages, rollout.valid)
+    advantages = normalize(advantages, rollout.valid, world)
 
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, float] = defaultdict(float)
     num_minibatches = 0
     ratio_error = 0.0
+    own = world.part(config.num_envs)
     for epoch in range(config.epochs):
-        for envs in minibatch_indices(config.num_envs, config.minibatch_envs, generator):
+        for envs in minibatch_indices(config.num_envs, config.minibatches, generator, own):
             envs = envs.to(advantages.device)
             first = epoch == 0 and num_minibatches == 0
             parts, log_ratio = _losses(policy, rollout, advantages, targets, envs, config)
             if first:
                 ratio_error = float((log_ratio.exp() - 1).abs().max())
+            # Means over this process's steps to shares of means over those of all processes.
+            counted = rollout.valid[:, envs].sum()
+            share = counted / world.sum(counted.clone()).clamp(min=1) if world.size > 1 else 1.0
             loss = (
                 parts["policy_loss"]
                 + config.value_coefficient * parts["value_loss"]
                 - config.entropy_coefficient * parts["entropy"]
-            )
+            ) * share
             optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+            for parameter in trained:
+                world.sum(parameter.grad)
+            norm = _clip(trained, config.max_grad_norm, loss, policy)
             optimizer.step()
             for name, value in parts.items():
-                sums[name] += float(value.detach())
-            sums["gradient_norm"] += float(norm)
+                sums[name] += float(value.detach() * share)
+            sums["gradient_norm"] += norm / world.size
             num_minibatches += 1
-    metrics = {name: value / num_minibatches for name, value in sums.items()}
-    metrics["explained_variance"] = explained_variance(rollout.values[:-1], targets, rollout.valid)
-    metrics["ratio_error"] = ratio_error
+    metrics = dict(zip(sums, _summed(sums.values(), world), strict=True))
+    metrics = {name: value / num_minibatches for name, value in metrics.items()}
+    metrics["explained_variance"] = explained_variance(
+        *(world.gather(x, 1) for x in (rollout.values[:-1], targets, rollout.valid))
+    )
+    metrics["ratio_error"] = world.largest(ratio_error)
     return {name: metrics[name] for name in UPDATE_METRICS}
 
 
-def normalize(advantages: Tensor, valid: Tensor) -> Tensor:
+def _clip(trained: list[Tensor], limit: float, loss: Tensor, policy: nn.Module) -> float:
+    """Scale gradients down to a norm of ``limit``; the norm they had.
+
+    Raises:
+        NotFinite: naming the loss, or a parameter whose gradient is broken.
+    """
+    try:
+        return float(nn.utils.clip_grad_norm_(trained, limit, error_if_nonfinite=True))
+    except RuntimeError:  # and nothing is scaled yet
+        if not bool(loss.isfinite()):
+            raise NotFinite("policy_loss, value_loss or entropy") from None
+        broken = first_not_finite((name, p.grad) for name, p in policy.named_parameters())
+        raise NotFinite(f"the gradient of {broken or 'all parameters together'}") from None
+
+
+def _summed(values: Iterable[float], world: World) -> list[float]:
+    summed: list[float] = world.sum(torch.tensor(list(values), dtype=torch.float64)).tolist()
+    return summed
+
+
+def normalize(advantages: Tensor, valid: Tensor, world: World | None = None) -> Tensor:
     """Shift and scale to mean 0 and deviation 1 over the valid steps of the whole rollout.
 
     Over the rollout rather than a minibatch: a minibatch can hold too few steps for a deviation.
     """
-    counted = advantages[valid]
-    if counted.numel() < 2:
+    world = world or World()
+    counted = advantages[valid].double()
+    number, total = _summed((counted.numel(), float(counted.sum())), world)
+    if number < 2:
         return advantages
-    return (advantages - counted.mean()) / (counted.std() + 1e-8)
+    mean = total / number
+    (squares,) = _summed((float((counted - mean).square().sum()),), world)
+    return (advantages - mean) / (math.sqrt(squares / (number - 1)) + 1e-8)
 
 
 def _losses(

@@ -137,16 +137,30 @@ def _call(work: bytes, sender: Connection) -> None:
         os.setpgrp()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        function, arguments = pickle.loads(work)
-        outcome = Outcome(result=function(*arguments))
+        outcome = called(_call_pickled, (work,))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    sender.send(outcome)
+
+
+def _call_pickled(work: bytes) -> Any:
+    function, arguments = pickle.loads(work)
+    return function(*arguments)
+
+
+def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
+    """Make a call, and tell what became of it.
+
+    Raises:
+        KeyboardInterrupt: if the call does.
+    """
+    try:
+        return Outcome(result=function(*arguments))
     except Exception as error:  # whatever it is, the other calls go on
-        # Cut, because what does not fit the pipe's buffer would never be sent.
+        # Cut, because what does not fit a pipe's buffer would never be sent.
         text = " ".join(str(error).split())[:MAX_ERROR] or type(error).__name__
         known = isinstance(error, ValueError | RuntimeError | OSError)
-        outcome = Outcome(error=text if known else f"{type(error).__name__}: {text}")
-    sender.send(outcome)
+        return Outcome(error=text if known else f"{type(error).__name__}: {text}")
 
 
 def _end_with_parent() -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from agents.cores import CoreState
 from agents.encoder import EncodedOnce, Observations, RepeatedObservations
+from agents.guards import RunStopped
 from agents.policy import PolicyOutput, RecurrentActorCritic
-from envs import StepResult, VectorEnv
+from agents.world import World
+from envs import Observation, StepResult, VectorEnv
 
 
 class Episode(NamedTuple):
@@ -89,20 +91,59 @@ class Runner:
         env: is reset here.
         policy: the agent.
         generator: source of randomness of the actions; ``None`` takes the most probable ones.
+        world: the processes that step environments of the same run; all draw the same numbers and
+            each uses its part, so that the actions are those of one process with all environments.
+
+    Attributes:
+        actions: all actions (E,) since ``env`` was reset, by which :meth:`replay` brings another
+            one where this one is.
     """
 
     def __init__(
-        self, env: VectorEnv, policy: RecurrentActorCritic, generator: torch.Generator | None
+        self,
+        env: VectorEnv,
+        policy: RecurrentActorCritic,
+        generator: torch.Generator | None,
+        world: World | None = None,
     ) -> None:
-        self.env = env
         self.policy = policy
         self.generator = generator
+        self.world = world or World()
         self.device = next(policy.parameters()).device
         self.state = policy.initial_state(env.num_envs)
-        self._observation = Observations.from_numpy(env.reset(), self.device)
-        self._episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
-        self._tracker = EpisodeTracker(env.num_envs)
         self._encode: EncodedOnce | None = None
+        self.restart(env)
+
+    def restart(self, env: VectorEnv) -> None:
+        """Go on in other environments, which are reset; running episodes count nowhere."""
+        self.env = env
+        self._see(env.reset(), np.ones(env.num_envs, dtype=np.bool_))
+        self._tracker = EpisodeTracker(env.num_envs)
+        self.actions: list[NDArray[np.uint8]] = []
+
+    def replay(self, actions: Iterable[NDArray[np.uint8]], expected: Observations) -> None:
+        """Bring the environments where these actions led, without the policy.
+
+        Args:
+            actions: those of :attr:`actions` of another runner, whose environments had the same
+                seeds.
+            expected: what was seen there in the end.
+
+        Raises:
+            RunStopped: if something else is seen.
+        """
+        for action in actions:
+            self._tell(action)
+        if not all(torch.equal(a.cpu(), b) for a, b in zip(self.seen, expected, strict=True)):
+            raise RunStopped(
+                "the run cannot be resumed: its environments do not lead where they led before. "
+                "They are of another version; install that which the checkpoint names."
+            )
+
+    @property
+    def seen(self) -> Observations:
+        """The observation that is to be acted on."""
+        return self._observation
 
     @contextmanager
     def unchanged_weights(self) -> Iterator[None]:
@@ -119,22 +160,38 @@ class Runner:
             self._observation,
             self.state,
             self._episode_start,
-            generator=self.generator,
+            drawn=self._draw(),
             encode=self._encode,
         )
         return seen
+
+    def _draw(self) -> Tensor | None:
+        if self.generator is None:
+            return None
+        total = self.env.num_envs * self.world.size
+        drawn = torch.rand(total, generator=self.generator, device=self.device)
+        return drawn[self.world.part(total)]
 
     def step(self) -> Transition:
         """Let the policy act once in every environment."""
         observation, episode_start = self._observation, self._episode_start
         action, output = self.look()
-        result = self.env.step(action.cpu().numpy())
-        ended = result.terminated | result.truncated
-        episodes = self._tracker.step(result.reward, ended, result.valid)
-        self._observation = Observations.from_numpy(result.observation, self.device)
-        self._episode_start = torch.from_numpy(result.episode_start).to(self.device)
+        result, episodes = self._tell(action.cpu().numpy().astype(np.uint8))
         self.state = output.state
         return Transition(observation, episode_start, action, output, result, episodes)
+
+    def _tell(self, action: NDArray[np.uint8]) -> tuple[StepResult, list[Episode]]:
+        """Step the environments, and take note of what comes of it."""
+        result = self.env.step(action)
+        self.actions.append(action)
+        ended = result.terminated | result.truncated
+        episodes = self._tracker.step(result.reward, ended, result.valid)
+        self._see(result.observation, result.episode_start)
+        return result, episodes
+
+    def _see(self, observation: Observation, episode_start: NDArray[np.bool_]) -> None:
+        self._observation = Observations.from_numpy(observation, self.device)
+        self._episode_start = torch.from_numpy(episode_start).to(self.device)
 
 
 def collect(runner: Runner, num_steps: int) -> tuple[Rollout, list[Episode]]:
@@ -169,8 +226,23 @@ def collect(runner: Runner, num_steps: int) -> tuple[Rollout, list[Episode]]:
 
 
 def minibatch_indices(
-    num_envs: int, minibatch_envs: int, generator: torch.Generator
+    num_envs: int, minibatches: int, generator: torch.Generator, part: slice = slice(None)
 ) -> Iterator[Tensor]:
-    """Shuffle environments into minibatches; time is never cut, so states stay true."""
-    order = torch.randperm(num_envs, generator=generator)
-    yield from torch.split(order, minibatch_envs)
+    """Deal environments into minibatches; time is never cut, so states stay true.
+
+    Of each ``minibatches`` neighbouring environments every minibatch gets one. So each process that
+    steps a part of the environments has as many in every minibatch.
+
+    Args:
+        num_envs: of all processes together.
+        minibatches: per epoch; divides ``num_envs``.
+        generator: decides the order.
+        part: the environments of this process; its ends are multiples of ``minibatches``.
+
+    Yields:
+        Places ``(e,)`` in ``part``.
+    """
+    groups = num_envs // minibatches
+    order = torch.rand(groups, minibatches, generator=generator).argsort(dim=1)
+    envs = (order + minibatches * torch.arange(groups).unsqueeze(1)).flatten()[part]
+    yield from (envs - (part.start or 0)).view(-1, minibatches).T

@@ -7,21 +7,28 @@ import csv
 import io
 import math
 import os
-import warnings
-from collections.abc import Mapping
+import platform
+import shutil
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
 
 from filelock import FileLock, Timeout
 
-from agents.output import whole_file
+from agents.guards import RunStopped
+from agents.output import UNFINISHED, whole_file
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
 LOCK_NAME = ".lock"
+#: Who holds the lock, in words; of no meaning while nobody does.
+HOLDER_NAME = ".lock-holder"
 #: Holds why a run's training ended before its time, in one line.
 FAILURE_NAME = "failure.txt"
+
+#: Bytes written to see whether a folder can take any.
+_PROBE = 2**16
+
+#: What says nothing about a run that has not begun.
+WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, ".writable")
 
 #: Part of the name of what an interrupted run left, once it has been trained again.
 SET_ASIDE = ".interrupted-"
@@ -36,12 +43,32 @@ def require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        try:
+            write_bytes(probe, bytes(_PROBE))  # an empty file fits a full disk
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
             f"folder {str(folder)!r} cannot be written ({error.strerror}); give another."
         ) from None
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """See that the disk has room, before the work that fills it.
+
+    Args:
+        folder: exists.
+        needed: bytes.
+
+    Raises:
+        RunStopped: if it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RunStopped(
+            f"folder {str(folder)!r} has room for {free / 1e6:,.0f} MB, the run's checkpoints need "
+            f"{needed / 1e6:,.0f} MB; make room, or give another."
+        )
 
 
 def lock_folder(folder: Path) -> FileLock:
@@ -57,24 +84,35 @@ def lock_folder(folder: Path) -> FileLock:
         ValueError: if another process holds it.
     """
     lock = FileLock(folder / LOCK_NAME)
+    holder = folder / HOLDER_NAME
     try:
         # Whoever only looks whether somebody is writing holds it for a moment too.
         lock.acquire(timeout=1, poll_interval=0.02)
     except Timeout:
         raise ValueError(
-            f"folder {str(folder)!r} is in use by another command; "
+            f"folder {str(folder)!r} is in use by {_read(holder) or 'another command'}; "
             "wait until that has ended, or give another."
         ) from None
     except OSError as error:
         raise ValueError(
             f"folder {str(folder)!r} cannot be locked ({error.strerror}); give another."
         ) from None
+    with contextlib.suppress(OSError):
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     return lock
+
+
+def _read(path: Path) -> str:
+    """A text, or nothing where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def is_empty(folder: Path) -> bool:
     """Whether ``folder`` is missing or holds nothing but a lock, which counts for nothing."""
-    return not folder.is_dir() or all(path.name == LOCK_NAME for path in folder.iterdir())
+    return not folder.is_dir() or all(path.name in WITHOUT_MEANING for path in folder.iterdir())
 
 
 def set_aside(folder: Path) -> None:
@@ -120,10 +158,34 @@ def _require_empty(folder: Path) -> None:
         # A run that has just begun also looks like this: whether it is under way matters more.
         if (folder / LOCK_NAME).is_file():
             lock_folder(folder).release()
+        go_on = f"'rims resume {folder}' goes on with it; else g" * (folder / CONFIG_NAME).is_file()
         raise ValueError(
             f"run folder {str(folder)!r} is not empty; nothing was changed. "
-            "Give another --run-dir, or remove it first."
+            f"{go_on or 'G'}ive another --run-dir, or remove it first."
         )
+
+
+def claim_existing_run(folder: Path) -> FileLock:
+    """Lock the folder of a run that is to go on, and clear away what a killed process left there.
+
+    Returns:
+        The lock, held; release it when the run has ended.
+
+    Raises:
+        ValueError: if it is no run's, in use, or cannot be written.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{str(folder)!r} holds no {CONFIG_NAME}: not a run folder.")
+    lock = lock_folder(folder)
+    try:
+        require_writable(folder)
+        sweep_unfinished(folder)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,6 +199,23 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a new name in ``folder`` survive a failure of the machine; not possible on Windows."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half-written; only for who writes in ``folder``."""
+    for path in folder.glob(f"*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def note_failure(folder: Path, error: BaseException) -> None:
@@ -147,87 +226,7 @@ def note_failure(folder: Path, error: BaseException) -> None:
 
 def noted_failure(folder: Path) -> str:
     """What :func:`note_failure` left, without its full stop; empty if there is nothing."""
-    try:
-        text = (folder / FAILURE_NAME).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return " ".join(text.split()).removesuffix(".")
-
-
-class Settings(Protocol):
-    """A configuration that can be saved with its run."""
-
-    def to_toml(self) -> str:
-        """All settings as TOML."""
-        ...
-
-
-class RunLog:
-    """Writes rows to ``progress.csv`` and to TensorBoard.
-
-    Use as a context manager. Columns are fixed by the first row.
-
-    Args:
-        folder: the run folder.
-        config: saved as ``config.toml``.
-        x: the column that TensorBoard's curves are drawn over.
-        keep: rows of an interrupted run that this one continues; later ones are dropped, and what
-            TensorBoard saw of them is marked as superseded.
-    """
-
-    def __init__(
-        self, folder: Path, config: Settings, *, x: str = "env_steps", keep: int = 0
-    ) -> None:
-        self._x = x
-        path = folder / PROGRESS_NAME
-        columns, last_x = _keep_rows(path, keep, x)
-        # First of all: by it a run that is stopped right now is known again.
-        write_text(folder / CONFIG_NAME, config.to_toml())
-        # TensorBoard's import warns about its own dependencies.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = None if last_x is None else last_x + 1
-            self._events = SummaryWriter(str(folder), purge_step=purge)
-        self._file = path.open("a" if keep else "w", newline="", encoding="utf-8")
-        self._table = csv.DictWriter(self._file, columns) if columns else None
-
-    def write(self, row: Mapping[str, float]) -> None:
-        """Append one row; it is on disk when this returns."""
-        if self._table is None:
-            self._table = csv.DictWriter(self._file, list(row))
-            self._table.writeheader()
-        self._table.writerow({name: _short(value) for name, value in row.items()})
-        self._file.flush()
-        for name, value in row.items():
-            if math.isfinite(value):
-                self._events.add_scalar(name, value, int(row[self._x]))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        self._events.close()
-
-
-def _keep_rows(path: Path, keep: int, x: str) -> tuple[list[str], int | None]:
-    """Cut a table to its first ``keep`` rows; its columns, and ``x`` in the last one kept."""
-    if not keep:
-        return [], None
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = file.readlines()[: keep + 1]
-    if len(lines) <= keep:
-        raise ValueError(f"{str(path)!r} has lost rows; remove its run folder to start again.")
-    write_text(path, "".join(lines))
-    rows = list(csv.DictReader(lines))
-    return list(rows[-1]), int(float(rows[-1][x]))
+    return " ".join(_read(folder / FAILURE_NAME).split()).removesuffix(".")
 
 
 def read_progress(folder: Path) -> dict[str, list[float]]:
@@ -265,7 +264,3 @@ def newest_row(folder: Path) -> dict[str, float]:
     """The last row of a run's ``progress.csv``; empty before the first one."""
     columns = read_progress(folder) if (folder / PROGRESS_NAME).is_file() else {}
     return {name: values[-1] for name, values in columns.items()}
-
-
-def _short(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"

@@ -5,38 +5,51 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
-from agents.checkpoint import CHECKPOINT_NAME, Checkpoint, save_checkpoint
-from agents.config import PPOConfig
+from agents.checkpoint import Checkpoint, agent_store, save_checkpoint
+from agents.checkpoint_store import has_checkpoint
+from agents.config import ConfigError, PPOConfig
 from agents.cores import require_usable
+from agents.encoder import Observations
+from agents.guards import CannotSave, NotFinite, TrainingError, first_not_finite
 from agents.optimizer import make_optimizer
 from agents.policy import RecurrentActorCritic, reads_mission
 from agents.ppo import UPDATE_METRICS, update
-from agents.rollout import Episode, Runner, collect
-from agents.run_folder import LOCK_NAME, RunLog, claim_run_folder
-from envs import VectorEnv, level_seeds, make_vector_env, require_makeable
+from agents.ranks import local_device
+from agents.recent_episodes import RecentEpisodes, episode_rows
+from agents.rollout import Runner, collect
+from agents.run_folder import (
+    LOCK_NAME,
+    claim_existing_run,
+    claim_run_folder,
+    require_space,
+)
+from agents.run_log import RunLog
+from agents.signals import Stopped, StopRequest
+from agents.world import World
+from envs import (
+    BackendChoice,
+    BackendName,
+    VectorEnv,
+    level_seeds,
+    make_vector_env,
+    require_makeable,
+)
 
 #: Called after every update with the row that was logged.
 OnUpdate = Callable[[Mapping[str, float]], None]
 
-#: Episode statistics are means over at least this many recent episodes.
-EPISODE_WINDOW = 100
+#: Checkpoints that can be on disk at once: two, the best, and one being written.
+_CHECKPOINTS = 4
 
-
-class TrainingError(RuntimeError):
-    """A number that has to be finite is not; the update it happened in is not saved."""
-
-    def __init__(self, name: str, update: int) -> None:
-        super().__init__(
-            f"training stopped in update {update}: {name} is no longer finite. "
-            "A smaller learning rate may help."
-        )
+#: Bytes of a checkpoint per parameter: the parameter and Adam's two moments.
+_BYTES_PER_PARAMETER = 12
 
 
 class Trainer:
@@ -47,98 +60,169 @@ class Trainer:
     Args:
         config: what to train.
         folder: the run folder; must be absent or empty.
+        world: the processes that train together, each with its part of the environments; by
+            default this one alone. All of them make a Trainer; the first one writes.
 
     Raises:
         ValueError: before any work, for a task the backend cannot run, an unusable device, a core
             given by import path that cannot be used, or a folder that is not empty or in use.
     """
 
-    def __init__(self, config: PPOConfig, folder: Path) -> None:
+    def __init__(self, config: PPOConfig, folder: Path, world: World | None = None) -> None:
+        self._begin(config, folder, world or World(), config.backend)
+        self._made_folder = not folder.exists()
+        self._lock = claim_run_folder(folder) if self.world.is_first else None
+
+    @classmethod
+    def resuming(
+        cls,
+        folder: Path,
+        config: PPOConfig,
+        checkpoint: Checkpoint | None,
+        world: World | None = None,
+    ) -> Self:
+        """A trainer that goes on with the run in ``folder`` as if it had never stopped.
+
+        Args:
+            folder: of a run that was interrupted, or is to go on for more steps.
+            config: that of the run; of settings with an effect only ``total_steps`` may differ.
+            checkpoint: its last one; ``None`` if it stopped before the first.
+            world: as for a new run; the number of processes may be another one than before.
+
+        Raises:
+            ValueError: as for a new run; or if the folder is no run's.
+        """
+        trainer = cls.__new__(cls)
+        # What "auto" means can change with what is installed; the levels would be others.
+        backend = config.backend if checkpoint is None else checkpoint.backend
+        trainer._begin(config, folder, world or World(), backend)
+        trainer._from = checkpoint
+        trainer._resumed = True
+        trainer._lock = None
+        if trainer.world.is_first:
+            trainer._lock = claim_existing_run(folder)
+            agent_store(folder).clear_remains()
+        return trainer
+
+    def _begin(self, config: PPOConfig, folder: Path, world: World, backend: BackendChoice) -> None:
         self.config = config
         self.folder = folder
-        self.device = usable_device(config.device)
-        self.backend = require_makeable(config.task, config.backend)
+        self.world = world
+        self.device = usable_device(local_device(config.device))
+        self.backend: BackendName = require_makeable(config.task, backend)
         require_usable(config)
-        self._made_folder = not folder.exists()
-        self._lock = claim_run_folder(folder)
+        require_divisible(config, world.size)
         self.env_steps = 0
         self.updates = 0
-        self._has_agent = False
+        self.seconds = 0.0  # of the run, with those before it was resumed
+        self._recent = RecentEpisodes(config.num_envs)
+        self._from: Checkpoint | None = None
+        self._resumed = False
+        self._made_folder = False
 
     @property
     def saved(self) -> bool:
         """Whether the run folder holds a checkpoint."""
-        return (self.folder / CHECKPOINT_NAME).is_file()
+        return has_checkpoint(self.folder)
 
     def run(self, on_update: OnUpdate | None = None) -> Checkpoint:
         """Train to the end and save.
 
-        An interruption (Ctrl-C) saves the agent too, then goes on raising; before there is an
-        agent, it leaves nothing behind. Any other failure leaves the last checkpoint as it is.
+        A request to stop (Ctrl-C, SIGTERM) lets the update finish, saves and raises; a second one
+        raises at once and leaves the last checkpoint as it is, as does any failure. Stopped before
+        the first update, a new run leaves nothing behind.
 
         Args:
-            on_update: called after every update.
+            on_update: called after every update, in the first process.
 
         Returns:
             The trained agent.
 
         Raises:
-            TrainingError: if a number that has to be finite is not.
+            RunStopped: in one line, if training cannot go on: a number is not finite, a checkpoint
+                cannot be written, or another process of the run has ended.
+            KeyboardInterrupt: on a request to stop, when all is saved; as
+                :class:`agents.signals.Stopped`, which knows the signal.
         """
         try:
-            with RunLog(self.folder, self.config) as log:
-                self._train(log, on_update)
-            return self.save()
+            with StopRequest() as stop:
+                asked = self._train(stop, on_update)
+            checkpoint = self.save()
+            if asked:
+                raise Stopped(asked)
+            return checkpoint
         except KeyboardInterrupt:
-            # A broken agent, as an unfinished update can leave, never replaces a good one.
-            if self._has_agent and self._broken_parameter() is None:
-                self.save()
-            elif not self.saved:
+            if self.world.is_first and not self._resumed and not self.saved:
                 self._remove_traces()
             raise
         finally:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
-    def _train(self, log: RunLog, on_update: OnUpdate | None) -> None:
+    def _train(self, stop: StopRequest, on_update: OnUpdate | None) -> int:
+        """Train until the end, or until a process is asked to stop; the signal, or 0."""
         config = self.config
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        generator = torch.Generator(self.device).manual_seed(config.seed)
-        shuffle = torch.Generator().manual_seed(config.seed)
-        seeds = level_seeds(config.seed, "train", config.num_envs)
-        with make_vector_env(config.task, config.num_envs, seeds, self.backend) as env:
+        self._actions = torch.Generator(self.device).manual_seed(config.seed)
+        self._shuffle = torch.Generator().manual_seed(config.seed)
+        with contextlib.ExitStack() as stack:
+            env = self._make_envs(0)
+            stack.callback(lambda: self._env.close())
             self._make_agent(env)
-            runner = Runner(env, self.policy, generator)
-            recent = RecentEpisodes(config.num_envs)
-            started = time.perf_counter()
+            self._runner = Runner(env, self.policy, self._actions, self.world)
+            if self._from is not None:
+                self._continue(self._from)
+            log = stack.enter_context(self._make_log()) if self.world.is_first else None
+            started = time.perf_counter() - self.seconds
             while self.env_steps < config.total_steps:
-                row = self._update(runner, shuffle, recent, started)
-                log.write(row)
+                if asked := int(self.world.largest(stop.number or 0)):
+                    return asked
+                row = self._update(started)
+                if log is not None:
+                    log.write(row)
                 self._require_finite(row)
+                if self.updates % config.restart_envs_every == 0:
+                    self._restart_envs()
                 if self.updates % config.checkpoint_every == 0:
                     self.save()
-                if on_update is not None:
-                    on_update(row)
+                if on_update is not None and self.world.is_first:
+                    try:
+                        on_update(row)
+                    except OSError:  # such as a terminal that is gone: nobody looks on any more
+                        on_update = None
+        return 0
 
-    def _update(
-        self, runner: Runner, shuffle: torch.Generator, recent: RecentEpisodes, started: float
-    ) -> dict[str, float]:
+    def _make_log(self) -> RunLog:
+        parameters = sum(p.numel() for p in self.policy.parameters())
+        require_space(self.folder, _CHECKPOINTS * _BYTES_PER_PARAMETER * parameters)
+        keep = self.env_steps if self._resumed else None
+        return RunLog(self.folder, self.config, keep_until=keep)
+
+    def _update(self, started: float) -> dict[str, float]:
         """Collect, learn, and return the row to log."""
         lap = time.perf_counter()
         self._anneal()
-        rollout, episodes = collect(runner, self.config.rollout_steps_per_env)
-        metrics = update(self.policy, self.optimizer, rollout, self.config, shuffle)
-        steps = int(rollout.valid.sum())
+        rollout, episodes = collect(self._runner, self.config.rollout_steps_per_env)
+        try:
+            metrics = update(
+                self.policy, self.optimizer, rollout, self.config, self._shuffle, self.world
+            )
+        except NotFinite as error:
+            raise TrainingError(error.name, self.updates + 1) from None
+        steps = int(self.world.sum(rollout.valid.sum()))
         self.env_steps += steps
         self.updates += 1
-        recent.add(episodes)
+        first_env = self.world.part(self.config.num_envs).start
+        self._recent.add_rows(self.world.gather_rows(episode_rows(episodes, first_env)))
         now = time.perf_counter()
+        self.seconds = now - started
         return {
             "update": self.updates,
             "env_steps": self.env_steps,
-            "seconds": now - started,
+            "seconds": self.seconds,
             "env_steps_per_second": steps / (now - lap),
-            **recent.statistics(),
+            **self._recent.statistics(),
             **metrics,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
@@ -148,30 +232,34 @@ class Trainer:
             # Where all returns are equal there is no variance to explain.
             if name != "explained_variance" and not math.isfinite(row[name]):
                 raise TrainingError(name, self.updates)
-        name_or_none = self._broken_parameter()
-        if name_or_none is not None:
-            raise TrainingError(f"parameter {name_or_none}", self.updates)
+        self._require_finite_parameters()
 
-    def _broken_parameter(self) -> str | None:
-        """Name of the first parameter that is not finite."""
-        for name, parameter in self.policy.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                return name
-        return None
+    def _require_finite_parameters(self) -> None:
+        broken = first_not_finite(self.policy.named_parameters())
+        if broken is not None:
+            raise TrainingError(f"parameter {broken}", self.updates)
 
     def _remove_traces(self) -> None:
         """Undo what the run made in its folder, which was empty before."""
         for path in self.folder.iterdir():
             if path.is_file() and path.name != LOCK_NAME:
                 path.unlink()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
         (self.folder / LOCK_NAME).unlink(missing_ok=True)
         if self._made_folder:
             with contextlib.suppress(OSError):  # something of another's is in it
                 self.folder.rmdir()
 
     def save(self) -> Checkpoint:
-        """Write the checkpoint."""
+        """Write the checkpoint; all processes together.
+
+        Raises:
+            TrainingError: if a parameter is not finite; such an agent never replaces a good one.
+            CannotSave: if it cannot be written.
+        """
+        self._require_finite_parameters()
+        score = self._recent.statistics()["episode_return_mean"]
         checkpoint = Checkpoint(
             config=self.config,
             num_actions=self.num_actions,
@@ -181,9 +269,73 @@ class Trainer:
             updates=self.updates,
             policy=self.policy.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            training=self._training_state(),
+            score=score if math.isfinite(score) else None,
         )
-        save_checkpoint(self.folder, checkpoint)
+        if self.world.is_first:
+            try:
+                save_checkpoint(self.folder, checkpoint)
+            except OSError as error:
+                raise CannotSave(self.folder, error) from None
         return checkpoint
+
+    def _training_state(self) -> dict[str, object]:
+        """What, besides the agent, the rest of the run follows from; of all processes."""
+        runner, gather = self._runner, self.world.gather
+        actions = np.array(runner.actions, dtype=np.uint8).reshape(-1, runner.env.num_envs)
+        return {
+            "seconds": self.seconds,
+            "core_state": [gather(part, 1) for part in runner.state],  # each (L, E, H)
+            "actions": gather(torch.from_numpy(actions), 1),  # (t, E) since the environments began
+            "seen": {k: gather(v, 0) for k, v in runner.seen._asdict().items()},
+            "recent_episodes": self._recent.to_tensor(),
+            "random": {
+                "actions": self._actions.get_state(),
+                "shuffle": self._shuffle.get_state(),
+                "torch": torch.get_rng_state(),
+            },
+        }
+
+    def _continue(self, checkpoint: Checkpoint) -> None:
+        """Bring everything where it was when ``checkpoint`` was saved.
+
+        Raises:
+            RunStopped: if the environments do not do again what they did.
+        """
+        training, runner = checkpoint.training, self._runner
+        part = self.world.part(self.config.num_envs)
+        self.env_steps, self.updates = checkpoint.env_steps, checkpoint.updates
+        self.seconds = training["seconds"]
+        self.policy.load_state_dict(checkpoint.policy)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self._recent.add_rows(training["recent_episodes"])
+        if self.updates >= self.config.restart_envs_every:
+            self._restart_envs()
+        runner.replay(
+            training["actions"][:, part].numpy(),
+            Observations(**{name: value[part] for name, value in training["seen"].items()}),
+        )
+        runner.state = tuple(x[:, part].to(self.device) for x in training["core_state"])
+        self._actions.set_state(training["random"]["actions"])
+        self._shuffle.set_state(training["random"]["shuffle"])
+        torch.set_rng_state(training["random"]["torch"])
+
+    def _make_envs(self, restart: int) -> VectorEnv:
+        """This process's part of the environments."""
+        config = self.config
+        part = self.world.part(config.num_envs)
+        seeds = level_seeds(config.seed, "train", config.num_envs, restart)[part]
+        self._env = make_vector_env(config.task, len(seeds), seeds, self.backend)
+        return self._env
+
+    def _restart_envs(self) -> None:
+        """Make the environments anew, with other levels.
+
+        EnvPool's cannot be saved. So that those of a resumed run can be brought where they were by
+        doing again what was done in them, there is never long since they began.
+        """
+        self._env.close()
+        self._runner.restart(self._make_envs(self.updates // self.config.restart_envs_every))
 
     def _make_agent(self, env: VectorEnv) -> None:
         config = self.config
@@ -192,13 +344,29 @@ class Trainer:
         policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
         self.policy = policy.to(self.device)
         self.optimizer = make_optimizer(self.policy, config)
-        self._has_agent = True
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                self.world.same(parameter.data)
 
     def _anneal(self) -> None:
         if self.config.anneal_learning_rate:
             left = max(0.0, 1 - self.env_steps / self.config.total_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * left
+
+
+def require_divisible(config: PPOConfig, processes: int) -> None:
+    """See that every process gets as many environments, in every minibatch.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if config.num_envs % (processes * config.minibatches):
+        rule = (
+            f"must be a multiple of {processes} processes times {config.minibatches} minibatches; "
+            f"got {config.num_envs}."
+        )
+        raise ConfigError("num_envs", rule)
 
 
 def usable_device(name: str) -> torch.device:
@@ -214,37 +382,3 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):  # torch asserts when built without CUDA
         raise ValueError(f"device {name!r} cannot be used here; 'cpu' always can.") from None
     return device
-
-
-class RecentEpisodes:
-    """The latest episodes of every environment, with the same weight for each environment.
-
-    The last 100 episodes to finish would favour short ones, which in MiniGrid are the successful
-    ones: at the start of training nothing else has finished. For the same reason there are no
-    statistics before every environment has finished an episode.
-    """
-
-    def __init__(self, num_envs: int) -> None:
-        per_env = math.ceil(EPISODE_WINDOW / num_envs)
-        self._episodes: list[deque[Episode]] = [deque(maxlen=per_env) for _ in range(num_envs)]
-
-    def add(self, episodes: Iterable[Episode]) -> None:
-        """Take in newly finished episodes."""
-        for episode in episodes:
-            self._episodes[episode.env].append(episode)
-
-    def statistics(self) -> dict[str, float]:
-        """Means over environments; NaN until every one of them has finished an episode."""
-        known = all(self._episodes)
-
-        def mean(value: Callable[[Episode], float]) -> float:
-            # Over environments of the mean of each: no environment counts more for being quick.
-            if not known:
-                return float("nan")
-            return float(np.mean([np.mean([value(e) for e in own]) for own in self._episodes]))
-
-        return {
-            "episode_return_mean": mean(lambda e: e.reward),
-            "episode_length_mean": mean(lambda e: e.length),
-            "success_rate": mean(lambda e: e.success),
-        }

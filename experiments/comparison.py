@@ -114,6 +114,10 @@ class Comparison:
         """Seeds of the finished runs of a model."""
         return tuple(run.config.seed for run in self.runs[model])
 
+    def sizes(self, model: str) -> Mapping[str, int]:
+        """What there is to say of a model besides its number of parameters."""
+        return self.task.make(self.runs[model][0].config).sizes
+
     def values(self, model: str, row: Row) -> list[float]:
         """The number of each seed; those without are left out."""
         metrics = (run.results.metrics for run in self.runs[model])
@@ -148,16 +152,16 @@ class Comparison:
 
 
 def plan(
-    task: Task, config: ExperimentConfig, models: Sequence[str], seeds: Sequence[int], root: Path
+    task: Task, configs: Sequence[ExperimentConfig], seeds: Sequence[int], root: Path
 ) -> list[Run]:
-    """Every model with every seed, each in a folder of its own."""
+    """The settings of every model with every seed, each in a folder of its own."""
     return [
         Run(
             task=task,
-            config=replace(config, model=model, seed=seed),
-            folder=root / f"{model}-seed{seed}",
+            config=replace(config, seed=seed),
+            folder=root / f"{config.model}-seed{seed}",
         )
-        for model in models
+        for config in configs
         for seed in seeds
     ]
 

@@ -19,10 +19,10 @@ TopKRule = Literal["softmax", "threshold"]
 Rescale = Literal["space_to_depth", "nearest"]
 
 #: Settings that change how long a run takes, or where it computes, not what it computes.
-WITHOUT_EFFECT = ("threads", "device", "checkpoint_every", "data_dir", "download")
+WITHOUT_EFFECT = ("threads", "device", "checkpoint_every", "data_dir", "download", "text_file")
 
 #: Headings under which the options stand in the help of the command line, in this order.
-GROUPS = ("Data", "Network", "NFM", "Training", "Machine")
+GROUPS = ("Data", "Network", "NFM", "RIM", "Training", "Machine")
 
 #: The model with NFM, of every task that has one.
 NFM_MODEL = "nfm"
@@ -96,6 +96,15 @@ class ExperimentConfig:
     evaluate_every: int = option(
         1, "Training", "Epochs between two evaluations, each a row of progress.csv.", low=1
     )
+    patience: int = option(
+        0,
+        "Training",
+        "Evaluations without a better one after which training ends; 0: never before --epochs.",
+        low=0,
+    )
+    bf16: bool = option(
+        False, "Training", "Compute products in bfloat16 where torch's autocast does (GPUs)."
+    )
     checkpoint_every: int = option(
         500, "Machine", "Steps between two checkpoints, from which a run can go on.", low=1
     )
@@ -130,6 +139,11 @@ class ExperimentConfig:
     def unused(self) -> frozenset[str]:
         """Settings that do nothing in this run, because of others."""
         return frozenset() if self.optimizer == "sgd" else frozenset({"momentum"})
+
+    def why_unused(self, name: str) -> str:
+        """Why a setting of :attr:`unused` that no other model would use either does nothing."""
+        assert name == "momentum"
+        return f"is used by sgd alone; the optimizer is {self.optimizer}"
 
     def to_toml(self) -> str:
         """The task and all fields as TOML."""

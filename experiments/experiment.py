@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from agents.guards import NotFinite, first_not_finite
 from experiments.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound=ExperimentConfig)
 Batch = TypeVar("Batch")
-
-
-class NotFinite(RuntimeError):
-    """A number that has to be finite is not."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is no longer finite")
-        self.name = name
 
 
 class Selection(NamedTuple):
@@ -92,12 +85,21 @@ class State:
         optimizers: by name; ``"main"`` if there is one.
         generator: for draws of the loss, on the device of the model.
         max_grad_norm: gradients are scaled down to it; 0: never.
+        bf16: whether products are computed in bfloat16 inside :meth:`autocast`.
+        carried: what a task takes along from one step to the next, on the device of the model, such
+            as the state of a core that goes on reading; saved with the run.
     """
 
     model: nn.Module
     optimizers: Mapping[str, Optimizer]
     generator: torch.Generator
     max_grad_norm: float = 0.0
+    bf16: bool = False
+    carried: tuple[Tensor, ...] = ()
+
+    def autocast(self) -> torch.autocast:
+        """Where a training step computes its loss."""
+        return torch.autocast(self.generator.device.type, torch.bfloat16, enabled=self.bf16)
 
     def descend(self, loss: Tensor, optimizer: str = "main") -> None:
         """One step of an optimiser down the gradient of ``loss``.
@@ -120,11 +122,9 @@ class State:
 
     def _name_of_broken(self, parameters: Sequence[Tensor]) -> str:
         own = {id(parameter) for parameter in parameters}
-        for name, parameter in self.model.named_parameters():
-            gradient = parameter.grad
-            if id(parameter) in own and gradient is not None and not gradient.isfinite().all():
-                return name
-        return "all parameters together"  # each is finite, the sum of their squares is not
+        named = ((n, p.grad) for n, p in self.model.named_parameters() if id(p) in own)
+        # Each can be finite and the sum of their squares not.
+        return first_not_finite(named) or "all parameters together"
 
 
 class Experiment(ABC, Generic[Config, Batch]):
@@ -159,6 +159,11 @@ class Experiment(ABC, Generic[Config, Batch]):
         except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory holds
             what = " ".join(str(error).split())[:200]
             raise ValueError(f"model {self.config.model} cannot be built: {what}") from None
+        if self.config.patience and self.selection is None:
+            raise ValueError(
+                f"--patience is by what an evaluation chooses the best epoch; {self.config.task} "
+                "judges the weights at the end."
+            )
 
     @abstractmethod
     def make_model(self) -> nn.Module:
@@ -213,7 +218,8 @@ class Experiment(ABC, Generic[Config, Batch]):
         Returns:
             What is logged, as the mean over the steps since the last row.
         """
-        scalars = self.loss(state.model, batch, state.generator)
+        with state.autocast():
+            scalars = self.loss(state.model, batch, state.generator)
         state.descend(scalars["loss"])
         return {name: value.detach() for name, value in scalars.items()}
 
@@ -243,6 +249,11 @@ class Experiment(ABC, Generic[Config, Batch]):
         Only of tasks with a model ``nfm``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no attention.")
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """What the table of models says of this one besides its parameters; by default nothing."""
+        return {}
 
     @property
     @abstractmethod

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import nn
 
 from agents.figures import (
     FEW_SEEDS,
@@ -24,9 +26,9 @@ from agents.figures import (
 from agents.run_folder import write_bytes
 from agents.statistics import Estimate, mean_band
 from experiments.comparison import Comparison, Finished, Run, look_at
-from experiments.config import NFM_MODEL
 from experiments.experiment import Curve, Row
 from experiments.fit import judging
+from experiments.registry import ROLLOUT, Show
 from experiments.snapshot import load_weights
 
 _DARK = "#222222"
@@ -133,27 +135,43 @@ def _draw_bars(ax: Axes, comparison: Comparison, rows: list[Row]) -> None:
     tidy(ax)
 
 
-def draw_attention(runs: Sequence[Run], path: Path) -> bool:
-    """Draw which earlier layers the first finished run with NFM reads.
+def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
+    """Draw what a command was asked for.
 
     Args:
+        show: which picture: of the first finished run, or of that of each model.
         runs: of any models.
         path: the picture; the ending of its name says of what kind.
 
     Returns:
-        Whether there was such a run.
+        Whether there was a run it can be drawn of.
 
     Raises:
-        ValueError: in one line, if its weights cannot be used.
+        ValueError: in one line, if the weights of one cannot be used.
     """
+    first: dict[str, Run] = {}
     for run in runs:
-        if run.config.model == NFM_MODEL and isinstance(look_at(run), Finished):
-            experiment = run.task.make(run.config)
-            model = experiment.make_model()
-            load_weights(run.folder, model)
-            model.to(experiment.device)
-            with judging(model, run.config.seed, experiment.device):
-                figure = experiment.attention(model)
-            write_bytes(path, drawn(figure, path.suffix[1:].lower()))
-            return True
-    return False
+        name = run.config.model
+        if name in show.models and name not in first and isinstance(look_at(run), Finished):
+            first[name] = run
+    if not first:
+        return False
+    if show is ROLLOUT:
+        from experiments.rollouts import write_rollouts
+
+        write_rollouts({name: _trained(run) for name, run in first.items()}, path)
+        return True
+    run = next(iter(first.values()))
+    experiment, model = _trained(run)
+    with judging(model, run.config.seed, experiment.device):
+        figure: Figure = getattr(experiment, show.name)(model)
+    write_bytes(path, drawn(figure, path.suffix[1:].lower()))
+    return True
+
+
+def _trained(run: Run) -> tuple[Any, nn.Module]:
+    """The task of a finished run and the model by whose weights it was judged."""
+    experiment = run.task.make(run.config)
+    model = experiment.make_model()
+    load_weights(run.folder, model)
+    return experiment, model.to(experiment.device)

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import FrameType
-from typing import Any, Generic, NamedTuple, Self
+from typing import Generic, NamedTuple
 
 import torch
 from torch import nn
 
-from agents.run_folder import FAILURE_NAME, RunLog, note_failure, write_text
+from agents.guards import NotFinite, RunStopped, first_not_finite
+from agents.run_folder import FAILURE_NAME, note_failure, write_text
+from agents.run_log import RunLog
+from agents.signals import StopRequest
 from experiments.config import ExperimentConfig, Schedule
-from experiments.experiment import Batch, Config, Experiment, NotFinite, State
+from experiments.experiment import Batch, Config, Experiment, State
 from experiments.images import write_png
 from experiments.snapshot import (
     Position,
@@ -47,7 +47,7 @@ _DROPS = (1 / 3, 2 / 3, 5 / 6)
 OnRow = Callable[[Mapping[str, float]], None]
 
 
-class FitError(RuntimeError):
+class FitError(RunStopped):
     """A number that has to be finite is not; the last checkpoint from before is kept."""
 
     def __init__(self, name: str, position: Position) -> None:
@@ -93,7 +93,7 @@ def fit(
 ) -> Results:
     """Train to the end and judge; a run that was stopped goes on, a finished one is left alone.
 
-    Ctrl-C ends it after the current step, saved.
+    A request to stop (Ctrl-C, SIGTERM) ends it after the current step, saved.
 
     Args:
         experiment: the task with its settings.
@@ -106,7 +106,7 @@ def fit(
     Raises:
         FitError: if a number that has to be finite is not.
         ValueError: in one line, for a folder that cannot be used, or an unusable device.
-        KeyboardInterrupt: on Ctrl-C, when all is saved.
+        KeyboardInterrupt: on a request to stop, when all is saved.
     """
     from agents.train import usable_device  # brings the agents along
 
@@ -141,6 +141,7 @@ class _Fit(Generic[Config, Batch]):
             optimizers=experiment.make_optimizers(model),
             generator=torch.Generator(experiment.device).manual_seed(self.config.seed),
             max_grad_norm=self.config.max_grad_norm,
+            bf16=self.config.bf16,
         )
         for optimizer in self.state.optimizers.values():
             for group in optimizer.param_groups:
@@ -152,17 +153,22 @@ class _Fit(Generic[Config, Batch]):
 
     def run(self, on_row: OnRow | None) -> Results:
         """Train what is left, then judge."""
-        log = RunLog(self.folder, self.config, x="step", keep=self.position.rows)
-        with log, _Interruption() as interruption:
+        steps = self.position.steps
+        log = RunLog(self.folder, self.config, x="step", keep_until=steps if steps else None)
+        with log, StopRequest() as stop:
             self.state.model.train()
-            while self.position.epoch < self.config.epochs:
-                self._train_epoch(interruption)
+            while self.position.epoch < self.config.epochs and not self._is_past_its_best():
+                self._train_epoch(stop)
                 self._end_epoch(log, on_row)
-                self._save_if_due(interruption)
+                self._save_if_due(stop)
             self._save()
         return self._judge()
 
-    def _train_epoch(self, interruption: _Interruption) -> None:
+    def _is_past_its_best(self) -> bool:
+        """Whether the settings say that training ends here."""
+        return 0 < self.config.patience <= self.position.since_best
+
+    def _train_epoch(self, stop: StopRequest) -> None:
         """The steps of the epoch that are left."""
         position, steps = self.position, self.experiment.steps_per_epoch
         for batch in islice(self.experiment.batches(position.epoch), position.step, None):
@@ -170,7 +176,7 @@ class _Fit(Generic[Config, Batch]):
             self._step(batch)
             position.seconds += time.perf_counter() - begun
             if position.step < steps:  # after the last one there is a row to be written first
-                self._save_if_due(interruption)
+                self._save_if_due(stop)
         if position.step != steps:
             raise RuntimeError(f"an epoch has {position.step} batches, not {steps} as announced.")
 
@@ -204,7 +210,6 @@ class _Fit(Generic[Config, Batch]):
             row = self._row()
             self._write_pictures()
             log.write(row)
-            position.rows += 1
             position.sums, position.summed = {}, 0
             self._keep_best(row)
             if on_row is not None:
@@ -240,14 +245,16 @@ class _Fit(Generic[Config, Batch]):
         if selection is None:
             return
         value = row[selection.column]
+        position.since_best += 1
         if math.isfinite(value) and selection.improves(value, position.best_value):
             position.best_value, position.best_epoch = value, position.epoch + 1
+            position.since_best = 0
             self.best = weights_of(self.state.model)
 
-    def _save_if_due(self, interruption: _Interruption) -> None:
-        if interruption.wanted:
+    def _save_if_due(self, stop: StopRequest) -> None:
+        if stop.wanted:
             self._save()
-            raise KeyboardInterrupt
+            stop.obey()
         if self.position.steps - self._saved_steps >= self.config.checkpoint_every:
             self._save()
 
@@ -258,9 +265,9 @@ class _Fit(Generic[Config, Batch]):
 
     def _require_finite_weights(self) -> None:
         """Broken weights, as too large a step leaves, never replace good ones."""
-        for name, parameter in self.state.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise FitError(f"parameter {name}", self.position)
+        broken = first_not_finite(self.state.model.named_parameters())
+        if broken is not None:
+            raise FitError(f"parameter {broken}", self.position)
 
     def _judge(self) -> Results:
         model, position = self.state.model, self.position
@@ -311,24 +318,3 @@ def judging(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]
             yield
         finally:
             model.train()
-
-
-class _Interruption:
-    """Takes note of the first Ctrl-C, so that a step can be finished; a second stops at once."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self._before: Any = None
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.wanted = True
-        signal.signal(signal.SIGINT, self._before)
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # only there can it be had
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)

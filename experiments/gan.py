@@ -156,13 +156,15 @@ class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
         assert isinstance(model, GAN)
         sums: dict[str, Tensor] = {}
         for images in batch:
-            scalars = self._discriminator_loss(model, images)
+            with state.autocast():
+                scalars = self._discriminator_loss(model, images)
             state.descend(scalars["discriminator_loss"], "discriminator")
             for name, value in scalars.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         model.discriminator.requires_grad_(False)  # its gradients are not needed
         try:
-            scalars = self.loss(model, batch[-1], state.generator)
+            with state.autocast():
+                scalars = self.loss(model, batch[-1], state.generator)
             state.descend(scalars["loss"], "generator")
         finally:
             model.discriminator.requires_grad_(True)

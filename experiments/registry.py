@@ -11,8 +11,11 @@ How a task is added:
 3. The file that the row names, with a subclass of :class:`~experiments.experiment.Experiment`:
    ``make_model``, ``steps_per_epoch``, ``batches``, ``loss``, ``evaluate``, ``rows``; ``test``,
    ``selection``, ``published``, ``curves``, ``notes`` and ``check`` where the defaults do not do;
-   ``data_identity``, if it reads files; ``attention``, if it has a model ``nfm``.
+   ``data_identity``, if it reads files; what the row's ``shows`` name.
    A task with several optimisers gives ``make_optimizers`` and ``train_step``.
+
+A task that compares recurrent cores takes :class:`~experiments.sequence_configs.SequenceConfig` and
+:class:`~experiments.sequences.SequenceExperiment` instead; ``model`` is then the core.
 
 Command, options, help, run folders, checkpoints, seeds, tables and figures follow from these.
 Nothing in here may import torch, so that help pages and mistakes are answered at once.
@@ -27,6 +30,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args, 
 from agents.config import ConfigError
 from experiments.config import NFM_MODEL, ExperimentConfig, NFMConfig, changed, option
 from experiments.image_configs import ClassifyConfig, GANConfig, VAEConfig
+from experiments.sequence_configs import (
+    CORES,
+    RIM_CORES,
+    AddingConfig,
+    BouncingBallsConfig,
+    CopyingConfig,
+    LanguageModelConfig,
+    SequentialMNISTConfig,
+)
 
 if TYPE_CHECKING:
     from experiments.experiment import Experiment
@@ -126,12 +138,62 @@ class StackedMNISTConfig(NFMConfig):
         return self.train_images // self.batch_size
 
 
+class Compared(NamedTuple):
+    """What the runs of a task differ in, the setting ``model``, as users call it."""
+
+    option: str
+    one: str
+    many: str
+
+
+MODELS = Compared("--model", "model", "models")
+COMPARED_CORES = Compared("--cores", "core", "cores")
+
+_FIGURES = (".png", ".svg", ".pdf")
+
+
+class Show(NamedTuple):
+    """A picture of trained models, drawn by a command that is asked for it: ``--show-NAME``."""
+
+    name: str
+    models: tuple[str, ...]  # that it can be drawn of
+    help: str
+    endings: tuple[str, ...] = _FIGURES
+
+    @property
+    def option(self) -> str:
+        """As the command line calls it."""
+        return f"--show-{self.name}"
+
+
+ATTENTION = Show(
+    "attention",
+    (NFM_MODEL,),
+    "Draw which earlier layers the first finished run of nfm reads, as .png, .svg or .pdf.",
+)
+ACTIVITY = Show(
+    "activity",
+    RIM_CORES,
+    "Draw which mechanisms of the first finished run with any are active along sequences, as "
+    ".png, .svg or .pdf.",
+)
+ROLLOUT = Show(
+    "rollout",
+    CORES,
+    "Draw frames that the first finished run of each core predicts below the true ones, as .gif "
+    "or .png.",
+    (".gif", ".png"),
+)
+
+
 class Task(NamedTuple):
     """A row of :data:`TASKS`."""
 
     config: type[ExperimentConfig]
     experiment: str  # package.module:Class
     summary: str  # of its help page
+    compared: Compared = MODELS
+    shows: tuple[Show, ...] = ()
 
     @property
     def name(self) -> str:
@@ -142,11 +204,6 @@ class Task(NamedTuple):
     def models(self) -> tuple[str, ...]:
         """The models there are."""
         return get_args(get_type_hints(self.config)["model"])
-
-    @property
-    def has_nfm(self) -> bool:
-        """Whether one of the models has NFM, whose attention can then be drawn."""
-        return NFM_MODEL in self.models
 
     def make(self, config: ExperimentConfig) -> Experiment[Any, Any]:
         """The task with these settings."""
@@ -163,26 +220,66 @@ TASKS: dict[str, Task] = {
             SortOfClevrConfig,
             "experiments.sort_of_clevr:SortOfClevrExperiment",
             "Questions on an image of six objects, also with unseen combinations of properties.",
+            shows=(ATTENTION,),
         ),
         Task(
             StackedMNISTConfig,
             "experiments.stacked_mnist:StackedMNISTExperiment",
             "Which digits an image shows, with other numbers of them than in training.",
+            shows=(ATTENTION,),
         ),
         Task(
             ClassifyConfig,
             "experiments.classify:ClassifyExperiment",
             "Which class an image is of, also behind a box; PreActResNets on four sets of images.",
+            shows=(ATTENTION,),
         ),
         Task(
             GANConfig,
             "experiments.gan:GANExperiment",
             "Images that look like those of a set; SNGAN and InfoMax-GAN.",
+            shows=(ATTENTION,),
         ),
         Task(
             VAEConfig,
             "experiments.vae:VAEExperiment",
             "Latent vectors from which images can be told again; a variational autoencoder.",
+            shows=(ATTENTION,),
+        ),
+        Task(
+            CopyingConfig,
+            "experiments.copying:CopyingExperiment",
+            "Symbols told again after more blank steps than in training.",
+            COMPARED_CORES,
+            (ACTIVITY,),
+        ),
+        Task(
+            AddingConfig,
+            "experiments.adding:AddingExperiment",
+            "The sum of two marked numbers among more numbers than in training.",
+            COMPARED_CORES,
+            (ACTIVITY,),
+        ),
+        Task(
+            SequentialMNISTConfig,
+            "experiments.sequential_mnist:SequentialMNISTExperiment",
+            "Digits read pixel by pixel or row by row, in larger images than in training.",
+            COMPARED_CORES,
+            (ACTIVITY,),
+        ),
+        Task(
+            BouncingBallsConfig,
+            "experiments.bouncing_balls:BouncingBallsExperiment",
+            "Frames of bouncing balls to come, of more balls than in training and behind curtains.",
+            COMPARED_CORES,
+            (ACTIVITY, ROLLOUT),
+        ),
+        Task(
+            LanguageModelConfig,
+            "experiments.language_model:LanguageModelExperiment",
+            "The next character or word of a text file.",
+            COMPARED_CORES,
+            (ACTIVITY,),
         ),
     )
 }

@@ -59,6 +59,7 @@ def _model_dict(comparison: Comparison, model: str) -> dict[str, Any]:
     return {
         "seeds": list(comparison.seeds_of(model)),
         "parameters": runs[0].results.parameters,
+        "sizes": comparison.sizes(model),
         "training_seconds": [run.results.seconds for run in runs],
         "training_steps": [run.results.steps for run in runs],
         "judged_epochs": [run.results.judged_epoch for run in runs],
@@ -101,7 +102,7 @@ def to_markdown(comparison: Comparison) -> str:
         "## Results",
         _results(comparison),
         *_differences(comparison),
-        "## Models",
+        f"## {comparison.task.compared.many.capitalize()}",
         "Time of training steps, without making or reading data and without evaluation, mean over "
         f"seeds{_machine_note(comparison)}.",
         _models(comparison),
@@ -155,9 +156,9 @@ def _differences(comparison: Comparison) -> list[str]:
     if not others:
         return []
     what = (
-        f"Each model minus {base}, seed by seed: both have the same data there, so that these add "
-        "no spread. Mean over the seeds that both have [95 % Student t interval of the "
-        "differences]; shares in percentage points."
+        f"Each {comparison.task.compared.one} minus {base}, seed by seed: both have the same data "
+        "there, so that these add no spread. Mean over the seeds that both have [95 % Student t "
+        "interval of the differences]; shares in percentage points."
     )
     lines = []
     for row in _main_rows(comparison):
@@ -206,8 +207,11 @@ def _models(comparison: Comparison) -> str:
         per_step = 1000 * sum(run.results.seconds for run in runs) / max(steps, 1)
         judged = ", ".join(str(run.results.judged_epoch) for run in runs)
         parameters = f"{runs[0].results.parameters:,}"
-        lines.append([model, parameters, f"{seconds:,.0f}", f"{per_step:,.1f}", judged])
-    heads = ["model", "parameters", "training seconds", "ms per step", "epoch judged, per seed"]
+        sizes = comparison.sizes(model)
+        own = [f"{size:,}" for size in sizes.values()]
+        lines.append([model, *own, parameters, f"{seconds:,.0f}", f"{per_step:,.1f}", judged])
+    heads = [comparison.task.compared.one, *sizes, "parameters", "training seconds", "ms per step"]
+    heads += ["epoch judged, per seed"]
     return markdown_table(heads, lines)
 
 

@@ -11,27 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from agents.checkpoint_store import CheckpointStore, has_checkpoint
+from agents.guards import CannotSave
+from agents.output import UNFINISHED
 from agents.run_folder import (
     CONFIG_NAME,
-    LOCK_NAME,
+    WITHOUT_MEANING,
     is_empty,
     lock_folder,
     require_writable,
+    sweep_unfinished,
 )
-from agents.tensor_file import load_tensors, save_tensors
 from experiments.config import ExperimentConfig, read_config
 from experiments.experiment import State
 
-CHECKPOINT_NAME = "checkpoint.pt"
-FORMAT_VERSION = 1
-
-#: Of runs that began before the best weights stood in the checkpoint; only read.
-BEST_NAME = "best.pt"
+KIND = "experiment"
 
 Weights = dict[str, Tensor]
-
-_UNFINISHED = ".tmp"
-_NO_WORK = (LOCK_NAME, ".writable")  # what may be left of a run that has not begun
 
 
 @dataclass(kw_only=True)
@@ -41,10 +37,10 @@ class Position:
     epoch: int = 0  # complete ones
     step: int = 0  # of the epoch
     steps: int = 0  # of all epochs
-    rows: int = 0  # of progress.csv
     seconds: float = 0.0  # spent in training steps
     best_value: float | None = None
     best_epoch: int | None = None
+    since_best: int = 0  # evaluations that were not better
     sums: dict[str, float] = field(default_factory=dict)  # of scalars, since the last row
     summed: int = 0  # steps
 
@@ -57,28 +53,38 @@ class Snapshot(NamedTuple):
     data: str = ""  # :attr:`experiments.experiment.Experiment.data_identity`
 
 
+def run_store(folder: Path) -> CheckpointStore:
+    """The checkpoints of the run in ``folder``."""
+    return CheckpointStore(folder, KIND)
+
+
 def save_snapshot(folder: Path, state: State, snapshot: Snapshot) -> None:
-    """Write ``checkpoint.pt``, whole or not at all.
+    """Write a checkpoint, whole or not at all.
 
     The best weights stand in it, not beside it, so that they never disagree with the position.
+
+    Raises:
+        CannotSave: if it cannot be written.
     """
     content = {
-        "position": asdict(snapshot.position),
         "best": snapshot.best,
-        "data": snapshot.data,
         "model": state.model.state_dict(),
         "optimizers": {name: o.state_dict() for name, o in state.optimizers.items()},
         "generator": state.generator.get_state(),
+        "carried": state.carried,
         "random": torch.get_rng_state(),
     }
     if state.generator.device.type == "cuda":
         content["random_cuda"] = torch.cuda.get_rng_state(state.generator.device)
-    save_tensors(folder / CHECKPOINT_NAME, content, FORMAT_VERSION)
-    (folder / BEST_NAME).unlink(missing_ok=True)
+    about = {"position": asdict(snapshot.position), "data": snapshot.data}
+    try:
+        run_store(folder).save(snapshot.position.steps, content, about)
+    except OSError as error:
+        raise CannotSave(folder, error) from None
 
 
 def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
-    """Bring ``state`` and the global random state to where ``checkpoint.pt`` was written.
+    """Bring ``state`` and the global random state to where the last checkpoint was written.
 
     Args:
         folder: of the run.
@@ -89,13 +95,13 @@ def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
         The snapshot, of a run that has not begun if there is no checkpoint.
 
     Raises:
-        ValueError: in one line, if the file cannot be used or the run was made with other data.
+        ValueError: in one line, if it cannot be used or the run was made with other data.
     """
-    path = folder / CHECKPOINT_NAME
-    if not path.is_file():
+    if not has_checkpoint(folder):
         return Snapshot(Position(), data=data)
-    content = load_tensors(path, FORMAT_VERSION)
-    before = content.get("data", data)  # a run of an earlier version does not know
+    stored = run_store(folder).load()
+    content, about = stored.tensors, stored.about
+    before = about.get("data")
     if before != data:
         raise ValueError(
             f"{str(folder)!r} was made with other data ({before}) than there are now ({data}). "
@@ -106,24 +112,14 @@ def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
         for name, optimizer in state.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])
         state.generator.set_state(content["generator"])
+        device = state.generator.device
+        state.carried = tuple(part.to(device) for part in content["carried"])
         torch.set_rng_state(content["random"])
-        if "random_cuda" in content and state.generator.device.type == "cuda":
-            torch.cuda.set_rng_state(content["random_cuda"], state.generator.device)
-        position = Position(**content["position"])
+        if "random_cuda" in content and device.type == "cuda":
+            torch.cuda.set_rng_state(content["random_cuda"], device)
+        return Snapshot(Position(**about["position"]), content["best"], data)
     except (RuntimeError, ValueError, TypeError, KeyError):  # the first of torch, many lines long
-        raise ValueError(f"{path}: does not fit this program's model of the task.") from None
-    best, position.best_epoch = _best(folder, content)
-    return Snapshot(position, best, data)
-
-
-def _best(folder: Path, content: Mapping[str, Any]) -> tuple[Weights | None, int | None]:
-    """The best weights of a checkpoint and their epoch, if there are any yet."""
-    epoch: int | None = content["position"]["best_epoch"]
-    if "best" in content or epoch is None:
-        return content.get("best"), epoch
-    # An earlier version wrote them beside it, at another moment: the epoch there is the true one.
-    beside = load_tensors(folder / BEST_NAME, FORMAT_VERSION)
-    return beside["model"], beside["epoch"]
+        raise ValueError(f"{stored.path}: does not fit this program's model of the task.") from None
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -137,13 +133,13 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     Raises:
         ValueError: in one line, if there are none or they do not fit.
     """
-    path = folder / CHECKPOINT_NAME
-    content = load_tensors(path, FORMAT_VERSION)
+    stored = run_store(folder).load()
+    content = stored.tensors
     try:
-        best, _ = _best(folder, content)
+        best = content["best"]
         model.load_state_dict(content["model"] if best is None else best)
     except (RuntimeError, KeyError):
-        raise ValueError(f"{path}: does not fit this program's model of the task.") from None
+        raise ValueError(f"{stored.path}: does not fit this program's model of the task.") from None
 
 
 def require_same(folder: Path, config: ExperimentConfig) -> None:
@@ -169,7 +165,7 @@ def require_same(folder: Path, config: ExperimentConfig) -> None:
 
 def _holds_no_work(folder: Path) -> bool:
     return folder.is_dir() and all(
-        path.name in _NO_WORK or path.name.endswith(_UNFINISHED) for path in folder.iterdir()
+        path.name in WITHOUT_MEANING or path.name.endswith(UNFINISHED) for path in folder.iterdir()
     )
 
 
@@ -186,8 +182,8 @@ def claimed_run(folder: Path, config: ExperimentConfig) -> Iterator[None]:
     try:
         require_same(folder, config)  # another run may have begun since the first look
         if not is_empty(folder):
-            for path in folder.glob(f"*{_UNFINISHED}"):  # of a process that was killed
-                path.unlink()
+            sweep_unfinished(folder)
+            run_store(folder).clear_remains()
         yield
     finally:
         lock.release()

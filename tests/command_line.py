@@ -58,8 +58,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def assert_one_line(result: Result) -> str:
-    assert result.code == 2
+def assert_one_line(result: Result, code: int = 2) -> str:
+    assert result.code == code
     assert result.out == ""
     assert "Traceback" not in result.err
     (line,) = result.err.splitlines()

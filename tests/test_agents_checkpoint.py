@@ -1,9 +1,9 @@
-"""Checkpoints: what goes in comes out, a crash harms nothing, and damage is told in one line."""
+"""Checkpoints of agents: what goes in comes out, and what cannot be used is told in one line."""
 
 from __future__ import annotations
 
-import pickle
 import sys
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from agents.checkpoint import (
-    CHECKPOINT_NAME,
-    FORMAT_VERSION,
-    Checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from agents.checkpoint import Checkpoint, agent_store, is_trained, load_checkpoint, save_checkpoint
+from agents.checkpoint_store import FORMER_NAME
 from agents.config import PPOConfig
 from agents.policy import RecurrentActorCritic
 
@@ -39,6 +34,8 @@ def checkpoint() -> Checkpoint:
         updates=5,
         policy=policy.state_dict(),
         optimizer=optimizer.state_dict(),
+        training={"seconds": 0.1 + 0.2, "random": {"torch": torch.get_rng_state()}},
+        score=0.1,
     )
 
 
@@ -55,11 +52,10 @@ def assert_same(first: Any, second: Any) -> None:
 
 
 def test_round_trip(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    assert save_checkpoint(tmp_path, checkpoint) == tmp_path / CHECKPOINT_NAME
+    save_checkpoint(tmp_path, checkpoint)
     loaded = load_checkpoint(tmp_path)
     for field in fields(Checkpoint):
         assert_same(getattr(loaded, field.name), getattr(checkpoint, field.name))
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_NAME]
 
 
 def test_policy_comes_back_ready_to_act(tmp_path: Path, checkpoint: Checkpoint) -> None:
@@ -80,35 +76,24 @@ def test_optimizer_state_fits_a_new_optimizer(tmp_path: Path, checkpoint: Checkp
     assert len(optimizer.state) == len(checkpoint.optimizer["state"]) > 0
 
 
-def test_saving_again_replaces(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    save_checkpoint(tmp_path, checkpoint)
-    save_checkpoint(tmp_path, replace(checkpoint, env_steps=99))
-    assert load_checkpoint(tmp_path).env_steps == 99
-
-
-@pytest.mark.parametrize("when", ["before", "halfway"])
-def test_crash_while_saving_leaves_the_previous_file(
-    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, when: str
+def test_best_checkpoint_is_that_of_the_highest_return(
+    tmp_path: Path, checkpoint: Checkpoint
 ) -> None:
-    path = save_checkpoint(tmp_path, checkpoint)
-    before = path.read_bytes()
-
-    def fail(content: object, file: Any) -> None:
-        if when == "halfway":
-            file.write(before[: len(before) // 2])
-        raise OSError("No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fail)
-        with pytest.raises(OSError, match="No space left"):
-            save_checkpoint(tmp_path, replace(checkpoint, env_steps=99))
-    assert path.read_bytes() == before
-    assert load_checkpoint(tmp_path).env_steps == 1234
-    save_checkpoint(tmp_path, replace(checkpoint, env_steps=99))  # what is left is no hindrance
-    assert load_checkpoint(tmp_path).env_steps == 99
+    for updates, score in ((1, None), (2, 0.7), (3, 0.2), (4, 0.7), (5, None)):
+        save_checkpoint(tmp_path, replace(checkpoint, updates=updates, score=score))
+    assert load_checkpoint(tmp_path).updates == 5
+    assert load_checkpoint(tmp_path, "best").updates == 2
+    assert load_checkpoint(tmp_path, 4).updates == 4
 
 
-# Damage -----------------------------------------------------------------------------------------
+def test_run_is_trained_when_its_steps_are_made(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    assert not is_trained(tmp_path, 1)
+    save_checkpoint(tmp_path, checkpoint)
+    assert is_trained(tmp_path, 1234)
+    assert not is_trained(tmp_path, 1235)
+
+
+# What cannot be used ----------------------------------------------------------------------------
 
 
 def refusal(folder: Path) -> str:
@@ -130,62 +115,36 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_without_checkpoint_is_refused(tmp_path: Path) -> None:
-    assert CHECKPOINT_NAME in refusal(tmp_path)
+    assert "holds no checkpoints" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_truncated_file_is_refused(tmp_path: Path, checkpoint: Checkpoint, share: float) -> None:
-    path = save_checkpoint(tmp_path, checkpoint)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    assert str(path) in refusal(tmp_path)
+def test_file_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    torch.save({"format_version": 2, "policy": {}}, tmp_path / FORMER_NAME)
+    assert "format before 3" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"hello, this is no checkpoint\n", id="text"),
-        pytest.param(bytes(range(256)) * 64, id="garbage"),
-        pytest.param(b"PK\x03\x04" + b"\0" * 100, id="zip"),
-        pytest.param(pickle.dumps({"format_version": 1}), id="pickle"),
-    ],
-)
-def test_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    path.write_bytes(content)
-    assert str(path) in refusal(tmp_path)
+def save_changed(folder: Path, checkpoint: Checkpoint, **changes: Any) -> None:
+    """Save with entries changed, and those that are None left out, as no program of ours would."""
+    save_checkpoint(folder, checkpoint)
+    store = agent_store(folder)
+    stored = store.load()
 
+    def changed(content: Mapping[str, Any]) -> dict[str, Any]:
+        mine = {k: v for k, v in changes.items() if k in content or k == "surprise"}
+        return {k: v for k, v in {**content, **mine}.items() if v is not None}
 
-@pytest.mark.parametrize("content", [[1, 2], {"weights": 1}, torch.zeros(3)], ids=type)
-def test_torch_file_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    torch.save(content, path)
-    assert str(path) in refusal(tmp_path)
-
-
-def rewrite(folder: Path, **changes: Any) -> None:
-    content = torch.load(folder / CHECKPOINT_NAME, weights_only=True)
-    content.update(changes)
-    torch.save({k: v for k, v in content.items() if v is not None}, folder / CHECKPOINT_NAME)
-
-
-@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 0, "new"])
-def test_other_format_is_refused_naming_both(
-    tmp_path: Path, checkpoint: Checkpoint, version: object
-) -> None:
-    save_checkpoint(tmp_path, checkpoint)
-    rewrite(tmp_path, format_version=version)
-    message = refusal(tmp_path)
-    assert f"format {version};" in message
-    assert f"reads {FORMAT_VERSION}" in message
+    store.save(stored.number, changed(stored.tensors), changed(stored.about))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"policy": None},
+        {"policy": 3},
         {"config": None},
         {"env_steps": None},
+        {"env_steps": "many"},
+        {"backend": "atari"},
         {"surprise": 1},
         {"config": 3},
         {"config": {"env": "MiniGrid-Empty-5x5-v0", "unheard_of": 1}},
@@ -197,9 +156,8 @@ def test_other_format_is_refused_naming_both(
 def test_incomplete_checkpoint_is_refused(
     tmp_path: Path, checkpoint: Checkpoint, changes: dict[str, Any]
 ) -> None:
-    save_checkpoint(tmp_path, checkpoint)
-    rewrite(tmp_path, **changes)
-    assert str(tmp_path / CHECKPOINT_NAME) in refusal(tmp_path)
+    save_changed(tmp_path, checkpoint, **changes)
+    refusal(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["missing", "shape"])
@@ -212,41 +170,7 @@ def test_weights_that_do_not_fit_are_refused(
     else:
         weights["critic.bias"] = torch.zeros(3)
     save_checkpoint(tmp_path, replace(checkpoint, policy=weights))
-    with pytest.raises(ValueError, match=r".") as caught:
-        load_checkpoint(tmp_path).make_policy()
-    assert "\n" not in str(caught.value)
-
-
-class Touch:
-    """Pickles as a call that makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("how", ["torch", "pickle", "inside"])
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, checkpoint: Checkpoint, how: str) -> None:
-    target = tmp_path / "touched"
-    path = save_checkpoint(tmp_path, checkpoint)
-    if how == "pickle":
-        path.write_bytes(pickle.dumps(Touch(target)))
-    elif how == "torch":
-        torch.save(Touch(target), path)
-    else:
-        content = torch.load(path, weights_only=True)
-        torch.save({**content, "updates": Touch(target)}, path)
-    refusal(tmp_path)
-    assert not target.exists()
-
-
-def test_code_above_would_run_in_a_careless_reader(tmp_path: Path) -> None:
-    """The control of the test above."""
-    target = tmp_path / "touched"
-    pickle.loads(pickle.dumps(Touch(target)))
-    assert target.exists()
+    assert "do not fit" in refusal(tmp_path)
 
 
 # Cores by import path ---------------------------------------------------------------------------
@@ -290,6 +214,7 @@ def own_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         updates=1,
         policy=policy.state_dict(),
         optimizer={},
+        training={},
     )
     save_checkpoint(tmp_path / "run", checkpoint)
     return tmp_path / "run"
@@ -330,7 +255,9 @@ def test_other_weights_of_a_core_by_path_are_refused(
 
 @pytest.mark.parametrize("name", ["called", "NoModule"])
 def test_a_path_in_a_checkpoint_calls_nothing_but_modules(own_core: Path, name: str) -> None:
-    content = torch.load(own_core / CHECKPOINT_NAME, weights_only=True)
-    rewrite(own_core, config={**content["config"], "core": f"checkpoint_core:{name}"})
+    store = agent_store(own_core)
+    stored = store.load()
+    config = {**stored.about["config"], "core": f"checkpoint_core:{name}"}
+    store.save(1, stored.tensors, {**stored.about, "config": config})
     assert "torch.nn.Module" in refusal(own_core)
     assert not Path("called").exists()

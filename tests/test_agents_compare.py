@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.checkpoint import CHECKPOINT_NAME, is_trained, load_checkpoint, save_checkpoint
+from agents.checkpoint import is_trained, load_checkpoint, save_checkpoint
 from agents.compare import (
     RunProgress,
     judge,
@@ -27,7 +27,7 @@ from agents.evaluations import EVALUATION_NAME, cached_results, evaluate_run
 from agents.matching import core_parameters
 from agents.policy import count_parameters
 from agents.report import to_dict, to_markdown, write_report
-from agents.run_folder import lock_folder, read_progress
+from agents.run_folder import PROGRESS_NAME, lock_folder, read_progress
 from agents.statistics import interquartile_mean, mean_over_seeds, success_over_seeds
 from agents.train import Trainer
 from compare_cases import (
@@ -121,7 +121,7 @@ def test_other_episodes_or_tasks_are_evaluated_anew(root: Path) -> None:
     assert other.cells != again.cells
 
 
-def test_interrupted_run_is_set_aside_and_trained_again(root: Path) -> None:
+def test_interrupted_run_goes_on(root: Path) -> None:
     folder = root / "none-seed1"
     shutil.rmtree(folder)
     run = Run(config=make_config(core="none", seed=1), folder=folder)
@@ -129,13 +129,15 @@ def test_interrupted_run_is_set_aside_and_trained_again(root: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Trainer(run.config, folder).run(interrupt)
     assert not is_trained(run.folder, run.config.total_steps)
-    steps = load_checkpoint(folder).env_steps
-    others = folder_times(root, f"*-seed0/{CHECKPOINT_NAME}")
+    assert load_checkpoint(folder).env_steps > 0
+    rows = (folder / PROGRESS_NAME).read_text()
+    others = folder_times(root, "*-seed0/checkpoints/*")
 
     assert train_missing(plan(make_config(), CORES, SEEDS, root), 1, ignore) == []
     assert is_trained(run.folder, run.config.total_steps)
-    assert load_checkpoint(root / "none-seed1.interrupted-1").env_steps == steps
-    assert folder_times(root, f"*-seed0/{CHECKPOINT_NAME}") == others
+    assert (folder / PROGRESS_NAME).read_text().startswith(rows)
+    assert not list(root.glob("*.interrupted-*"))
+    assert folder_times(root, "*-seed0/checkpoints/*") == others
 
 
 def test_failing_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_run_another_command_is_writing_is_left_alone(tmp_path: Path) -> None:
     trainer = Trainer(run.config, run.folder)
     (run.folder / "notes.txt").touch()
     (failure,) = train_missing([run], 1, ignore)
-    assert "in use by another command" in failure.what
+    assert "in use by process" in failure.what
     assert (run.folder / "notes.txt").is_file()
     with pytest.raises(KeyboardInterrupt):
         trainer.run(interrupt)
@@ -244,7 +246,7 @@ def test_run_under_evaluation_by_another_command_is_left_alone(root: Path) -> No
     run = plan(make_config(), ["none"], [0], root)[0]
     lock = lock_folder(run.folder)
     before = folder_times(root, "**/*.json")
-    with pytest.raises(ValueError, match="in use by another command"):
+    with pytest.raises(ValueError, match="in use by process"):
         evaluate_run(run, TASKS, EPISODES + 1, "sample")
     lock.release()
     evaluate_run(run, TASKS, EPISODES, "sample")  # done before

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.checkpoint import agent_store, load_checkpoint
 from agents.compare import JudgingError, plan, survey, train_missing
 from agents.comparison import Comparison, Flag
 from agents.report import to_dict, to_markdown
@@ -119,8 +119,7 @@ def test_why_a_run_broke_down_is_kept_for_later(tmp_path: Path) -> None:
     assert comparison.failed
     _, (flag,) = survey(runs)
     why = failure.what.removeprefix("training failed: ")
-    steps = int(read_progress(runs[0].folder)["env_steps"][-1])
-    what = f"not complete, {steps} of 256 environment steps: {why}"
+    what = f"not complete, 0 of 256 environment steps: {why}"
     assert flag == Flag("incomplete", "compare_cases:BreaksDown seed 0", what)
 
 
@@ -138,7 +137,7 @@ def test_numbers_of_seeds_are_shown_where_they_differ(root: Path) -> None:
 def test_runs_that_cannot_be_judged_are_flagged_and_the_others_compared(root: Path) -> None:
     runs = plan(make_config(), CORES, SEEDS, root)
     (root / "rim_gru-seed1" / PROGRESS_NAME).write_text("")
-    (root / "none-seed0" / CHECKPOINT_NAME).write_bytes(b"damaged")
+    agent_store(root / "none-seed0").load().path.write_bytes(b"damaged")
     known = Flag("failed", "none seed 1", "training failed: of something.")
     comparison = judge_runs(runs, flags=[known])
     assert comparison.seeds_of("rim_gru") == (0,)

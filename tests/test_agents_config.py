@@ -35,6 +35,7 @@ COUNTS = (
     "epochs",
     "threads",
     "checkpoint_every",
+    "restart_envs_every",
 )
 FRACTIONS = ("gamma", "gae_lambda")
 NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
@@ -335,6 +336,7 @@ CHANGED = PPOConfig(
     threads=2,
     device="cuda:0",
     checkpoint_every=3,
+    restart_envs_every=7,
 )
 
 

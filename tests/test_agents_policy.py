@@ -89,7 +89,7 @@ def test_act_greedy_takes_the_most_probable_action() -> None:
     state, never = policy.initial_state(NUM_ENVS), NEVER[0]
     with torch.no_grad():
         policy.actor.bias[5] = 1.0
-    action, output = policy.act(observations, state, never, generator=None)
+    action, output = policy.act(observations, state, never, drawn=None)
     assert action.tolist() == [5] * NUM_ENVS
     assert output.log_probs.shape == (1, NUM_ENVS, NUM_ACTIONS)
     assert not output.values.requires_grad
@@ -106,14 +106,14 @@ def test_act_draws_from_the_policy() -> None:
         observations,
         policy.initial_state(many),
         torch.zeros(many, dtype=torch.bool),
-        generator=torch.Generator().manual_seed(0),
+        drawn=torch.rand(many, generator=torch.Generator().manual_seed(0)),
     )
     shares = torch.bincount(action, minlength=NUM_ACTIONS) / many
     # Five standard deviations of a share of 4000 draws are at most 0.04.
     assert float((shares - output.log_probs[0, 0].exp()).abs().max()) < 0.04
 
 
-def test_act_depends_on_its_generator_only() -> None:
+def test_act_depends_on_what_is_drawn_only() -> None:
     policy = make_policy("gru")
     observations = make_observations(NUM_ENVS)
     state, never = policy.initial_state(NUM_ENVS), NEVER[0]
@@ -121,7 +121,8 @@ def test_act_depends_on_its_generator_only() -> None:
     def draw(seed: int) -> list[int]:
         torch.manual_seed(torch.seed())
         generator = torch.Generator().manual_seed(seed)
-        many = [policy.act(observations, state, never, generator=generator)[0] for _ in range(9)]
+        drawn = torch.rand(9, NUM_ENVS, generator=generator)
+        many = [policy.act(observations, state, never, drawn=row)[0] for row in drawn]
         actions: list[int] = torch.cat(many).tolist()
         return actions
 

@@ -259,9 +259,24 @@ def test_episodes_agree_with_the_rollout(env: VectorEnv) -> None:
 
 @pytest.mark.parametrize(("num_envs", "size"), [(8, 8), (8, 2), (12, 3), (5, 1)])
 def test_minibatches_part_the_environments(num_envs: int, size: int) -> None:
-    parts = list(minibatch_indices(num_envs, size, torch.Generator().manual_seed(0)))
-    assert [len(part) for part in parts] == [size] * (num_envs // size)
+    count = num_envs // size
+    parts = list(minibatch_indices(num_envs, count, torch.Generator().manual_seed(0)))
+    assert [len(part) for part in parts] == [size] * count
     assert sorted(torch.cat(parts).tolist()) == list(range(num_envs))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_minibatches_of_processes_are_those_of_one(processes: int) -> None:
+    def parts(part: slice) -> list[torch.Tensor]:
+        return list(minibatch_indices(24, 3, torch.Generator().manual_seed(5), part))
+
+    own = [slice(r * 24 // processes, (r + 1) * 24 // processes) for r in range(processes)]
+    for whole, *split in zip(parts(slice(None)), *map(parts, own), strict=True):
+        assert {len(p) for p in split} == {8 // processes}  # each process has as many
+        joined = [
+            env + part.start for p, part in zip(split, own, strict=True) for env in p.tolist()
+        ]
+        assert sorted(joined) == sorted(whole.tolist())
 
 
 def test_minibatches_are_shuffled_by_their_generator() -> None:

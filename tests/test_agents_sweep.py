@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("optuna", reason="a sweep needs optuna, which is not installed")
 
-from agents.checkpoint import is_trained
+from agents.checkpoint import agent_store, is_trained
 from agents.config import PPOConfig, read_settings
 from agents.processes import Outcome, run_all
 from agents.run_folder import lock_folder
@@ -262,7 +262,7 @@ def test_run_of_a_killed_sweep_that_is_still_trained_is_refused(
         run(make_sweep(), tmp_path)
     (tmp_path / "trial-000-seed0").mkdir()
     lock = lock_folder(tmp_path / "trial-000-seed0")
-    with pytest.raises(ValueError, match=r"trial-000-seed0.* is in use by another command"):
+    with pytest.raises(ValueError, match=r"trial-000-seed0.* is in use by process"):
         Study(make_sweep(), tmp_path)
     lock.release()
     Study(make_sweep(), tmp_path)
@@ -298,9 +298,10 @@ def test_run_is_a_run_folder_and_is_not_trained_twice(tmp_path: Path) -> None:
     assert read_settings(folder / "config.toml")["seed"] == 1
     kept = tmp_path / "run.interrupted-1" / "progress.csv"
     assert kept.read_text() == "left by an interruption"
-    written = (folder / "checkpoint.pt").stat().st_mtime_ns
+    checkpoint = agent_store(folder).load().path
+    written = checkpoint.stat().st_mtime_ns
     assert run_once(config, folder, unseen, episodes=2).value == first.value
-    assert (folder / "checkpoint.pt").stat().st_mtime_ns == written
+    assert checkpoint.stat().st_mtime_ns == written
 
 
 def test_success_of_training_is_that_of_its_last_fifth(tmp_path: Path) -> None:

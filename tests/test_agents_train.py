@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +18,25 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from agents import train as training
-from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.checkpoint import load_checkpoint
+from agents.checkpoint_store import has_checkpoint
 from agents.config import CoreName, PPOConfig, read_settings
 from agents.evaluate import evaluate
+from agents.guards import TrainingError
 from agents.policy import RecurrentActorCritic
 from agents.ppo import UPDATE_METRICS, update
+from agents.recent_episodes import EPISODE_WINDOW, RecentEpisodes
 from agents.rollout import Episode
 from agents.run_folder import (
     CONFIG_NAME,
+    HOLDER_NAME,
     LOCK_NAME,
     PROGRESS_NAME,
     claim_run_folder,
     lock_folder,
     read_progress,
 )
-from agents.train import EPISODE_WINDOW, RecentEpisodes, Trainer, TrainingError, usable_device
+from agents.train import Trainer, usable_device
 
 NAMES = get_args(CoreName)
 TIME_COLUMNS = {"seconds", "env_steps_per_second"}
@@ -169,7 +174,7 @@ def test_interruption_saves_the_agent_and_goes_on_raising(tmp_path: Path) -> Non
 
     def interrupt(row: Mapping[str, float]) -> None:
         if row["update"] == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         trainer.run(interrupt)
@@ -185,7 +190,7 @@ def test_checkpoints_are_written_on_the_way(tmp_path: Path) -> None:
     found: dict[int, int | None] = {}
 
     def look(row: Mapping[str, float]) -> None:
-        exists = (tmp_path / "run" / CHECKPOINT_NAME).is_file()
+        exists = has_checkpoint(tmp_path / "run")
         found[int(row["update"])] = load_checkpoint(tmp_path / "run").updates if exists else None
 
     Trainer(config, tmp_path / "run").run(look)
@@ -206,7 +211,7 @@ def test_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_empty_folder_is_taken(tmp_path: Path) -> None:
     claim_run_folder(tmp_path).release()
-    assert [path.name for path in tmp_path.iterdir()] in ([], [LOCK_NAME])
+    assert {path.name for path in tmp_path.iterdir()} <= {LOCK_NAME, HOLDER_NAME}
     claim_run_folder(tmp_path).release()  # a lock left behind counts for nothing
 
 
@@ -355,10 +360,11 @@ def test_interruption_does_not_save_a_broken_agent(tmp_path: Path) -> None:
 
     def interrupt(row: Mapping[str, float]) -> None:
         with torch.no_grad():
-            trainer.policy.actor.bias[0] = math.nan
-        raise KeyboardInterrupt
+            if row["update"] == 3:
+                trainer.policy.actor.bias[0] = math.nan
+                signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingError, match="parameter actor"):
         trainer.run(interrupt)
     assert bool(load_checkpoint(tmp_path / "run").policy["actor.bias"].isfinite().all())
 
@@ -387,7 +393,7 @@ def test_folder_is_locked_until_the_run_has_ended(tmp_path: Path) -> None:
         lambda: Trainer(make_config(), tmp_path / "run"),
         lambda: lock_folder(tmp_path / "run"),
     ):
-        with pytest.raises(ValueError, match="is in use by another command") as caught:
+        with pytest.raises(ValueError, match="is in use by process") as caught:
             claim()
         assert str(tmp_path / "run") in str(caught.value)
         assert "\n" not in str(caught.value)

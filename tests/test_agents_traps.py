@@ -196,7 +196,7 @@ def test_steps_of_the_agent_are_those_of_the_bare_core(core: str) -> None:
     for t in range(steps):
         reset = torch.full((envs,), t == 0)
         step = Observations(*(part[t] for part in observations))
-        _, output = policy.act(step, state, reset, generator=None)
+        _, output = policy.act(step, state, reset, drawn=None)
         state = output.state
         values.append(output.values)
     with torch.no_grad():

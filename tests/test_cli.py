@@ -19,7 +19,8 @@ from PIL import Image
 
 import cli
 from agents import train as training
-from agents.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from agents.checkpoint import load_checkpoint
+from agents.checkpoint_store import FOLDER_NAME
 from agents.commands import options
 from agents.config import PPOConfig, read_settings
 from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
@@ -110,7 +111,7 @@ def test_train_evaluate_record(tmp_path: Path, rims: Rims) -> None:
     assert result.code == 0
     assert "runs/Empty-5x5-rim_gru-3" in result.out
     names = {path.name for path in folder.iterdir()}
-    assert {CONFIG_NAME, PROGRESS_NAME, CHECKPOINT_NAME} < names
+    assert {CONFIG_NAME, PROGRESS_NAME, FOLDER_NAME} < names
     assert any(name.startswith("events.out.tfevents") for name in names)
     config = load_checkpoint(folder).config
     assert (config.core, config.seed, config.total_steps, config.k) == ("rim_gru", 3, 128, 2)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from agents import compare as comparing
-from agents.checkpoint import CHECKPOINT_NAME
+from agents.checkpoint import agent_store
+from agents.checkpoint_store import FOLDER_NAME
 from agents.compare import JudgingError
+from agents.guards import TrainingError
 from agents.run_folder import lock_folder
-from agents.train import Trainer, TrainingError
+from agents.train import Trainer
 from command_line import COMPARE, ENV, TOY, TRAIN, Result, Rims, assert_one_line, process, tree
 
 # Mistakes ---------------------------------------------------------------------------------------
@@ -43,7 +46,7 @@ MISTAKES = {
     "config file of something else": ((*TRAIN, "--config", "../used/notes.txt"), "notes.txt"),
     "evaluate no run": (("evaluate",), "RUN"),
     "evaluate missing run": (("evaluate", "nowhere"), "nowhere"),
-    "evaluate no run folder": (("evaluate", "../used"), CHECKPOINT_NAME),
+    "evaluate no run folder": (("evaluate", "../used"), FOLDER_NAME),
     "evaluate suite": (("evaluate", "nowhere", "--suite", "dorkey"), "doorkey"),
     "evaluate environment": (("evaluate", "nowhere", "--env", "MiniGrid-Nope-v0"), "Nope"),
     "evaluate episodes": (("evaluate", "nowhere", "--episodes", "0"), "--episodes"),
@@ -97,11 +100,15 @@ def test_mistakes_with_a_trained_agent(tmp_path: Path, rims: Rims, toy_run: Path
 
 def test_damaged_checkpoint_is_one_line(tmp_path: Path, rims: Rims, toy_run: Path) -> None:
     folder = tmp_path / "damaged"
-    folder.mkdir()
-    content = (toy_run / CHECKPOINT_NAME).read_bytes()
-    (folder / CHECKPOINT_NAME).write_bytes(content[: len(content) // 2])
-    for arguments in (("evaluate", str(folder)), ("record", str(folder), "--out", "a.gif")):
-        assert str(folder / CHECKPOINT_NAME) in assert_one_line(rims(*arguments))
+    shutil.copytree(toy_run, folder)
+    path = agent_store(folder).load().path
+    path.write_bytes(path.read_bytes()[:-100])
+    for arguments in (
+        ("evaluate", str(folder)),
+        ("record", str(folder), "--out", "a.gif"),
+        ("resume", str(folder)),
+    ):
+        assert str(path) in assert_one_line(rims(*arguments), code=1)  # no mistake of the user
 
 
 def test_mistake_in_a_real_process_is_one_line(tmp_path: Path) -> None:
@@ -160,7 +167,7 @@ def test_second_writer_is_refused(tmp_path: Path, rims: Rims) -> None:
         (tmp_path / "here" / folder).mkdir()
         lock = lock_folder(tmp_path / "here" / folder)
         line = assert_one_line(rims(*arguments))
-        assert "in use by another command" in line
+        assert "in use by process" in line
         assert f"'{folder}'" in line
         lock.release()
 

@@ -166,7 +166,7 @@ def test_folder_in_use_is_refused(tmp_path: Path, rims: Rims) -> None:
     write(tmp_path / "here")
     Path("out").mkdir()
     lock = lock_folder(Path("out"))
-    assert "in use by another command" in assert_one_line(rims(*SWEEP))
+    assert "in use by process" in assert_one_line(rims(*SWEEP))
     lock.release()
 
 

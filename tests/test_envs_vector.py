@@ -448,12 +448,12 @@ def test_level_seeds_are_reproducible_and_a_prefix() -> None:
     assert level_seeds(0, "eval", 2) == [1817441348, 1192651216]
 
 
-def test_level_seeds_differ_between_runs_splits_and_ranks() -> None:
+def test_level_seeds_differ_between_runs_splits_and_restarts() -> None:
     lists = [
-        level_seeds(run, split, 50, rank)
+        level_seeds(run, split, 50, restart)
         for run in (0, 1, 2, 2**31 - 1)
         for split in ("train", "eval")
-        for rank in (0, 1)
+        for restart in (0, 1)
     ]
     everything = [seed for seeds in lists for seed in seeds]
     assert len(set(everything)) == len(everything)
@@ -471,8 +471,8 @@ def test_level_seeds_refuses_bad_arguments() -> None:
             level_seeds(seed, "train", 1)
     with pytest.raises(ValueError, match="split must be 'train' or 'eval'; got 'test'"):
         level_seeds(0, "test", 1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="count and rank must be >= 0"):
-        level_seeds(0, "train", 1, rank=-1)
+    with pytest.raises(ValueError, match="count and restart must be >= 0"):
+        level_seeds(0, "train", 1, restart=-1)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def _with_line() -> Iterator[None]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished runs of CALL. Only to be copied."""
     root = tmp_path_factory.mktemp("compare") / "root"
-    for run in comparing.plan(LINE, line().config, ("linear", "mlp"), (0, 1), root):
+    configs = [line(model=model).config for model in ("linear", "mlp")]
+    for run in comparing.plan(LINE, configs, (0, 1), root):
         comparing.train_one(run)
     return root
 
@@ -141,7 +142,7 @@ def test_runs_on_other_data_are_flagged(here: Path, rims: Rims) -> None:
 
 
 def test_shares_are_kept_between_0_and_1(here: Path) -> None:
-    runs = comparing.plan(LINE, line().config, ("linear",), (0, 1), here)
+    runs = comparing.plan(LINE, [line().config], (0, 1), here)
     found = comparing.assemble(LINE, runs)
     estimate = found.estimate("linear", Row("share", ""))
     assert estimate is not None
@@ -326,7 +327,7 @@ def test_help_lists_every_setting_with_help_and_default(name: str) -> None:
         if field.name in ("model", "seed"):
             continue
         option, default = field.name.replace("_", "-"), field.default
-        shown = f"[default:{default}]"
+        shown = f"[default:{default}]" if default != "" else ""
         if isinstance(default, bool):
             shown = f"[default:{option if default else f'no-{option}'}]"
         assert f"--{option}" in text

@@ -65,7 +65,7 @@ def test_batch_of_more_images_than_there_are() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_saved_settings_are_read_back(tmp_path: Path, name: str) -> None:
     kind = TASKS[name].config
-    config = kind(seed=3, epochs=7, model="nfm")
+    config = kind(seed=3, epochs=7, model=TASKS[name].models[1])
     (tmp_path / "a.toml").write_text(config.to_toml())
     assert read_config(tmp_path / "a.toml", kind) == config
     assert read_settings(tmp_path / "a.toml", kind) == asdict(config)

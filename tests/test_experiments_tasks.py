@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from command_line import Rims, assert_one_line, tree
 from experiment_cases import assert_same
-from experiments.config import NFMConfig
+from experiments.config import NFM_MODEL, NFMConfig
 from experiments.fit import RESULTS_NAME, fit, judging
 from experiments.networks import nfm_options
 from experiments.registry import TASKS, SortOfClevrConfig, StackedMNISTConfig
@@ -235,8 +235,9 @@ def test_run_does_not_go_on_with_other_digits(digits: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", TASKS)
 def test_attention_can_be_asked_for_where_there_is_nfm(rims: Rims, name: str) -> None:
-    assert TASKS[name].has_nfm
-    assert "--show-attention" in rims("experiment", name, "--help").out
+    has_nfm = NFM_MODEL in TASKS[name].models
+    assert has_nfm == issubclass(TASKS[name].config, NFMConfig)
+    assert has_nfm == ("--show-attention" in rims("experiment", name, "--help").out)
 
 
 @pytest.mark.parametrize("size", ["100000000000", "9999999999999999999"])

@@ -132,6 +132,15 @@ def test_raster_shows_what_was_active() -> None:
     assert not torch.equal(trace.active["cells.0"][:, 0], trace.active["cells.0"][:, 1])
 
 
+def test_raster_of_all_sequences_is_the_share_in_which_a_mechanism_is_active() -> None:
+    trace = trace_of([[[1, 0], [1, 0]], [[1, 0], [0, 1]], [[0, 1], [0, 1]]])
+    (panel,) = rims.plot_activations(trace, sample=None).axes
+    (image,) = panel.images
+    shares = torch.as_tensor(image.get_array())
+    assert shares.tolist() == [[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["0  50%", "1  50%"]
+
+
 def test_raster_of_nothing_or_of_an_absent_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="the trace is empty"):
         rims.plot_activations(rims.Trace())

@@ -14,11 +14,12 @@ import click
 
 from agents.commands import bench_options
 from agents.commands.options import (
-    EXIT_INTERRUPTED,
     GroupedCommand,
+    UserError,
     checking_input,
     make_config,
 )
+from agents.signals import exit_code
 
 if TYPE_CHECKING:
     from agents.throughput.run import Contest
@@ -60,9 +61,9 @@ def cells(out: Path, resume: bool, **given: Any) -> None:
         report = bench_cells(
             settings, out, command, resume=resume, say=lambda line: click.echo(line, err=True)
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         click.echo(f"Interrupted; the same command goes on from what is in {out}.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exit_code(interruption))
     except FloatingPointError as error:
         raise click.ClickException(str(error)) from None
     finally:
@@ -94,9 +95,46 @@ def nfm(out: Path, **given: Any) -> None:
     command = shlex.join(("rims", *sys.argv[1:]))
     try:
         report = bench_nfm(settings, out, command, say=lambda line: click.echo(line, err=True))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         click.echo(f"Interrupted; what was measured is in {out}.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exit_code(interruption))
+    except FloatingPointError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        lock.release()
+    click.echo(report, nl=False)
+
+
+@bench.command("jax")
+@bench_options.jax_options
+def jax_(out: Path, **given: Any) -> None:
+    """Time the layers for JAX against Flax's and against the same layers in torch.
+
+    Inference and training, jitted, alternately in one process on as many processors as this process
+    may use. Needs the extra "jax". jax.json and jax.md are complete after every case.
+    """
+    try:
+        from rims.jax.bench import bench_jax, best_device
+    except ImportError as error:
+        raise UserError(str(error)) from None
+    from agents.processes import usable_processors
+    from agents.run_folder import lock_folder, require_writable
+    from rims.bench.cases import Settings, Size
+
+    given = bench_options.apply_quick(given, bench_options.QUICK_JAX)
+    given["sizes"] = tuple(Size(*size) for size in given["sizes"])
+    given["device"] = given["device"] or best_device()
+    with checking_input():
+        grid = Settings(**given, threads=usable_processors(), memory=False)
+        require_writable(out)
+        lock = lock_folder(out)
+    command = shlex.join(("rims", *sys.argv[1:]))
+    try:
+        with checking_input():
+            report = bench_jax(grid, out, command, say=lambda line: click.echo(line, err=True))
+    except KeyboardInterrupt as interruption:
+        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
+        sys.exit(exit_code(interruption))
     except FloatingPointError as error:
         raise click.ClickException(str(error)) from None
     finally:
@@ -184,9 +222,9 @@ def _measure_agents(contest: Contest, out: Path) -> str:
 
     try:
         return to_markdown(contest, measure(contest, write), machine)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         click.echo(f"Interrupted; what was measured is in {out}.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exit_code(interruption))
     except MeasuringError as error:
         raise click.ClickException(str(error)) from None
 

@@ -37,6 +37,14 @@ _NOT_OF_AGENTS = (
 #: The same of ``rims bench nfm``.
 QUICK_NFM: dict[str, Any] = {"planes": 4, "batch": 4, "rounds": 3}
 
+#: The same of ``rims bench jax``.
+QUICK_JAX: dict[str, Any] = {
+    "sizes": ((64, 64, 4, 3),),
+    "batches": (16,),
+    "steps": (20,),
+    "rounds": 3,
+}
+
 KINDS = ("lstm", "gru")
 PASSES = ("inference", "training")
 
@@ -71,10 +79,8 @@ THREADS = plain_option(
 )
 
 
-def _of_cases(
-    contenders: str, run: str, *, seconds: float
-) -> tuple[Callable[[Decorated], Decorated], ...]:
-    """How long the cases of a bench are timed, and on what."""
+def _of_rounds(contenders: str, *, seconds: float) -> tuple[Callable[[Decorated], Decorated], ...]:
+    """How long the cases of a bench are timed."""
     return (
         plain_option(
             "--rounds",
@@ -90,6 +96,15 @@ def _of_cases(
             default=seconds,
             help="A case that takes longer gets fewer rounds, at least 3.",
         ),
+    )
+
+
+def _of_cases(
+    contenders: str, run: str, *, seconds: float
+) -> tuple[Callable[[Decorated], Decorated], ...]:
+    """How long the cases of a bench are timed, and on what."""
+    return (
+        *_of_rounds(contenders, seconds=seconds),
         THREADS,
         plain_option(
             "--device",
@@ -100,46 +115,60 @@ def _of_cases(
     )
 
 
+def _of_grid(
+    sizes: tuple[str, ...], batches: str, steps: str, kinds: str
+) -> tuple[Callable[[Decorated], Decorated], ...]:
+    """Which cases a bench of layers measures."""
+    return (
+        plain_option(
+            "--size",
+            "sizes",
+            type=Numbers(("input_size", "hidden_size", "num_rims", "k")),
+            multiple=True,
+            metavar="I,H,N,K",
+            default=sizes,
+            help="Sizes of a layer: input_size,hidden_size,num_rims,k; repeatable.",
+        ),
+        plain_option(
+            "--batch",
+            "batches",
+            type=Numbers(),
+            metavar="N,...",
+            default=batches,
+            help="Sequences at a time, separated by commas.",
+        ),
+        plain_option(
+            "--steps",
+            type=Numbers(),
+            metavar="N,...",
+            default=steps,
+            help="Lengths of a sequence, separated by commas.",
+        ),
+        plain_option(
+            "--kind",
+            "kinds",
+            type=CommaSeparated(KINDS),
+            metavar="NAMES",
+            default=",".join(KINDS),
+            help=kinds,
+        ),
+        plain_option(
+            "--pass",
+            "passes",
+            type=CommaSeparated(PASSES),
+            metavar="NAMES",
+            default=",".join(PASSES),
+            help="Forward without gradients; forward and backward.",
+        ),
+    )
+
+
 _CELLS = (
-    plain_option(
-        "--size",
-        "sizes",
-        type=Numbers(("input_size", "hidden_size", "num_rims", "k")),
-        multiple=True,
-        metavar="I,H,N,K",
-        default=("600,300,6,4", "128,256,8,4", "64,64,4,3"),
-        help="Sizes of a layer: input_size,hidden_size,num_rims,k; repeatable.",
-    ),
-    plain_option(
-        "--batch",
-        "batches",
-        type=Numbers(),
-        metavar="N,...",
-        default="1,16,64,256",
-        help="Sequences at a time, separated by commas.",
-    ),
-    plain_option(
-        "--steps",
-        type=Numbers(),
-        metavar="N,...",
-        default="1,50,100,500",
-        help="Lengths of a sequence, separated by commas.",
-    ),
-    plain_option(
-        "--kind",
-        "kinds",
-        type=CommaSeparated(KINDS),
-        metavar="NAMES",
-        default=",".join(KINDS),
-        help="RIM_LSTM against nn.LSTM, RIM_GRU against nn.GRU.",
-    ),
-    plain_option(
-        "--pass",
-        "passes",
-        type=CommaSeparated(PASSES),
-        metavar="NAMES",
-        default=",".join(PASSES),
-        help="Forward without gradients; forward and backward.",
+    *_of_grid(
+        ("600,300,6,4", "128,256,8,4", "64,64,4,3"),
+        "1,16,64,256",
+        "1,50,100,500",
+        "RIM_LSTM against nn.LSTM, RIM_GRU against nn.GRU.",
     ),
     *_of_cases("both layers", "layers", seconds=6.0),
     plain_option(
@@ -266,6 +295,42 @@ _NFM = (
 def nfm_options(command: Decorated) -> Decorated:
     """The options of ``rims bench nfm``."""
     for option in reversed(_NFM):
+        command = option(command)
+    return command
+
+
+_JAX = (
+    *_of_grid(
+        ("600,300,6,4",),
+        "16,64",
+        "100",
+        "RIM_LSTM against Flax's OptimizedLSTMCell, RIM_GRU against its GRUCell.",
+    ),
+    *_of_rounds("all contenders", seconds=20.0),
+    plain_option(
+        "--device",
+        type=click.Choice(("cpu", "cuda")),
+        help="Where the layers run.  [default: cuda if torch and JAX both find a GPU]",
+    ),
+    plain_option(
+        "--quick",
+        is_flag=True,
+        help="One small layer, short sequences and 3 rounds, to see it work; options given here "
+        "win.",
+    ),
+    plain_option(
+        "--out",
+        type=FOLDER,
+        metavar="NAME",
+        default="bench-jax",
+        help="Folder for jax.json and jax.md.",
+    ),
+)
+
+
+def jax_options(command: Decorated) -> Decorated:
+    """The options of ``rims bench jax``."""
+    for option in reversed(_JAX):
         command = option(command)
     return command
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from envs import get_suite
 
 if TYPE_CHECKING:
     from agents.comparison import Comparison, Flag, Run
+    from agents.slurm import SlurmLauncher
 
 
 MOST_SEEDS = 10**6
@@ -67,6 +69,20 @@ REPORT_ONLY = options.plain_option(
     is_flag=True,
     help="Train nothing: compare the complete runs there are, and say which are missing.",
 )
+LAUNCHER = options.plain_option(
+    "--launcher",
+    type=click.Choice(("local", "slurm")),
+    default="local",
+    help="Train in processes of this machine, or as jobs of a Slurm cluster.",
+)
+SLURM = options.plain_option(
+    "--slurm",
+    "slurm_settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of each Slurm job, such as partition=gpu, time=120 (minutes until it is "
+    "stopped and queued again) or mem_gb=4; repeatable.",
+)
 
 
 @click.command(cls=GroupedCommand)
@@ -80,6 +96,8 @@ REPORT_ONLY = options.plain_option(
 @options.EPISODES
 @options.MODE
 @options.JOBS
+@LAUNCHER
+@SLURM
 @options.JSON
 @options.config_options("suite", "env", "core", "seed")
 def compare(
@@ -92,6 +110,8 @@ def compare(
     episodes: int,
     mode: ActionMode,
     jobs: int | None,
+    launcher: str,
+    slurm_settings: tuple[str, ...],
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -101,6 +121,12 @@ def compare(
     complete in RUN_ROOT are not trained again. Tables, JSON and figures are written
     there: comparison.md, comparison.json, and learning_curves and tasks as .png and .svg.
 
+    With --launcher slurm, each run that is missing is trained as a job of its own, at most --jobs
+    at a time (default: all), while this command waits; judging is done here, on the CPU. RUN_ROOT
+    has to be on a file system that the cluster's machines share; RUN_ROOT/slurm receives scripts
+    and logs. A job that is preempted or runs into its time limit saves, is queued again and goes
+    on. Ctrl-C cancels the jobs; the same command goes on with their runs.
+
     If a run fails, the others are compared, the report names it and the exit code is 1.
     """
     from agents import compare as comparing
@@ -108,6 +134,7 @@ def compare(
     from agents.report import to_dict, to_markdown, write_report
 
     config = make_config({**given, "core": cores[0]})
+    launch = _launcher(launcher, slurm_settings, run_root, report_only, config.threads)
     with checking_input():
         suite = get_suite(config.suite)
         chosen = options.choose_tasks(suite, tasks)
@@ -120,10 +147,12 @@ def compare(
             match_params=match_params,
             as_found=report_only,
         )
-    jobs = min(jobs or usable_processors(), len(runs))
-    judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=jobs)
+    jobs = min(jobs or (len(runs) if launch else usable_processors()), len(runs))
+    here = min(jobs, usable_processors()) if launch else jobs
+    judged = [_on_cpu(run) for run in runs] if launch else runs
+    judge = partial(comparing.judge, judged, suite, chosen, episodes=episodes, mode=mode, jobs=here)
     with claimed(run_root, report_only):
-        comparison = _judge(judge, runs, [] if report_only else _train(runs, jobs))
+        comparison = _judge(judge, runs, [] if report_only else _train(runs, jobs, launch))
         written = write_report(comparison, run_root)
     if as_json:
         click.echo(json.dumps(to_dict(comparison), indent=2))
@@ -151,12 +180,39 @@ def claimed(run_root: Path, report_only: bool) -> Iterator[None]:
             lock.release()
 
 
-def _train(runs: list[Run], jobs: int) -> list[Flag]:
+def _launcher(
+    name: str, settings: tuple[str, ...], run_root: Path, report_only: bool, threads: int
+) -> SlurmLauncher | None:
+    """What trains, if not processes of this machine."""
+    from agents.slurm import SlurmLauncher, read_settings
+
+    if name == "local":
+        if settings:
+            raise UserError("--slurm is for jobs of a Slurm cluster; give --launcher slurm, too.")
+        return None
+    if report_only:
+        raise UserError("--launcher slurm says where to train, and --report-only trains nothing.")
+    with checking_input():
+        given = {"cpus_per_task": threads, **read_settings(settings)}
+        return SlurmLauncher(run_root / "slurm", given, partial(click.echo, err=True))
+
+
+def _on_cpu(run: Run) -> Run:
+    """A run whose agent is judged here, where there may be no device such as the cluster has."""
+    return replace(run, config=replace(run.config, device="cpu"))
+
+
+def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Flag]:
     from agents import compare as comparing
     from agents.display import RunsDisplay
+    from agents.processes import run_all
+    from agents.slurm import SubmissionError
 
     with RunsDisplay() as display:
-        return comparing.train_missing(runs, jobs, display.update)
+        try:
+            return comparing.train_missing(runs, jobs, display.update, launch or run_all)
+        except SubmissionError as error:
+            raise click.ClickException(str(error)) from None
 
 
 def _judge(judge: Callable[..., Comparison], runs: list[Run], flags: list[Flag]) -> Comparison:

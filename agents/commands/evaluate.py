@@ -15,6 +15,7 @@ from envs import BackendChoice, get_suite, get_task
 
 @click.command()
 @options.RUN
+@options.CHECKPOINT
 @options.SUITE
 @options.ENVS
 @options.BACKEND
@@ -24,6 +25,7 @@ from envs import BackendChoice, get_suite, get_task
 @options.JSON
 def evaluate(
     run: Path,
+    checkpoint: str | int,
     suite: str | None,
     envs: tuple[str, ...],
     backend: BackendChoice | None,
@@ -47,12 +49,12 @@ def evaluate(
 
     with checking_input():
         tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
-        checkpoint = load_checkpoint(run)
-        config = checkpoint.config
+        loaded = load_checkpoint(run, checkpoint)
+        config = loaded.config
         torch.set_num_threads(config.threads)
         tasks = tasks or [config.task]
         backend = backend or config.backend
-        policy = checkpoint.make_policy()
+        policy = loaded.make_policy()
         for task in tasks:
             check_task(policy, task, backend)
     results = []
@@ -70,7 +72,7 @@ def evaluate(
                 )
             )
     if as_json:
-        about = {"run": str(run), "core": config.core, "env_steps": checkpoint.env_steps}
+        about = {"run": str(run), "core": config.core, "env_steps": loaded.env_steps}
         about["trained_on"] = config.task.id
         click.echo(json.dumps({**about, "tasks": [r.to_dict() for r in results]}, indent=2))
     else:

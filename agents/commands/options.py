@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from agents.config import (
     CORE_NAMES,
     ActionMode,
     ConfigError,
+    Damaged,
     Group,
     PPOConfig,
     TaskChoiceError,
@@ -34,7 +36,6 @@ _METAVAR_OF = {"core": f"[{'|'.join(CORE_NAMES)}|PACKAGE.MODULE:CLASS]"}
 
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 def flag(field: str) -> str:
@@ -166,6 +167,24 @@ class _Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
+class WhichCheckpoint(click.ParamType[str | int]):
+    """``last``, ``best`` or a number."""
+
+    name = "checkpoint"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int:
+        """A number as such."""
+        if isinstance(value, int):
+            return value
+        if value in ("last", "best"):
+            return str(value)
+        if not re.fullmatch(r"[0-9]{1,12}", value):
+            self.fail(f"must be last, best or the number of an update; got {value!r}.", param, ctx)
+        return int(value)
+
+
 FOLDER = _Folder(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(1, 10**6)
@@ -190,6 +209,14 @@ MODE = plain_option(
 )
 JSON = plain_option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
+)
+
+CHECKPOINT = plain_option(
+    "--checkpoint",
+    type=WhichCheckpoint(),
+    default="last",
+    metavar="NAME",
+    help="last, best (highest return of the latest episodes), or the number of an update.",
 )
 
 # Of train.
@@ -274,6 +301,8 @@ def checking_input() -> Iterator[None]:
     """Turn a complaint about what the user gave into one line that names the option."""
     try:
         yield
+    except Damaged as error:
+        raise click.ClickException(str(error)) from None
     except TaskChoiceError:
         raise UserError(
             "give exactly one of --suite NAME and --env ID; 'rims suites' lists the suites."

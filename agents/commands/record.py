@@ -14,6 +14,7 @@ from envs import get_task
 
 @click.command()
 @options.RUN
+@options.CHECKPOINT
 @options.ENV
 @options.OUT
 @options.SEED
@@ -22,6 +23,7 @@ from envs import get_task
 @options.MAX_STEPS
 def record(
     run: Path,
+    checkpoint: str | int,
     env: str | None,
     out: Path,
     seed: int,
@@ -43,12 +45,12 @@ def record(
 
     with checking_input():
         check_animation(out)
-        checkpoint = load_checkpoint(run)
-        torch.set_num_threads(checkpoint.config.threads)
-        task = get_task(env) if env else checkpoint.config.task
-        policy = checkpoint.make_policy()
+        loaded = load_checkpoint(run, checkpoint)
+        torch.set_num_threads(loaded.config.threads)
+        task = get_task(env) if env else loaded.config.task
+        policy = loaded.make_policy()
         check_task(policy, task, "gymnasium")
-    core = checkpoint.config.core
+    core = loaded.config.core
     recording = record_episode(policy, task, core, seed=seed, mode=mode, max_steps=max_steps)
     try:
         frames = save_animation(recording, out, fps)

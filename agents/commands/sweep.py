@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from agents.commands import options
-from agents.commands.options import EXIT_INTERRUPTED, UserError, checking_input, plain_option
+from agents.commands.options import UserError, checking_input, plain_option
+from agents.signals import exit_code
 
 if TYPE_CHECKING:
     from agents.sweep.definition import Sweep
@@ -104,9 +105,9 @@ def _run(asked: Sweep, study: Study, out: Path, jobs: int) -> None:
                 write_tables(asked, study.trials(), out)
 
             study.run(jobs, ended, display.update)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         click.echo(f"Interrupted; the same command goes on from what is in {out}.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exit_code(interruption))
     trials = study.trials()
     written = [*write_tables(asked, trials, out), write_figure(asked, trials, out)]
     click.echo(to_markdown(asked, trials, out), nl=False)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agents.commands import options
-from agents.commands.options import EXIT_INTERRUPTED, GroupedCommand, checking_input, make_config
+from agents.commands.options import GroupedCommand, checking_input, make_config
 from agents.config import folder_name
+from agents.signals import exit_code
+
+if TYPE_CHECKING:
+    from agents.train import Trainer
 
 
 @click.command(cls=GroupedCommand)
@@ -20,26 +24,51 @@ from agents.config import folder_name
 def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     """Train an agent with PPO.
 
-    The run folder receives config.toml, progress.csv, TensorBoard events and checkpoint.pt.
-    Ctrl-C stops and saves the agent; an interrupted run cannot be continued yet.
+    The run folder receives config.toml, progress.csv, TensorBoard events and checkpoints. Ctrl-C
+    finishes the update, saves and stops; 'rims resume' goes on, and ends where the run would have
+    ended.
+
+    Several processes train one agent together, each with its part of the environments:
+    torchrun --nproc-per-node 2 -m cli train ...
     """
     settings = make_config(given, config)
     default = f"{settings.task.name}-{folder_name(settings.core)}-{settings.seed}"
     folder = run_dir or Path("runs") / default
-    from agents.display import TrainingDisplay
-    from agents.train import Trainer, TrainingError
+    from agents.train import Trainer, usable_device
+    from agents.world import joined
 
     with checking_input():
-        trainer = Trainer(settings, folder)
+        usable_device(settings.device)
+    with joined(settings.device) as world:
+        with checking_input():
+            trainer = Trainer(settings, folder, world)
+        run_to_end(trainer)
+
+
+def run_to_end(trainer: Trainer) -> None:
+    """Train with a display, and say how it ended."""
+    from agents.display import TrainingDisplay
+    from agents.guards import RunStopped
+
+    settings, folder, first = trainer.config, trainer.folder, trainer.world.is_first
     name = f"{settings.core} on {settings.task.name} ({trainer.backend}), seed {settings.seed}"
     try:
-        with TrainingDisplay(f"{name}: {folder}", settings.total_steps) as display:
-            trainer.run(display.update)
-    except KeyboardInterrupt:
-        end = f"the agent is saved in {folder}" if trainer.saved else "there was nothing to save"
-        click.echo(f"Interrupted; {end}.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except TrainingError as error:
+        if first:
+            with TrainingDisplay(f"{name}: {folder}", settings.total_steps) as display:
+                trainer.run(display.update)
+        else:
+            trainer.run()
+    except KeyboardInterrupt as interruption:
+        if first:
+            end = (
+                f"the agent is saved; 'rims resume {folder}' goes on"
+                if trainer.saved
+                else "there was nothing to save"
+            )
+            click.echo(f"Interrupted; {end}.", err=True)
+        sys.exit(exit_code(interruption))
+    except RunStopped as error:
         end = f"The last checkpoint is in {folder}" if trainer.saved else "No checkpoint was saved"
         raise click.ClickException(f"{error} {end}.") from None
-    click.echo(f"Trained for {trainer.env_steps} steps. Run folder: {folder}")
+    if first:
+        click.echo(f"Trained for {trainer.env_steps} steps. Run folder: {folder}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from agents.commands import options
-from agents.commands.options import EXIT_INTERRUPTED, checking_input, plain_option
+from agents.commands.options import checking_input, plain_option
+from agents.signals import exit_code
 
 
 @click.command()
@@ -33,5 +34,5 @@ def watch(run: Path, interval: float) -> None:
         check_watchable(run)
     try:
         watch_folder(run, interval)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as interruption:
+        sys.exit(exit_code(interruption))

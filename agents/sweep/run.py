@@ -12,8 +12,8 @@ import torch
 from agents.checkpoint import is_trained, load_checkpoint
 from agents.config import PPOConfig
 from agents.evaluate import evaluate
-from agents.run_folder import read_progress, set_aside
-from agents.train import Trainer
+from agents.resuming import trainer_for
+from agents.run_folder import read_progress
 from envs import Task
 
 #: The success rate of training is that of this last part of the run.
@@ -32,7 +32,7 @@ def run_once(config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes
 
     Args:
         config: what to train.
-        folder: the run folder. What an interrupted run left there is kept under another name.
+        folder: the run folder. A run that was interrupted there goes on.
         unseen: tasks to be judged on; none for the success rate of training.
         episodes: per task.
 
@@ -42,8 +42,7 @@ def run_once(config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes
     """
     started = time.perf_counter()
     if not is_trained(folder, config.total_steps):
-        set_aside(folder)
-        Trainer(config, folder).run()
+        trainer_for(config, folder).run()
     value = _success_unseen(config, folder, unseen, episodes) if unseen else last_success(folder)
     return Measured(value, time.perf_counter() - started)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from agents.commands import options
-from agents.commands.compare import REPORT_ONLY, Seeds, claimed
+from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, Seeds, claimed
 from agents.commands.options import CommaSeparated, GroupedCommand, checking_input
 from agents.output import check_output
-from experiments.config import GROUPS, NFM_MODEL, ExperimentConfig, read_settings
-from experiments.registry import TASKS, Task
+from experiments.config import GROUPS, ExperimentConfig, read_settings
+from experiments.registry import COMPARED_CORES, TASKS, Show, Task
 
 if TYPE_CHECKING:
     from agents.comparison import Flag
@@ -31,12 +31,8 @@ _SEEDS = options.plain_option(
     help="Runs per model, with seeds from 0; or a list of seeds such as 3,7 or 0-4.",
 )
 
-_SHOW_ATTENTION = options.plain_option(
-    "--show-attention",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="NAME",
-    help="Draw which earlier layers the first finished run of nfm reads, as .png, .svg or .pdf.",
-)
+#: What settings under a heading do nothing without.
+_NEEDED_BY = {"NFM": "model with NFM", "RIM": "core with mechanisms"}
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -62,24 +58,30 @@ class TaskCommand(GroupedCommand):
 
 def _options(task: Task) -> list[Decorator]:
     models = options.plain_option(
-        "--model",
+        task.compared.option,
         "models",
         type=CommaSeparated(task.models),
         default=",".join(task.models),
         metavar="NAMES",
-        help="Models to train, separated by commas.",
+        help=f"{task.compared.many.capitalize()} to train, separated by commas.",
     )
     return [
         models,
         _SEEDS,
         options.RUN_ROOT,
+        *[MATCH_PARAMS] * (task.compared is COMPARED_CORES),
         REPORT_ONLY,
         options.JOBS,
         options.JSON,
         options.CONFIG,
-        *[_SHOW_ATTENTION] * task.has_nfm,
+        *map(_show_option, task.shows),
         options.config_options("model", "seed", of=task.config),
     ]
+
+
+def _show_option(show: Show) -> Decorator:
+    file = click.Path(dir_okay=False, path_type=Path)
+    return options.plain_option(show.option, type=file, metavar="NAME", help=show.help)
 
 
 def task_command(task: Task) -> click.Command:
@@ -93,15 +95,18 @@ def task_command(task: Task) -> click.Command:
         jobs: int | None,
         as_json: bool,
         config: Path | None,
-        show_attention: Path | None = None,
+        match_params: bool = False,
         **given: Any,
     ) -> None:
-        settings = _make_config(task, given, config)
-        _check_effect(settings, models, options.typed_of(given))
-        _check_picture(show_attention, models)
-        runs = _compare(task, settings, models, seeds, run_root, report_only, jobs, as_json)
-        if show_attention is not None:
-            _draw(runs, show_attention)
+        wanted = {show: given.pop(f"show_{show.name}") for show in task.shows}
+        pictures = {show: path for show, path in wanted.items() if path is not None}
+        settings = _make_configs(task, given, config, models)
+        _check_effect(task, settings, options.typed_of(given))
+        _check_pictures(task, pictures, models)
+        if match_params:
+            settings = _matched(settings)
+        runs = _compare(task, settings, seeds, run_root, report_only, jobs, as_json)
+        _draw(runs, pictures)
 
     run.__doc__ = (
         f"{task.summary}\n\n    Tables, JSON and figures of the runs that are finished are written "
@@ -114,29 +119,42 @@ def task_command(task: Task) -> click.Command:
     return click.command(task.name, cls=TaskCommand, short_help=task.summary)(decorated)
 
 
-def _make_config(task: Task, given: dict[str, Any], file: Path | None) -> ExperimentConfig:
-    """The settings: what was typed, else the file, else the default."""
+def _make_configs(
+    task: Task, given: dict[str, Any], file: Path | None, models: tuple[str, ...]
+) -> list[ExperimentConfig]:
+    """The settings with each model: what was typed, else the file, else the default."""
     with checking_input():
         saved = read_settings(file, task.config) if file else {}
         kept = {name: value for name, value in saved.items() if name not in ("model", "seed")}
-        return task.config(**{**given, **kept, **options.typed_of(given)})
+        settings = {**given, **kept, **options.typed_of(given)}
+        return [task.config(**settings, model=model) for model in models]
 
 
-def _check_effect(config: ExperimentConfig, models: tuple[str, ...], typed: dict[str, Any]) -> None:
+def _check_effect(task: Task, configs: Sequence[ExperimentConfig], typed: dict[str, Any]) -> None:
     """Refuse what was typed and would do nothing in any run."""
-    unused = frozenset.intersection(*(replace(config, model=name).unused for name in models))
+    unused = frozenset.intersection(*(config.unused for config in configs))
+    groups = {field.name: field.metadata["group"] for field in fields(task.config)}
     for name in (name for name in typed if name in unused):
-        if name == "momentum":
-            why = f"is used by sgd alone; the optimizer is {config.optimizer}"
+        if groups[name] in _NEEDED_BY:
+            needed, names = _NEEDED_BY[groups[name]], ", ".join(config.model for config in configs)
+            why = f"needs a {needed}; {task.compared.option} names none, but {names}"
         else:
-            why = f"needs a model with NFM; --model names none, but {', '.join(models)}"
+            why = configs[0].why_unused(name)
         raise options.UserError(f"{options.flag(name)} {why}.")
+
+
+def _matched(configs: Sequence[Any]) -> list[ExperimentConfig]:
+    """With the hidden sizes that give all cores as many parameters as the first."""
+    from experiments.cores import with_equal_parameters
+
+    with checking_input():
+        first, *others = configs
+        return [first, *(with_equal_parameters(config, first) for config in others)]
 
 
 def _compare(
     task: Task,
-    config: ExperimentConfig,
-    models: tuple[str, ...],
+    configs: Sequence[ExperimentConfig],
     seeds: tuple[int, ...],
     run_root: Path,
     report_only: bool,
@@ -148,7 +166,7 @@ def _compare(
     from experiments import comparison as comparing
     from experiments.report import to_dict, to_markdown, write_report
 
-    runs = comparing.plan(task, config, models, seeds, run_root)
+    runs = comparing.plan(task, configs, seeds, run_root)
     if not report_only:
         with checking_input():
             comparing.check(runs)
@@ -167,25 +185,27 @@ def _compare(
     return runs
 
 
-def _check_picture(path: Path | None, models: tuple[str, ...]) -> None:
-    if path is None:
-        return
+def _check_pictures(task: Task, pictures: Mapping[Show, Path], models: tuple[str, ...]) -> None:
     with checking_input():
-        if NFM_MODEL not in models:
-            raise ValueError("--show-attention shows a run of nfm; name it in --model.")
-        check_output(path, (".png", ".svg", ".pdf"), "--show-attention")
+        for show, path in pictures.items():
+            if not set(show.models) & set(models):
+                names, option = " or ".join(show.models), task.compared.option
+                raise ValueError(f"{show.option} shows a run of {names}; name it in {option}.")
+            check_output(path, show.endings, show.option)
 
 
-def _draw(runs: list[Run], path: Path) -> None:
-    from experiments.figures import draw_attention
+def _draw(runs: list[Run], pictures: Mapping[Show, Path]) -> None:
+    from experiments.figures import draw
 
-    try:
-        found = draw_attention(runs, path)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from None
-    if not found:
-        raise click.ClickException("--show-attention: there is no finished run of nfm.")
-    click.echo(f"Written: {path}", err=True)
+    for show, path in pictures.items():
+        try:
+            found = draw(show, runs, path)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
+        if not found:
+            names = " or ".join(show.models)
+            raise click.ClickException(f"{show.option}: there is no finished run of {names}.")
+        click.echo(f"Written: {path}", err=True)
 
 
 def _train(runs: list[Run], jobs: int) -> list[Flag]:

@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ _LAYERS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = 
 _WARM_UP_ROUNDS: dict[Device, int] = {"cpu": 1, "cuda": 3}
 
 
-#: One pass of something; what it returns is kept until its end.
-Work = Callable[[], Tensor]
+#: One pass of something; what it returns, a tensor or another library's array, is kept until its end.
+Work = Callable[[], Any]
 
 
 class Pair(NamedTuple):
@@ -160,7 +160,7 @@ def _cuda_ms(work: Work) -> float:
     start, end = (make(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
 
-    def between_events() -> Tensor:
+    def between_events() -> Any:
         start.record()
         kept = work()
         end.record()

@@ -1,0 +1,157 @@
+"""The log of a run while it is written: its progress table, and events for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, write_text
+
+
+class Settings(Protocol):
+    """A configuration that can be saved with its run."""
+
+    def to_toml(self) -> str:
+        """All settings as TOML."""
+        ...
+
+
+class RunLog:
+    """Writes rows to ``progress.csv`` and to TensorBoard.
+
+    Use as a context manager. Columns are fixed by the first row. Trouble with writing rows, such as
+    a full disk, is told once and ends nothing: rows wait until they can be written.
+
+    Args:
+        folder: the run folder.
+        config: saved as ``config.toml``.
+        x: the column that TensorBoard's curves are drawn over.
+        keep_until: of an interrupted run that this one continues, rows up to this ``x`` are kept;
+            later ones are dropped, and what TensorBoard saw of them is marked as superseded.
+            ``None``: a new run.
+    """
+
+    def __init__(
+        self, folder: Path, config: Settings, *, x: str = "env_steps", keep_until: int | None = None
+    ) -> None:
+        self._x = x
+        # First of all: by it a run that is stopped right now is known again.
+        write_text(folder / CONFIG_NAME, config.to_toml())
+        # TensorBoard's import warns about its own dependencies.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if keep_until is None else keep_until + 1
+            self._events: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge)
+        self._table = _Table(folder / PROGRESS_NAME, x, keep_until)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Append one row; it is on disk when this returns, if that can be written."""
+        self._table.append(row)
+        if self._events is None:
+            return
+        try:
+            for name, value in row.items():
+                if math.isfinite(value):
+                    self._events.add_scalar(name, value, int(row[self._x]))
+        except Exception as error:  # of its writing thread; any
+            _warn(f"no more events for TensorBoard are written ({error})")
+            self._events = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._table.close()
+        if self._events is not None:
+            try:
+                self._events.close()
+            except Exception as trouble:
+                _warn(f"the last events for TensorBoard are not written ({trouble})")
+
+
+class _Table:
+    """A CSV file that grows by whole rows only."""
+
+    def __init__(self, path: Path, x: str, keep_until: int | None) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        kept = b""
+        if keep_until is not None and path.is_file():
+            self._columns, text = _rows_until(path, x, keep_until)
+            kept = text.encode()
+        self._file = path.open("r+b" if path.is_file() else "w+b", buffering=0)
+        self._file.write(kept)
+        self._file.truncate()
+        self._end = len(kept)  # of the last whole row
+        self._waiting = b""
+        self._complained = False
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Write a row, and those before it that could not be written."""
+        text = io.StringIO(newline="")
+        # Of a run that an earlier version began, the columns are those it had.
+        columns = self._columns or list(row)
+        writer = csv.DictWriter(text, columns, restval="nan", extrasaction="ignore")
+        if not self._columns:
+            self._columns = list(row)
+            writer.writeheader()
+        writer.writerow({name: _short(value) for name, value in row.items()})
+        self._waiting += text.getvalue().encode()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            left = memoryview(self._waiting)
+            while left:
+                left = left[self._file.write(left) :]
+            self._end += len(self._waiting)
+            self._waiting = b""
+        except OSError as error:
+            if not self._complained:
+                _warn(f"{self.path}: rows wait until they can be written ({error.strerror})")
+                self._complained = True
+            self._file.seek(self._end)
+            self._file.truncate()  # half a row
+
+    def close(self) -> None:
+        if self._waiting:
+            self._write()
+        self._file.close()
+
+
+def _rows_until(path: Path, x: str, last: int) -> tuple[list[str], str]:
+    """The columns of a table, and the text of its rows up to ``x == last``."""
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    columns = next(csv.reader(lines[:1]), [])
+    if x not in columns:
+        return [], ""
+    kept = lines[:1]
+    for line in lines[1:]:
+        values = next(csv.reader([line]), [])
+        whole = line.endswith("\n") and len(values) == len(columns)
+        if not whole or float(values[columns.index(x)]) > last:
+            break  # cut off by a crash, or made after the checkpoint
+        kept.append(line)
+    return columns, "".join(kept)
+
+
+def _warn(text: str) -> None:
+    print(f"Warning: {text}.", file=sys.stderr)
+
+
+def _short(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
