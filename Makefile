@@ -29,7 +29,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) --editable '.[envpool,video,sweep,slurm,dev,examples]'
+	$(PIP) --editable '.[envpool,video,sweep,slurm,jax,dev,examples]'
 	@touch $(INSTALLED_DEV)
 
 demo: $(INSTALLED)

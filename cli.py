@@ -10,9 +10,10 @@ import sys
 import click
 
 from agents.commands.bench import bench
+from agents.commands.bench_scaling import scaling
 from agents.commands.compare import compare
 from agents.commands.evaluate import evaluate
-from agents.commands.options import EXIT_USER_ERROR
+from agents.commands.options import EXIT_USER_ERROR, os_trouble, plain_line
 from agents.commands.plot import plot
 from agents.commands.record import record
 from agents.commands.resume import resume
@@ -59,6 +60,7 @@ for command in (
     experiment,
 ):
     rims.add_command(command)
+bench.add_command(scaling)
 
 
 def main() -> None:
@@ -69,8 +71,11 @@ def main() -> None:
     except click.ClickException as error:
         rank, _ = launched()
         if rank == 0 or error.exit_code != EXIT_USER_ERROR:  # all processes find the same mistake
-            click.echo(f"Error: {error.format_message()}", err=True)
+            click.echo(f"Error: {plain_line(error.format_message())}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # such as a full disk
+        click.echo(f"Error: {plain_line(os_trouble(error))}", err=True)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt) as error:
         click.echo("Interrupted.", err=True)
         sys.exit(exit_code(error.__cause__ or error))

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from agents.config import Damaged
-from agents.run_folder import sweep_unfinished, write_bytes
+from agents.run_folder import require_space, sweep_unfinished, write_bytes
 from agents.versions import versions
 
 FOLDER_NAME = "checkpoints"
@@ -33,6 +34,10 @@ KEPT = 2
 
 #: Ending of the manifest of a damaged checkpoint that a run went on without.
 SET_ASIDE = ".damaged"
+
+#: Bytes of a checkpoint per parameter: itself and two moments of its gradient. Besides those that
+#: are kept there is the best one, and one that is being written.
+_BYTES_PER_PARAMETER = 12
 
 _MANIFEST = re.compile(r"(\d{8,})\.json")
 
@@ -174,6 +179,18 @@ class CheckpointStore:
             with suppress(FileNotFoundError):  # another process of the run was quicker
                 renamed.append(path.rename(path.with_name(path.name + SET_ASIDE)))
         return renamed
+
+    def require_space(self, model: nn.Module) -> None:
+        """See that the disk has room for all checkpoints of a run, before it begins.
+
+        Args:
+            model: is in each of them, with its optimiser.
+
+        Raises:
+            RunStopped: if it has not.
+        """
+        parameters = sum(p.numel() for p in model.parameters())
+        require_space(self.run, (KEPT + 2) * _BYTES_PER_PARAMETER * parameters)
 
     def clear_remains(self) -> None:
         """Remove what a killed process left half-written; only for who writes here."""

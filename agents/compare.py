@@ -152,6 +152,7 @@ def judge(
     jobs: int,
     on_progress: Callable[[int], None],
     flags: Sequence[Flag] = (),
+    on_cpu: bool = False,
 ) -> Comparison:
     """Evaluate the complete ones of ``runs``; what was evaluated before is not done again.
 
@@ -164,6 +165,7 @@ def judge(
         jobs: runs at a time.
         on_progress: called with the number of runs newly done.
         flags: what is known to be wrong already, of :func:`train_missing`.
+        on_cpu: judge there, whatever the runs were trained on: it may be another machine.
 
     Returns:
         What the runs that could be evaluated amount to, flagged with all that is wrong.
@@ -174,6 +176,8 @@ def judge(
     known = {flag.of for flag in flags}
     complete, noticed = survey(runs)
     flags = [*flags, *(flag for flag in noticed if flag.of not in known)]
+    if on_cpu:
+        complete = [replace(r, config=replace(r.config, device="cpu")) for r in complete]
     calls = [(run, tuple(tasks), episodes, mode) for run in complete]
     todo = [call for call in calls if cached_results(*call) is None]
     on_progress(len(runs) - len(todo))

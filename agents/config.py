@@ -165,7 +165,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}.") from None
     known = [field.name for field in dataclasses.fields(PPOConfig)]
     for name in values:
@@ -181,7 +181,7 @@ def preset_settings(suite: Suite) -> dict[str, Any]:
     Raises:
         ValueError: if one is no setting, or one that a suite cannot decide.
     """
-    known = [f.name for f in dataclasses.fields(PPOConfig) if f.name not in _NOT_OF_A_PRESET]
+    known = [f.name for f in dataclasses.fields(PPOConfig) if f.name not in NOT_OF_A_PRESET]
     for name in suite.preset:
         if name not in known:
             hint = did_you_mean(name, known)
@@ -190,7 +190,7 @@ def preset_settings(suite: Suite) -> dict[str, Any]:
 
 
 #: What is trained, not how.
-_NOT_OF_A_PRESET = ("suite", "env", "core", "seed")
+NOT_OF_A_PRESET = ("suite", "env", "core", "seed")
 
 #: Headings under which the options stand in the help of the command line, in this order.
 Group = Literal["Task", "Network", "Learning", "Machine"]
@@ -354,7 +354,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "backend": get_args(BackendChoice),
 }
 
-_COUNT = (1, 2**40, "at least 1")
+_COUNT = (1, 2**40, "in [1, 2**40]")
 _FRACTION = (0.0, 1.0, "in [0, 1]")
 _NOT_NEGATIVE = (0.0, 1e6, "in [0, 1e6]")
 _POSITIVE = (math.ulp(0.0), 1e6, "above 0 and at most 1e6")

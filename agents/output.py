@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+#: What animations are written as.
+ANIMATION_ENDINGS = (".gif", ".mp4")
+
 
 def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> None:
     """See that a file can be written to ``path``, before the work that fills it.

@@ -40,7 +40,9 @@ def require_writable(folder: Path) -> None:
     Raises:
         ValueError: if they cannot.
     """
+    made: list[Path] = []
     try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         try:
@@ -48,6 +50,9 @@ def require_writable(folder: Path) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
+        for path in made:  # those that there are now, the innermost first
+            with contextlib.suppress(OSError):
+                path.rmdir()
         raise ValueError(
             f"folder {str(folder)!r} cannot be written ({error.strerror}); give another."
         ) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from agents.guards import RunStopped
 from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, write_text
 
 
@@ -36,22 +37,27 @@ class RunLog:
         keep_until: of an interrupted run that this one continues, rows up to this ``x`` are kept;
             later ones are dropped, and what TensorBoard saw of them is marked as superseded.
             ``None``: a new run.
+
+    Raises:
+        RunStopped: if its files cannot be made.
     """
 
     def __init__(
         self, folder: Path, config: Settings, *, x: str = "env_steps", keep_until: int | None = None
     ) -> None:
         self._x = x
-        # First of all: by it a run that is stopped right now is known again.
-        write_text(folder / CONFIG_NAME, config.to_toml())
         # TensorBoard's import warns about its own dependencies.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            # First of all: by it a run that is stopped right now is known again.
+            write_text(folder / CONFIG_NAME, config.to_toml())
             purge = None if keep_until is None else keep_until + 1
             self._events: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge)
-        self._table = _Table(folder / PROGRESS_NAME, x, keep_until)
+            self._table = _Table(folder / PROGRESS_NAME, x, keep_until)
+        except OSError as error:
+            raise RunStopped(f"{str(folder)!r} cannot be written ({error.strerror}).") from None
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one row; it is on disk when this returns, if that can be written."""

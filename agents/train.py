@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +29,6 @@ from agents.run_folder import (
     LOCK_NAME,
     claim_existing_run,
     claim_run_folder,
-    require_space,
 )
 from agents.run_log import RunLog
 from agents.signals import Stopped, StopRequest
@@ -44,12 +44,6 @@ from envs import (
 
 #: Called after every update with the row that was logged.
 OnUpdate = Callable[[Mapping[str, float]], None]
-
-#: Checkpoints that can be on disk at once: two, the best, and one being written.
-_CHECKPOINTS = 4
-
-#: Bytes of a checkpoint per parameter: the parameter and Adam's two moments.
-_BYTES_PER_PARAMETER = 12
 
 
 class Trainer:
@@ -194,8 +188,7 @@ class Trainer:
         return 0
 
     def _make_log(self) -> RunLog:
-        parameters = sum(p.numel() for p in self.policy.parameters())
-        require_space(self.folder, _CHECKPOINTS * _BYTES_PER_PARAMETER * parameters)
+        agent_store(self.folder).require_space(self.policy)
         keep = self.env_steps if self._resumed else None
         return RunLog(self.folder, self.config, keep_until=keep)
 
@@ -242,7 +235,9 @@ class Trainer:
     def _remove_traces(self) -> None:
         """Undo what the run made in its folder, which was empty before."""
         for path in self.folder.iterdir():
-            if path.is_file() and path.name != LOCK_NAME:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # of a first checkpoint, half-written
+            elif path.name != LOCK_NAME:
                 path.unlink()
         if self._lock is not None:
             self._lock.release()
@@ -380,5 +375,5 @@ def usable_device(name: str) -> torch.device:
         torch.empty(1, device=device)
         torch.Generator(device)  # actions are sampled there
     except (RuntimeError, AssertionError):  # torch asserts when built without CUDA
-        raise ValueError(f"device {name!r} cannot be used here; 'cpu' always can.") from None
+        raise ConfigError("device", f"{name!r} cannot be used here; 'cpu' always can.") from None
     return device

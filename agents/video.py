@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.output import check_output, whole_file
+from agents.output import ANIMATION_ENDINGS, check_output, whole_file
 from agents.overlay import Overlay
 from agents.record import Recording
 
-ENDINGS = (".gif", ".mp4")
+ENDINGS = ANIMATION_ENDINGS
 LAST_FRAME_MILLISECONDS = 1500
 
 #: What every browser plays; libx264 is left out of some builds of ffmpeg.

@@ -103,7 +103,7 @@ class Ranks(World):
         padded = tensor.new_zeros(most, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         counts = self.gather(torch.tensor([len(tensor)]), 0).tolist()
-        every = self.gather(padded, 0).split(most) if most else [padded] * self.size
+        every = self.gather(padded, 0).view(self.size, most, *tensor.shape[1:])
         return torch.cat([rows[:count] for rows, count in zip(every, counts, strict=True)])
 
     def any(self, flag: bool) -> bool:

@@ -55,7 +55,7 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
 def _read(resolved: str, path: str, changed: int) -> Suite:
     try:
         table = tomllib.loads(Path(resolved).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"suite {path!r} cannot be read: {error}.") from None
     try:
         return _suite(table)

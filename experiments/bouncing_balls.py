@@ -188,7 +188,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
             frames = self.test_videos(balls, curtain=curtain).frames[:_SHOWN] / 255
             told, last = frames[:, self.config.context :], frames[:, self.config.context - 1, None]
             errors = (float(((told - guess) ** 2).mean()) for guess in (last, mean))
-            found[_label(balls, curtain)] = (next(errors), next(errors))
+            found[video_label(balls, curtain)] = (next(errors), next(errors))
         return found
 
     @property
@@ -219,7 +219,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
             Row(
                 f"{kind}_{_key(balls, curtain)}",
                 trained_label(
-                    f"{text}, {_label(balls, curtain)}",
+                    f"{text}, {video_label(balls, curtain)}",
                     balls == self.config.balls and self._has_trained(curtain),
                 ),
                 "",
@@ -268,5 +268,11 @@ def _key(balls: int, curtain: bool) -> str:
     return f"{balls}_curtain" if curtain else str(balls)
 
 
-def _label(balls: int, curtain: bool) -> str:
+def video_label(balls: int, curtain: bool) -> str:
+    """What to call a kind of video.
+
+    Example:
+        >>> video_label(4, True)
+        '4 balls, curtain'
+    """
     return f"{balls} ball{'s' * (balls > 1)}{', curtain' * curtain}"

@@ -132,8 +132,10 @@ class ExperimentConfig:
             raise ConfigError(name, f"must be one of {', '.join(choices)}; got {value!r}{hint}")
         if isinstance(value, int | float):
             low, high = field.metadata["low"], field.metadata["high"]
-            if not low <= value <= high or not math.isfinite(value):  # the first is false for NaN
-                raise ConfigError(name, f"must be {_range(low, high)}; got {value}.")
+            if type(value) is int:  # numbers without an end would fit no tensor and no file
+                high = min(high, _MOST)
+            if not low <= value <= high or abs(value) == math.inf:  # the first is false for NaN
+                raise ConfigError(name, f"must be {_range(low, high, value)}; got {value}.")
 
     @property
     def unused(self) -> frozenset[str]:
@@ -219,7 +221,7 @@ def read_settings(path: Path, kind: type[ExperimentConfig]) -> dict[str, Any]:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}.") from None
     task = values.pop("task", kind.task)
     if task != kind.task:
@@ -245,9 +247,9 @@ def read_config(path: Path, kind: type[Config]) -> Config:
         raise ValueError(f"{str(path)!r} cannot be used: {error}") from None
 
 
-def _range(low: float, high: float) -> str:
+def _range(low: float, high: float, got: float) -> str:
     if low == _TINY:
         return f"above 0 and at most {high:g}"
     if high in (_MOST, math.inf):
-        return f"at least {low:g}"
+        return "at most 2**40" if got > _MOST else f"at least {low:g}"
     return f"in [{low:g}, {high:.10g}]"

@@ -33,6 +33,7 @@ from experiments.snapshot import (
     claimed_run,
     copy_of,
     load_snapshot,
+    run_store,
     save_snapshot,
     weights_of,
 )
@@ -153,6 +154,7 @@ class _Fit(Generic[Config, Batch]):
 
     def run(self, on_row: OnRow | None) -> Results:
         """Train what is left, then judge."""
+        run_store(self.folder).require_space(self.state.model)
         steps = self.position.steps
         log = RunLog(self.folder, self.config, x="step", keep_until=steps if steps else None)
         with log, StopRequest() as stop:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from agents.output import whole_file
-from experiments.bouncing_balls import BouncingBallsExperiment
+from experiments.bouncing_balls import BouncingBallsExperiment, video_label
 from experiments.fit import judging
 
 #: Frames after the last true one that a picture shows.
@@ -64,8 +64,7 @@ def _videos(trained: Mapping[str, tuple[BouncingBallsExperiment, nn.Module]]) ->
                 predicted = experiment.roll_out(model, experiment.as_input(seen[:1]))
             values = predicted[:, 0].reshape(frames["true"].shape).cpu().numpy()
             frames[core] = (255 * values).round().astype(np.uint8)
-        label = f"{balls} balls,\ncurtain" if curtain else f"{balls} balls"
-        found.append(Shown(label, curtains[0], frames))
+        found.append(Shown(video_label(balls, curtain), curtains[0], frames))
     return found
 
 
@@ -83,7 +82,7 @@ def draw_moment(videos: Sequence[Shown], step: int, context: int) -> Image.Image
     heads = ["true", *names[1:]]
     rows = [
         (
-            video.label,
+            video.label.replace(", ", ",\n"),
             [
                 _cell(frames[step], video.curtain, name != "true" and ahead > 0)
                 for name, frames in video.frames.items()
@@ -107,7 +106,7 @@ def draw_strips(videos: Sequence[Shown], context: int) -> Image.Image:
     for video in videos:
         for name, frames in video.frames.items():
             cells = [_cell(frames[context - 2 + n], video.curtain, False) for n in ahead]
-            rows.append((video.label.replace("\n", " ") if name == "true" else name, cells))
+            rows.append((video.label if name == "true" else name, cells))
     return _sheet([f"+{n}" for n in ahead], rows, corner="ahead", group=len(videos[0].frames))
 
 

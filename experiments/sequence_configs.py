@@ -132,7 +132,9 @@ class CopyingConfig(DrawnConfig):
     train_blanks: int = option(
         50, "Data", "Steps between the symbols and their recall, in training.", low=1, high=_LONGEST
     )
-    test_blanks: str = option("50,100,200,400", "Data", "The same in the end, several numbers.")
+    test_blanks: str = option(
+        "50,100,200,400", "Data", "The same in the end, one or more.", metavar="N,N"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +153,9 @@ class AddingConfig(DrawnConfig):
     task: ClassVar[str] = "adding"
 
     train_length: int = option(50, "Data", "Numbers in a training sequence.", low=2, high=_LONGEST)
-    test_lengths: str = option("50,200,1000", "Data", "The same in the end, several numbers.")
+    test_lengths: str = option(
+        "50,200,1000", "Data", "The same in the end, one or more.", metavar="N,N"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,7 +181,9 @@ class SequentialMNISTConfig(SequenceConfig):
         "pixel", "Data", "A step is a pixel, a row, or a pixel in one shuffled order for all."
     )
     train_side: int = option(14, "Data", "Side of the images trained on, pixels.", low=1, high=1000)
-    test_sides: str = option("14,16,19,24", "Data", "The same in the end, several numbers.")
+    test_sides: str = option(
+        "14,16,19,24", "Data", "The same in the end, one or more.", metavar="N,N"
+    )
     train_digits: int = option(
         0, "Data", "Digits of the training split that are used; 0: all.", low=0, high=_MOST
     )
@@ -211,7 +217,7 @@ class BouncingBallsConfig(SequenceConfig):
     task: ClassVar[str] = "bouncing-balls"
 
     balls: int = option(4, "Data", "Balls in the videos trained on.", low=1, high=100)
-    test_balls: str = option("4,6,8", "Data", "The same in the end, several numbers.")
+    test_balls: str = option("4,6,8", "Data", "The same in the end, one or more.", metavar="N,N")
     curtain_share: float = option(
         0.5, "Data", "Of the videos trained on, those with an invisible curtain.", low=0, high=1
     )

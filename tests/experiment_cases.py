@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.run_folder import PROGRESS_NAME
-from agents.tensor_file import load_tensors
 from experiments.config import ExperimentConfig, changed, option
 from experiments.experiment import Experiment, Published, Row, Selection, State
 from experiments.registry import Task
-from experiments.snapshot import CHECKPOINT_NAME, FORMAT_VERSION
+from experiments.snapshot import run_store
 
 Batch = tuple[Tensor, Tensor]
 
@@ -133,7 +132,8 @@ def kill() -> None:
 
 def left_by(folder: Path) -> dict[str, Any]:
     """All that a run leaves but times."""
-    content = load_tensors(folder / CHECKPOINT_NAME, FORMAT_VERSION)
+    stored = run_store(folder).load()
+    content = {**stored.tensors, **stored.about}
     content["position"].pop("seconds")
     with (folder / PROGRESS_NAME).open(newline="") as file:
         rows = list(csv.DictReader(file))

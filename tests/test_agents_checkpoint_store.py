@@ -24,7 +24,10 @@ from agents.checkpoint_store import (
 from agents.output import UNFINISHED
 from agents.versions import other_versions, versions
 
-TENSORS = {"weight": torch.arange(500.0), "state": {"step": 3, "parts": [torch.ones(2)]}}
+TENSORS: dict[str, Any] = {
+    "weight": torch.arange(500.0),
+    "state": {"step": 3, "parts": [torch.ones(2)]},
+}
 ABOUT = {"config": {"core": "gru"}, "env_steps": 7}
 
 

@@ -43,7 +43,7 @@ from compare_cases import (
     interrupt,
     make_config,
 )
-from envs import Task
+from envs import BackendName, Task
 
 # Planning ---------------------------------------------------------------------------------------
 
@@ -191,7 +191,8 @@ def test_settings_without_effect_may_differ(root: Path) -> None:
 def test_run_trained_on_another_backend_is_refused(root: Path) -> None:
     folder = root / "none-seed0"
     checkpoint = load_checkpoint(folder)
-    other = {"envpool": "gymnasium", "gymnasium": "envpool"}[checkpoint.backend]
+    others: dict[BackendName, BackendName] = {"envpool": "gymnasium", "gymnasium": "envpool"}
+    other = others[checkpoint.backend]
     save_checkpoint(folder, replace(checkpoint, backend=other))
     with pytest.raises(ValueError, match=f"trained with environments='{other}'") as caught:
         plan(make_config(), CORES, SEEDS, root)

@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from agents import run_folder
 from agents import train as training
 from agents.checkpoint import load_checkpoint
 from agents.guards import CannotSave, RunStopped, TrainingError, first_not_finite
@@ -52,7 +52,7 @@ def break_weight(trainer: Trainer, rollout: Rollout) -> Rollout:
 
 
 def break_gradient(trainer: Trainer, rollout: Rollout) -> Rollout:
-    trainer.policy.actor.weight.register_hook(lambda g: g * math.nan)
+    trainer.policy.actor.weight.register_hook(lambda g: g * math.nan)  # type: ignore[no-untyped-call]
     return rollout
 
 
@@ -93,7 +93,7 @@ def test_gradient_that_is_broken_changes_no_weight(tmp_path: Path) -> None:
     def spoil(row: Any) -> None:
         if row["update"] == 2:
             spoil.weights = {n: p.clone() for n, p in trainer.policy.named_parameters()}  # type: ignore[attr-defined]
-            trainer.policy.actor.weight.register_hook(lambda g: g * math.inf)
+            trainer.policy.actor.weight.register_hook(lambda g: g * math.inf)  # type: ignore[no-untyped-call]
 
     with pytest.raises(TrainingError, match="gradient"):
         trainer.run(spoil)
@@ -115,8 +115,8 @@ def test_absurd_learning_rate_is_one_line(rims: Rims) -> None:
 def test_disk_without_room_is_found_before_training(
     tmp_path: Path, rims: Rims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = run_folder.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
     line = assert_one_line(rims(*TRAIN, *TOY, "--run-dir", "run"), code=1)
     assert "has room for 0 MB" in line
     assert not (tmp_path / "here" / "run" / PROGRESS_NAME).exists()
@@ -311,8 +311,8 @@ def test_second_writer_is_told_who_writes_and_a_dead_one_holds_nothing(
             assert f"is in use by process {running.pid} on {os.uname().nodename}" in line
         running.kill()
         running.communicate(timeout=60)
-    steps = load_checkpoint(tmp_path / "run").env_steps + 300
-    assert rims("resume", "run", "--total-steps", str(steps)).code == 0
+    total = load_checkpoint(tmp_path / "run").env_steps + 300
+    assert rims("resume", "run", "--total-steps", str(total)).code == 0
 
 
 def test_what_ends_a_run_is_told_in_one_line() -> None:

@@ -28,6 +28,7 @@ from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, read_progress
 from agents.signals import Stopped
 from agents.train import Trainer
 from command_line import TOY, Rims, assert_one_line, tree
+from envs import level_seeds
 
 TIME_COLUMNS = ("seconds", "env_steps_per_second")
 UPDATES = 12
@@ -391,8 +392,7 @@ def test_environments_that_lead_elsewhere_are_told_in_one_line(
 ) -> None:
     other = ("--env", "MiniGrid-DoorKey-5x5-v0")
     assert rims(*RUN, *other, "--total-steps", "1000").code == 0
-    seeds = training.level_seeds
-    monkeypatch.setattr(training, "level_seeds", lambda seed, *rest: seeds(seed + 1, *rest))
+    monkeypatch.setattr(training, "level_seeds", lambda seed, *rest: level_seeds(seed + 1, *rest))
     line = assert_one_line(rims("resume", "run", "--total-steps", "9999"), code=1)
     assert "cannot be resumed" in line
     shutil.rmtree(tmp_path / "here" / "run")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from agents.slurm import SlurmLauncher, SubmissionError, read_settings
 from agents.slurm_job import ResumableCall
 from agents.train import Trainer
 from command_line import COMPARE, ROOT, TOY, Rims, assert_one_line, process, tree, wait_for_rows
-from compare_cases import TASKS, ignore, make_config
+from compare_cases import TASKS, change_checkpoint, ignore, make_config
 
 
 @pytest.fixture
@@ -272,7 +273,10 @@ def test_compare_on_slurm_gives_what_it_gives_here(
     assert "#SBATCH --array=0-2%2" in (state.folder / "100.sh").read_text()
 
     # Nothing to train; judged on the CPU, as there may be no other device here.
-    more = ("--total-steps", "256", "--seeds", "2", "--episodes", "3", "--device", "cuda")
+    for seed in (0, 1):
+        folder = tmp_path / "here" / "root" / f"none-seed{seed}"
+        change_checkpoint(folder, config=replace(load_checkpoint(folder).config, device="meta"))
+    more = ("--total-steps", "256", "--seeds", "2", "--episodes", "3", "--device", "meta")
     again = rims(*SLURM, *more)
     assert (again.code, "Submitted" in again.err) == (0, False)
     assert not (state.folder / "101.sh").exists()

@@ -360,20 +360,25 @@ def table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows][2:]
 
 
+def existing_tests(guards: str, what: str) -> set[str]:
+    """The names of tests in a cell, each of which there is."""
+    tests = re.findall(r"`(\w+\.py)::(\w+)`", guards)
+    assert tests, f"{what} names no test"
+    assert guards.count("::") == len(tests), f"{what} names a test in another form"
+    for file, function in tests:
+        path = ROOT / "tests" / file
+        assert path.is_file(), f"{what}: there is no {file}"
+        defined = re.findall(r"^def (test_\w+)\(", path.read_text("utf-8"), re.MULTILINE)
+        assert function in defined, f"{what}: {file} has no {function}"
+    return {function for _, function in tests}
+
+
 def test_every_trap_of_the_documentation_has_a_test_that_exists() -> None:
     rows = table(section("ppo.md", "Traps"))
     assert [row[0] for row in rows] == [str(number) for number in range(1, 23)]
-    named = set()
+    named: set[str] = set()
     for number, *_, guards in rows:
-        tests = re.findall(r"`(\w+\.py)::(\w+)`", guards)
-        assert tests, f"trap {number} names no test"
-        assert guards.count("::") == len(tests), f"trap {number} names a test in another form"
-        for file, function in tests:
-            path = ROOT / "tests" / file
-            assert path.is_file(), f"trap {number}: there is no {file}"
-            defined = re.findall(r"^def (test_\w+)\(", path.read_text("utf-8"), re.MULTILINE)
-            assert function in defined, f"trap {number}: {file} has no {function}"
-            named.add(function)
+        named |= existing_tests(guards, f"trap {number}")
     here = re.findall(r"^def (test_\w+)\(", Path(__file__).read_text("utf-8"), re.MULTILINE)
     of_documentation = {name for name in here if "documentation" in name}
     assert set(here) - of_documentation <= named  # nothing in this file is forgotten there

@@ -62,6 +62,13 @@ def test_sb3_contrib_ppo() -> None:
     assert not np.array_equal(example.act(loaded)[1], state)  # equality was not trivial
 
 
+def test_jax_copying(capsys: pytest.CaptureFixture[str]) -> None:
+    losses, right = load("jax_copying", needs="optax").main(updates=300)
+    assert losses[-1] < 0.5 * losses[0]
+    assert right > 0.5  # by chance a quarter
+    assert f"{losses[-1]:.3f}" in capsys.readouterr().out
+
+
 # TorchRL and Lightning use deprecated parts of themselves and of torch; not ours to mend.
 @pytest.mark.filterwarnings("ignore:Creating .* inherits from WeightUpdaterBase:DeprecationWarning")
 def test_torchrl_lstm_module() -> None:

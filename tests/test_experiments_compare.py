@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
+from agents.checkpoint_store import has_checkpoint
 from agents.run_folder import PROGRESS_NAME, lock_folder
 from command_line import ROOT, Rims, assert_one_line, tree
 from experiment_cases import LINE, line
@@ -28,7 +29,6 @@ from experiments.commands.experiment import experiment, task_command
 from experiments.experiment import Row
 from experiments.fit import RESULTS_NAME, fit, read_results
 from experiments.registry import TASKS
-from experiments.snapshot import CHECKPOINT_NAME
 
 CALL = ("experiment", "line", "--model", "linear,mlp", "--seeds", "2", "--run-root", "root")
 
@@ -222,7 +222,7 @@ def test_ctrl_c_saves_all_runs_and_the_same_command_goes_on(tmp_path: Path) -> N
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err.splitlines()[-1]) == (130, "Interrupted.")
     assert "Traceback" not in err
-    assert (folder / CHECKPOINT_NAME).is_file()
+    assert has_checkpoint(folder)
     assert not (folder / RESULTS_NAME).exists()
     fit(line(samples=64, checkpoint_every=1000), folder)
     fit(line(samples=64), tmp_path / "whole")
@@ -242,9 +242,10 @@ def test_signal_to_the_command_alone_saves_its_runs(tmp_path: Path, number: sign
         time.sleep(0.02)
     running.send_signal(number)
     running.communicate(timeout=60)  # the run has its outputs, too: both have ended
-    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+    assert running.returncode == codes[number]
     lock_folder(folder).release()
-    assert (folder / CHECKPOINT_NAME).is_file()
+    assert has_checkpoint(folder)
     assert not (folder / RESULTS_NAME).exists()
 
 

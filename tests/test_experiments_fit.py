@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from agents.checkpoint_store import FOLDER_NAME, has_checkpoint
 from agents.run_folder import FAILURE_NAME, PROGRESS_NAME, lock_folder, read_progress
 from command_line import ROOT, tree
 from experiment_cases import (
@@ -28,7 +29,7 @@ from experiment_cases import (
 from experiments import fit as fitting
 from experiments.experiment import Selection, State
 from experiments.fit import RESULTS_NAME, FitError, Results, fit, read_results
-from experiments.snapshot import CHECKPOINT_NAME
+from experiments.snapshot import run_store
 
 #: Steps of the whole run: 4 epochs of 6.
 STEPS = 24
@@ -92,9 +93,12 @@ def test_killed_process_continues_exactly(tmp_path: Path, whole: Path, step: int
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    assert (folder / CHECKPOINT_NAME).exists() == (step > 4)
-    (folder / f"{CHECKPOINT_NAME}.123.tmp").write_bytes(b"half")
+    assert has_checkpoint(folder) == (step > 4)
+    (folder / FOLDER_NAME).mkdir(exist_ok=True)
+    half = folder / FOLDER_NAME / "00000009.json.123.tmp"
+    half.write_bytes(b"half")
     assert_continues_to(folder, whole)
+    assert not half.exists()
 
 
 @pytest.mark.parametrize("place", ["save_snapshot", "weights_of", "judging", "write_text"])
@@ -201,7 +205,7 @@ def test_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     crashing.before_step = stop_at(7, crash)
     with pytest.raises(Crash):
         fit(crashing, tmp_path)
-    (tmp_path / CHECKPOINT_NAME).write_bytes(b"x")
+    run_store(tmp_path).load().path.write_bytes(b"x")
     with pytest.raises(ValueError, match="damaged"):
         fit(line(), tmp_path)
 
@@ -377,12 +381,12 @@ def test_results_leave_out_what_is_not_finite(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
-def test_progress_that_lost_rows_is_refused(tmp_path: Path) -> None:
+def test_table_that_lost_rows_is_gone_on_with(tmp_path: Path) -> None:
     crashing = line()
     crashing.before_step = stop_at(17, crash)
     with pytest.raises(Crash):
         fit(crashing, tmp_path)
     text = (tmp_path / PROGRESS_NAME).read_text()
     (tmp_path / PROGRESS_NAME).write_text(text.splitlines()[0] + "\n")
-    with pytest.raises(ValueError, match="has lost rows"):
-        fit(line(), tmp_path)
+    fit(line(), tmp_path)
+    assert read_progress(tmp_path)["epoch"] == [3, 4]

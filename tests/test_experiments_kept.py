@@ -10,17 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.tensor_file import load_tensors, save_tensors
 from experiment_cases import Batch, LineExperiment, assert_same, left_by, line, stop_at
 from experiments.experiment import Experiment, State, identity
-from experiments.fit import RESULTS_NAME, fit, read_results
-from experiments.snapshot import (
-    BEST_NAME,
-    CHECKPOINT_NAME,
-    FORMAT_VERSION,
-    load_weights,
-    weights_of,
-)
+from experiments.fit import fit
+from experiments.snapshot import load_weights, run_store, weights_of
 
 #: Falls from the first epoch to the second and rises then.
 _LOSSES = (3.0, 1.0, 2.0, 4.0)
@@ -79,44 +72,6 @@ def test_weights_and_epoch_agree_after_a_crash_between_the_two(tmp_path: Path) -
     assert_same(weights_of(shown), crashing.seen[3.0])
 
 
-def _as_before(folder: Path, best: dict[str, Tensor], epoch: int) -> None:
-    """Rewrite a run as earlier versions left it: the best weights beside the checkpoint."""
-    content = load_tensors(folder / CHECKPOINT_NAME, FORMAT_VERSION)
-    del content["best"], content["data"]
-    save_tensors(folder / CHECKPOINT_NAME, content, FORMAT_VERSION)
-    save_tensors(folder / BEST_NAME, {"model": best, "epoch": epoch}, FORMAT_VERSION)
-
-
-def test_unfinished_run_of_an_earlier_version_goes_on_with_its_best_weights(tmp_path: Path) -> None:
-    crashing = told(checkpoint_every=7)
-    crashing.before_step = stop_at(13, crash)
-    with pytest.raises(Crash):
-        fit(crashing, tmp_path)
-    _as_before(tmp_path, crashing.seen[1.0], 2)  # it had judged epoch 2 after its checkpoint
-    again = told(checkpoint_every=7)
-    again.first, again.losses = 7, (3.0, 5.0, 6.0, 7.0)
-    results = fit(again, tmp_path)
-    assert results.judged_epoch == 2
-    assert_same(again.tested, crashing.seen[1.0])
-    assert not (tmp_path / BEST_NAME).exists()
-
-
-def test_finished_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    done = told()
-    results = fit(done, tmp_path)
-    assert results.judged_epoch == 2
-    _as_before(tmp_path, done.seen[1.0], 2)
-    text = (tmp_path / RESULTS_NAME).read_text()
-    (tmp_path / RESULTS_NAME).write_text(text.replace(',\n  "data": ""', ""))
-    assert read_results(tmp_path) == results._replace(data=None)
-    model = done.make_model()
-    load_weights(tmp_path, model)
-    assert_same(weights_of(model), done.seen[1.0])
-    (tmp_path / BEST_NAME).unlink()
-    with pytest.raises(ValueError, match=rf"{BEST_NAME}: damaged or not a checkpoint"):
-        load_weights(tmp_path, model)
-
-
 # Data -------------------------------------------------------------------------------------------
 
 
@@ -133,11 +88,12 @@ def test_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     crashing.before_step = stop_at(7, crash)
     with pytest.raises(Crash):
         fit(crashing, tmp_path)
-    before = (tmp_path / CHECKPOINT_NAME).read_bytes()
+    path = run_store(tmp_path).load().path
+    before = path.read_bytes()
     with pytest.raises(ValueError, match=r"other data \(5 samples\) than .* \(7 samples\)\.") as e:
         fit(FromOtherFile(line().config), tmp_path)
     assert "\n" not in str(e.value)
-    assert (tmp_path / CHECKPOINT_NAME).read_bytes() == before
+    assert path.read_bytes() == before
     assert fit(FromFile(line().config), tmp_path).data == "5 samples"
 
 

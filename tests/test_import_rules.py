@@ -26,6 +26,9 @@ FORBIDDEN = {
     "agents": {"experiments"},
 }
 
+#: What the extra ``jax`` brings; only rims.jax, the command line, tests and examples touch it.
+JAX = {"jax", "jaxlib", "flax", "optax"}
+
 #: Where the commands of ``cli`` are.
 COMMANDS = ("agents.commands.", "experiments.commands.")
 
@@ -113,6 +116,9 @@ def _breaks_a_rule(module: str, owner: str, imported: Import, public: dict[str, 
         return True
     if root in FORBIDDEN.get(owner, set()):
         return True
+    needs_jax = root in JAX or f"{imported}.".startswith("rims.jax.")
+    if needs_jax and owner not in ("cli", "examples"):
+        return not f"{module}.".startswith("rims.jax.")
     if module == "rims.functional":
         return root == "rims"
     if owner == "nfm":
@@ -200,6 +206,12 @@ PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "nfm": {"NFM"}, "envs": {"Task"}}
         ("rims.functional", "from . import cells"),
         ("rims.functional", "from .cells import RIMCell"),
         ("rims.functional", "import rims"),
+        ("rims.layers", "import jax"),
+        ("rims.layers", "def f():\n    from flax import nnx"),
+        ("rims", "from rims.jax import scan"),
+        ("rims.bench.run", "from rims import jax"),
+        ("agents.policy", "import optax"),
+        ("rims.jax.step", "from agents import ppo"),
         ("nfm.module", "import rims"),
         ("nfm.module", "from rims import RIM_LSTM"),
         ("nfm.module", "from rims.cells import RIMCell"),
@@ -249,6 +261,10 @@ def test_offences_finds(module: str, source: str) -> None:
         ("rims.layers", "from rims.cells import RIMCell\nimport torch"),
         ("rims.scan.fast", "from ..functional import topk_mask\nfrom . import reference"),
         ("rims.functional", "import math\nfrom torch import Tensor"),
+        ("rims.jax", "import jax"),
+        ("rims.jax.step", "import jax.numpy as jnp\nfrom rims.jax import functional"),
+        ("agents.commands.bench", "from rims.jax.bench import bench_jax"),
+        ("examples.small", "import optax\nfrom rims.jax import RIM_LSTM"),
         ("nfm.module", "from rims.functional import topk_softmax"),
         ("nfm.module", "from rims import functional\nimport rims.functional as RF"),
         ("nfm.native.run", "from rims.native import threads\nfrom rims.native.simd import load"),

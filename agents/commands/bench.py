@@ -212,7 +212,7 @@ def _measure_agents(contest: Contest, out: Path) -> str:
     from agents.throughput.report import progress_line, to_dict, to_markdown
     from agents.throughput.run import Measured, MeasuringError, measure
 
-    machine = _machine(contest.config.threads)
+    machine = about_machine(contest.config.threads)
 
     def write(name: str, newest: Round, measured: Measured) -> None:
         click.echo(progress_line(contest, name, newest, measured), err=True)
@@ -233,7 +233,7 @@ def _measure_agents(contest: Contest, out: Path) -> str:
 _PACKAGES = ("torch", "numpy", "gymnasium", "minigrid", "envpool", "sb3-contrib")
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def about_machine(threads: int) -> dict[str, Any]:
     """What a measurement of agents was made on."""
     import importlib.metadata
 

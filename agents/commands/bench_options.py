@@ -11,6 +11,7 @@ from agents.commands.options import (
     COUNT,
     FOLDER,
     CommaSeparated,
+    FiniteRange,
     Decorated,
     config_options,
     plain_option,
@@ -29,9 +30,9 @@ QUICK: dict[str, Any] = {
 QUICK_AGENTS: dict[str, Any] = {"rounds": 2, "updates": 2, "num_envs": 8}
 
 #: Settings of PPOConfig that are no part of ``rims bench agents``, or that it has its own of.
-_NOT_OF_AGENTS = (
+NOT_OF_AGENTS = (
     *("core", "seed", "total_steps", "anneal_learning_rate", "bootstrap_truncated"),
-    *("threads", "device", "checkpoint_every"),
+    *("threads", "device", "checkpoint_every", "restart_envs_every"),
 )
 
 #: The same of ``rims bench nfm``.
@@ -91,7 +92,7 @@ def _of_rounds(contenders: str, *, seconds: float) -> tuple[Callable[[Decorated]
         ),
         plain_option(
             "--seconds-per-case",
-            type=float,
+            type=FiniteRange(0, 3600),
             metavar="X",
             default=seconds,
             help="A case that takes longer gets fewer rounds, at least 3.",
@@ -113,6 +114,16 @@ def _of_cases(
             help=f"Where the {run} run.",
         ),
     )
+
+
+_PASS = plain_option(
+    "--pass",
+    "passes",
+    type=CommaSeparated(PASSES),
+    metavar="NAMES",
+    default=",".join(PASSES),
+    help="Forward without gradients; forward and backward.",
+)
 
 
 def _of_grid(
@@ -152,14 +163,7 @@ def _of_grid(
             default=",".join(KINDS),
             help=kinds,
         ),
-        plain_option(
-            "--pass",
-            "passes",
-            type=CommaSeparated(PASSES),
-            metavar="NAMES",
-            default=",".join(PASSES),
-            help="Forward without gradients; forward and backward.",
-        ),
+        _PASS,
     )
 
 
@@ -255,7 +259,7 @@ _AGENTS = (
 
 def agents_options(command: Decorated) -> Decorated:
     """The options of ``rims bench agents``."""
-    command = config_options(*_NOT_OF_AGENTS)(command)
+    command = config_options(*NOT_OF_AGENTS)(command)
     for option in reversed(_AGENTS):
         command = option(command)
     return command

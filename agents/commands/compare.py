@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,10 +148,10 @@ def compare(
         )
     jobs = min(jobs or (len(runs) if launch else usable_processors()), len(runs))
     here = min(jobs, usable_processors()) if launch else jobs
-    judged = [_on_cpu(run) for run in runs] if launch else runs
-    judge = partial(comparing.judge, judged, suite, chosen, episodes=episodes, mode=mode, jobs=here)
+    judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=here)
     with claimed(run_root, report_only):
-        comparison = _judge(judge, runs, [] if report_only else _train(runs, jobs, launch))
+        flags = [] if report_only else _train(runs, jobs, launch)
+        comparison = _judge(partial(judge, on_cpu=launch is not None), runs, flags)
         written = write_report(comparison, run_root)
     if as_json:
         click.echo(json.dumps(to_dict(comparison), indent=2))
@@ -195,11 +194,6 @@ def _launcher(
     with checking_input():
         given = {"cpus_per_task": threads, **read_settings(settings)}
         return SlurmLauncher(run_root / "slurm", given, partial(click.echo, err=True))
-
-
-def _on_cpu(run: Run) -> Run:
-    """A run whose agent is judged here, where there may be no device such as the cluster has."""
-    return replace(run, config=replace(run.config, device="cpu"))
 
 
 def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Flag]:

@@ -40,6 +40,9 @@ def evaluate(
     episode is a level of its own, never a training level's seed. Success means the episode ended
     with a reward above 0. Intervals hold for this agent; another seed may differ by more.
     """
+    with checking_input():
+        tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
+        options.require_run(run)
     import torch
 
     from agents.checkpoint import load_checkpoint
@@ -48,7 +51,6 @@ def evaluate(
     from agents.evaluate import evaluate as run_evaluation
 
     with checking_input():
-        tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
         loaded = load_checkpoint(run, checkpoint)
         config = loaded.config
         torch.set_num_threads(config.threads)

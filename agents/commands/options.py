@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +156,19 @@ def plain_option(*names: str, **attributes: Any) -> Callable[[Decorated], Decora
     return click.option(*names, cls=PlainOption, **attributes)
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers; click's lets NaN through, which is in none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As click does, but for NaN."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 class _Folder(click.Path):
     """A folder that is named; click takes no name for the current one."""
 
@@ -188,6 +202,17 @@ class WhichCheckpoint(click.ParamType[str | int]):
 FOLDER = _Folder(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(1, 10**6)
+
+
+def require_run(folder: Path) -> None:
+    """See that there is a run's folder, before torch is imported to read it.
+
+    Raises:
+        ValueError: in one line, if there is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
+
 
 # Of several commands.
 RUN = click.argument("run", type=FOLDER)
@@ -283,11 +308,22 @@ OUT = plain_option(
     "--out", required=True, type=_FILE, metavar="NAME", help="The .gif or .mp4 to write."
 )
 FPS = plain_option(
-    "--fps", default=4.0, type=click.FloatRange(0.5, 50), metavar="X", help="Frames per second."
+    "--fps", default=4.0, type=FiniteRange(0.5, 50), metavar="X", help="Frames per second."
 )
 MAX_STEPS = plain_option(
     "--max-steps", default=300, type=COUNT, metavar="N", help="Stop after this many."
 )
+
+
+def plain_line(message: str) -> str:
+    r"""A message as one line: what was typed may break lines or hold what terminals obey.
+
+    >>> plain_line("no such option: --a\nb\x1b[31m")
+    'no such option: --a b\\x1b[31m'
+    """
+    line = " ".join(part.strip() for part in message.splitlines()).strip()
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(escaped)
 
 
 class UserError(click.ClickException):
@@ -311,6 +347,14 @@ def checking_input() -> Iterator[None]:
         raise UserError(f"{flag(error.field)} {error.rule}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
+    except OSError as error:  # such as a name that is too long, or a folder of another user
+        raise UserError(os_trouble(error)) from None
+
+
+def os_trouble(error: OSError) -> str:
+    """What the operating system refuses, and for which file."""
+    name = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
+    return f"{name}{error.strerror or error}; give another."
 
 
 def typed_of(given: dict[str, Any]) -> dict[str, Any]:

@@ -36,12 +36,14 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...], x: str) ->
     mean, with its 95 % bootstrap band.
     """
     from agents.output import check_output
-    from agents.plots import ENDINGS, check_metrics, save_curves
     from agents.run_list import find_runs, read_run, with_progress
 
     with checking_input():
-        check_output(out, ENDINGS)
         found = with_progress([read_run(folder) for folder in find_runs(runs)], runs)
+    from agents.plots import ENDINGS, check_metrics, save_curves  # matplotlib takes a second
+
+    with checking_input():
+        check_output(out, ENDINGS)
         check_metrics(found, metrics)
     try:
         groups = save_curves(found, metrics, x, out)

@@ -9,6 +9,7 @@ import click
 from agents.commands import options
 from agents.commands.options import checking_input
 from agents.config import ActionMode
+from agents.output import ANIMATION_ENDINGS, check_output
 from envs import get_task
 
 
@@ -36,6 +37,9 @@ def record(
     RUN is the folder of the agent. Beside the grid: what the agent itself sees of it, the action
     probabilities, which mechanisms are active at each step, and the value.
     """
+    with checking_input():
+        check_output(out, ANIMATION_ENDINGS)
+        options.require_run(run)
     import torch
 
     from agents.checkpoint import load_checkpoint

@@ -48,6 +48,8 @@ def resume(
     With more --total-steps, also a run that is complete goes on. With torchrun, the number of
     processes may be another one than before.
     """
+    with checking_input():
+        options.require_run(run)
     from agents.resuming import continued, read_run
     from agents.train import Trainer
     from agents.world import joined

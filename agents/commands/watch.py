@@ -16,7 +16,7 @@ from agents.signals import exit_code
 @options.RUN
 @plain_option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=options.FiniteRange(0.1, 3600),
     metavar="X",
     default=1.0,
     help="Seconds between two looks.",

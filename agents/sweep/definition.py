@@ -143,7 +143,7 @@ def read_sweep(path: Path) -> Sweep:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a sweep: {error}.") from None
     try:
         return parse_sweep(document)

@@ -23,22 +23,15 @@ if TYPE_CHECKING:
     from agents.comparison import Flag
     from experiments.comparison import Run
 
-_SEEDS = options.plain_option(
-    "--seeds",
-    type=Seeds(),
-    default="1",
-    metavar="N",
-    help="Runs per model, with seeds from 0; or a list of seeds such as 3,7 or 0-4.",
-)
-
 #: What settings under a heading do nothing without.
 _NEEDED_BY = {"NFM": "model with NFM", "RIM": "core with mechanisms"}
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-@click.group()
-def experiment() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def experiment(context: click.Context) -> None:
     """Supervised experiments: train models over seeds and compare them.
 
     Every run has a folder of its own in RUN_ROOT, with config.toml, progress.csv, TensorBoard
@@ -47,6 +40,7 @@ def experiment() -> None:
 
     \b
     rims experiment sort-of-clevr --model cnn,nfm --seeds 3 --run-root runs/clevr
+    rims experiment copying --cores rim_lstm,lstm --seeds 3 --run-root runs/copying
     """
 
 
@@ -65,9 +59,16 @@ def _options(task: Task) -> list[Decorator]:
         metavar="NAMES",
         help=f"{task.compared.many.capitalize()} to train, separated by commas.",
     )
+    seeds = options.plain_option(
+        "--seeds",
+        type=Seeds(),
+        default="1",
+        metavar="N",
+        help=f"Runs per {task.compared.one}, with seeds from 0; or a list such as 3,7 or 0-4.",
+    )
     return [
         models,
-        _SEEDS,
+        seeds,
         options.RUN_ROOT,
         *[MATCH_PARAMS] * (task.compared is COMPARED_CORES),
         REPORT_ONLY,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.data.common import LabelledImages, check_at_least, check_seed
+from experiments.data.pixel_sequences import resize_nearest
 
 FRAME = 64
 DIGIT = 16
@@ -45,9 +46,7 @@ def shrink(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
         >>> shrink(np.arange(28, dtype=np.uint8) * np.ones((1, 28, 1), np.uint8))[0, 0].tolist()
         [0, 1, 3, 5, 7, 8, 10, 12, 14, 15, 17, 19, 21, 22, 24, 26]
     """
-    height, width = digits.shape[1:]
-    row, column = (np.arange(DIGIT) * size // DIGIT for size in (height, width))
-    return digits[:, row[:, None], column]
+    return resize_nearest(digits, DIGIT, DIGIT)
 
 
 def stack_digits(

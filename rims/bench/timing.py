@@ -23,7 +23,7 @@ _LAYERS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = 
 _WARM_UP_ROUNDS: dict[Device, int] = {"cpu": 1, "cuda": 3}
 
 
-#: One pass of something; what it returns, a tensor or another library's array, is kept until its end.
+#: One pass of something; what it returns, of any library, is kept until its end.
 Work = Callable[[], Any]
 
 

@@ -4,10 +4,12 @@ Pure functions over a pytree of parameters, and Flax NNX modules around them. Ne
 ``jax``; nothing else of ``rims`` imports this package.
 """
 
+from importlib import import_module as _import_module
+
 try:
-    import flax as _flax
-    import jax as _jax
-except ImportError as _error:
+    for _name in ("jax", "flax"):
+        _import_module(_name)
+except ModuleNotFoundError as _error:
     # Without its cause: what is missing and how to get it fit into one line.
     raise ImportError(
         f"rims.jax needs {_error.name}, which is not installed: pip install 'rims-toolkit[jax]'"

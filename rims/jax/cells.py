@@ -147,7 +147,7 @@ class RIMLSTMCell(RIMCellBase):
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None
     ) -> tuple[Array, Array]:
-        """``(c, h)`` for inputs of a shape: zeros, what is learned, or what ``carry_init`` draws."""
+        """``(c, h)`` for inputs of a shape: zeros, what is learned or what ``carry_init`` draws."""
         h, c = self._start(input_shape, rngs, carry_init)
         return c, h
 

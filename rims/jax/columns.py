@@ -155,7 +155,7 @@ def step_back(
     new = tuple(jnp.where(on, g, 0) for g in grad)
     room, d_spoken = _talk_back(new[0], talk, turned, room)
     d_cand = (jnp.where(on, new[0] + d_spoken, 0), *new[1:])
-    input_parts, state_parts, direct = _BACK[rules.kind](d_cand, kept.gates, state, inner)
+    input_parts, state_parts, direct_h, rest = _BACK[rules.kind](d_cand, kept.gates, state, inner)
     d_state = _write(room.state_gates, state_parts)
     d_input = d_state if input_parts is state_parts else _write(room.input_gates, input_parts)
     room = room._replace(state_gates=d_state, input_gates=d_input)
@@ -163,7 +163,7 @@ def step_back(
     d_read = jnp.einsum("nag,ngb->nab", turned.ih, d_input)
     d_score = _dot_rows(d_read, value)[:, None] * share * (1 - share)
     d_h = jnp.einsum("ndg,ngb->ndb", turned.hh, d_state) + d_score * query_side
-    before = (d_h if direct[0] is None else d_h + direct[0], *direct[1:])
+    before = (d_h if direct_h is None else d_h + direct_h, *rest)
     return Back(
         tuple(jnp.where(on, b, g) for b, g in zip(before, grad, strict=True)),
         d_score * h,
@@ -205,8 +205,8 @@ def _lstm_candidate(
     return (o * tanh_c, c), tanh_c
 
 
-#: Gradients of the input's and the state's half of the gates, and of the state directly.
-_Parts = tuple[Sequence[Array], Sequence[Array], tuple[Array | None, ...]]
+#: Gradients of the input's and the state's half of the gates, of h directly, and of the rest.
+_Parts = tuple[Sequence[Array], Sequence[Array], Array | None, tuple[Array, ...]]
 
 
 def _lstm_back(
@@ -220,7 +220,7 @@ def _lstm_back(
         d_c * i * (1 - g * g),
         grad[0] * tanh_c * o * (1 - o),
     )
-    return parts, parts, (None, d_c * f)
+    return parts, parts, None, (d_c * f,)
 
 
 def _gru_gates(share: Array, gate_side: Array, from_state: Array, w: Weights) -> tuple[Array, ...]:
@@ -249,7 +249,7 @@ def _gru_back(
     d_n = grad[0] * (1 - z) * (1 - n * n)
     d_r = d_n * inner * r * (1 - r)
     d_z = grad[0] * (state[0] - n) * z * (1 - z)
-    return (d_r, d_z, d_n), (d_r, d_z, d_n * r), (grad[0] * z,)
+    return (d_r, d_z, d_n), (d_r, d_z, d_n * r), grad[0] * z, ()
 
 
 _GATES = {"lstm": _lstm_gates, "gru": _gru_gates}
@@ -279,9 +279,7 @@ def _talk(spoken: Array, w: Weights, rules: Rules) -> _Talk:
     return _Talk(query, key, value, weights, read, output, gate)
 
 
-def _talk_back(
-    grad: Array, talk: _Talk, turned: Weights, room: Room
-) -> tuple[Room, Array]:
+def _talk_back(grad: Array, talk: _Talk, turned: Weights, room: Room) -> tuple[Room, Array]:
     """Fill ``room`` with the gradients before the products; return that of what was spoken."""
     output, gate = talk.output, talk.gate
     d_talk = _write(

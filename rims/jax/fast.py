@@ -105,9 +105,7 @@ def _weights(p: Parameters) -> Weights:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sequence(
-    rules: Rules, steps: int, given: Given
-) -> tuple[Array, tuple[Array, ...], Array]:
+def _sequence(rules: Rules, steps: int, given: Given) -> tuple[Array, tuple[Array, ...], Array]:
     """h after every step (C L, N, d, B), what else the state is after the last, and active."""
     return _forward(rules, steps, given)[0]
 
@@ -150,52 +148,39 @@ def _forward(
     return (states[0], rest, kept.active), (given, Did(states, kept, key_value))
 
 
-def _backward(
-    rules: Rules, steps: int, saved: tuple[Given, Did], grads: Any
-) -> tuple[Given]:
+class _Way(NamedTuple):
+    """What all steps back have in common."""
+
+    rules: Rules
+    last: int  # index of the last step that is used
+    given: Given
+    did: Did
+    turned: Weights
+    grad_h: Array  # (C L, N, d, B)
+    grad_rest: tuple[Array, ...]  # of what else the last state is
+
+
+def _backward(rules: Rules, steps: int, saved: tuple[Given, Did], grads: Any) -> tuple[Given]:
     given, did = saved
-    grad_h, grad_rest, _ = grads
     w = given.w
     length, batch = _lengths(given)
     turned = Weights(*(a.mT if a.ndim == 3 else a for a in w))
+    way = _Way(rules, steps - 1, given, did, turned, *grads[:2])
 
     def chunk(carry: Any, xs: Any) -> tuple[Any, Array]:
         first, rows, key_value = xs
+        n, _, d = w.hh.shape
         dk = w.query.shape[1]
-        query_side = (w.query @ key_value[:dk]).reshape(*w.hh.shape[::2], length, batch)
+        query_side = (w.query @ key_value[:dk]).reshape(n, d, length, batch)
         value = key_value[dk:].reshape(-1, length, batch)
-
-        def one(carry: Any, i: Array) -> tuple[Any, None]:
-            grad, fresh, sums, room, out = carry
-            t = first + i
-            before = _restarted(given, _state_before(given, did, t), t)
-            # What the last state was used for enters where that state came about.
-            late = (jnp.where(t == steps - 1, g, 0) for g in grad_rest)
-            grad = (grad[0] + _at(grad_h, t), *(g + e for g, e in zip(grad[1:], late, strict=True)))
-            back = columns.step_back(
-                grad,
-                before,
-                jax.tree.map(lambda a: _at(a, t), did.kept),
-                _at(query_side, i, 2),
-                _at(value, i, 1),
-                w,
-                turned,
-                rules,
-                sums,
-                room,
-            )
-            grad, fresh = _hand_back(given, back.state, fresh, t)
-            sides = (back.query_side, back.gate_side, back.value)
-            out = tuple(_put(a, b, i, b.ndim - 1) for a, b in zip(out, sides, strict=True))
-            return (grad, fresh, back.sums, back.room, out), None
-
         *inner, input_sums = carry
+        one = partial(_one_back, way, first, query_side, value)
         inner, _ = lax.scan(one, tuple(inner), jnp.arange(length), reverse=True)
         input_sums, d_key_value = _input_back(w, input_sums, inner[-1], key_value, rows)
         return (*inner, input_sums), d_key_value
 
     carry = _empty_carry(rules, given, length, batch)
-    starts = jnp.arange(0, len(grad_h), length)
+    starts = jnp.arange(0, length * len(given.input), length)
     (grad, fresh, sums, _, _, input_sums), d_key_value = lax.scan(
         chunk, carry, (starts, given.input, did.key_value), reverse=True
     )
@@ -205,6 +190,33 @@ def _backward(
     )
     d_input = jnp.einsum("ik,ckr->cri", w.key_value, d_key_value)
     return (Given(d_weights, d_input, grad, fresh, None, None),)
+
+
+def _one_back(
+    way: _Way, first: Array, query_side: Array, value: Array, carry: Any, i: Array
+) -> tuple[Any, None]:
+    """Step ``first + i``, the i-th of the chunk that ``query_side`` and ``value`` are of."""
+    grad, fresh, sums, room, out = carry
+    t = first + i
+    # What the last state was used for enters where that state came about.
+    late = (jnp.where(t == way.last, g, 0) for g in way.grad_rest)
+    rest = (g + extra for g, extra in zip(grad[1:], late, strict=True))
+    back = columns.step_back(
+        (grad[0] + _at(way.grad_h, t), *rest),
+        _restarted(way.given, _state_before(way.given, way.did, t), t),
+        jax.tree.map(lambda a: _at(a, t), way.did.kept),
+        _at(query_side, i, 2),
+        _at(value, i, 1),
+        way.given.w,
+        way.turned,
+        way.rules,
+        sums,
+        room,
+    )
+    grad, fresh = _hand_back(way.given, back.state, fresh, t)
+    sides = (back.query_side, back.gate_side, back.value)
+    out = tuple(_put(a, b, i, b.ndim - 1) for a, b in zip(out, sides, strict=True))
+    return (grad, fresh, back.sums, back.room, out), None
 
 
 _sequence.defvjp(_forward, _backward)
@@ -294,4 +306,5 @@ def _at(array: Array, index: Array, axis: int = 0) -> Array:
 
 
 def _put(array: Array, part: Array, index: Array, axis: int = 0) -> Array:
-    return lax.dynamic_update_index_in_dim(array, part, index, axis)
+    changed: Array = lax.dynamic_update_index_in_dim(array, part, index, axis)
+    return changed

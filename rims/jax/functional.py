@@ -44,7 +44,7 @@ def topk_mask(scores: Array, k: int, *, axis: int = -1) -> Array:
 
 
 def grouped_linear(input: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Apply to each of N groups its own linear map: ``(..., N, in), (N, in, out) -> (..., N, out)``.
+    """Apply to each of N groups its linear map: ``(..., N, in), (N, in, out) -> (..., N, out)``.
 
     Example:
         >>> grouped_linear(jnp.ones((5, 3, 2)), jnp.ones((3, 2, 4))).shape

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -102,7 +103,9 @@ class RIMLayer(nnx.Module):
         where = type(self).__name__
         rank = 3 if self.input_slots else 2
         if input.ndim not in (rank, rank + 1):
-            raise ValueError(f"{where}: input must have {rank} or {rank + 1} axes; got {input.ndim}.")
+            raise ValueError(
+                f"{where}: input must have {rank} or {rank + 1} axes; got {input.ndim}."
+            )
         unbatched = input.ndim == rank
         sequence = self._time_major(input, unbatched)
         if self.dtype is not None:
@@ -162,7 +165,9 @@ class RIMLayer(nnx.Module):
     ) -> _Flags:
         if reset is not None and mask is not None:
             raise ValueError(f"{where}: reset and mask cannot be combined.")
-        found = []
+        if mask is not None and self.bidirectional:
+            _require_ends_only(where, mask, self.batch_first and not unbatched)
+        found: list[Any] = []
         for name, flag in (("reset", reset), ("mask", mask)):
             if flag is not None:
                 flag = self._time_major(jnp.asarray(flag), unbatched)
@@ -171,14 +176,6 @@ class RIMLayer(nnx.Module):
                         f"{where}: {name} must be bool in the layout of the input without features."
                     )
             found.append(flag)
-        valid = found[1]
-        # Inside jit values are not known, and so not checked.
-        known = valid is not None and not isinstance(valid, jax.core.Tracer)
-        if self.bidirectional and known and bool((valid[1:] & ~valid[:-1]).any()):
-            raise ValueError(
-                f"{where}: mask of a bidirectional layer must be true up to a sequence's end and "
-                "false after it; it is false before a step where it is true."
-            )
         return _Flags(*found)
 
     def _split(
@@ -189,11 +186,11 @@ class RIMLayer(nnx.Module):
             return [initial_state(cell.computed(), (batch,)) for cell in self.cells]
         columns = []
         for name, part, sizes in zip(("h_0", "c_0"), hx, self._widths(), strict=False):
-            whole = [part] if len(set(sizes)) == 1 else part
+            whole: Any = [part] if len(set(sizes)) == 1 else part
             lead = () if unbatched else (batch,)
             per = len(sizes) if len(set(sizes)) == 1 else self.num_directions
             expected = [(per, *lead, size) for size in sizes[::per]]
-            got = [jnp.shape(p) for p in whole] if isinstance(whole, list | tuple) else None
+            got = [p.shape for p in whole] if isinstance(whole, list | tuple) else None
             if got != expected:
                 raise ValueError(f"{where}: {name} must have shape {expected}; got {got}.")
             rows = [row for p in whole for row in p]
@@ -216,6 +213,19 @@ class RIMLayer(nnx.Module):
                 starts = range(0, len(parts), step)
                 joined.append(tuple(jnp.stack(parts[i : i + step]) for i in starts))
         return tuple(joined)
+
+
+def _require_ends_only(where: str, mask: Array, batch_first: bool) -> None:
+    """Raise ValueError if a mask skips more than ends; the values of a traced one are not known."""
+    if isinstance(mask, jax.core.Tracer):
+        return
+    valid = np.asarray(mask)  # jax.numpy would trace it inside jit
+    valid = valid.T if batch_first else valid
+    if (valid[1:] & ~valid[:-1]).any():
+        raise ValueError(
+            f"{where}: mask of a bidirectional layer must be true up to a sequence's end and false "
+            "after it; it is false before a step where it is true."
+        )
 
 
 class RIM_LSTM(RIMLayer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -13,6 +14,12 @@ from jax import Array
 
 from rims.checks import check_cell_options, check_mechanisms
 from rims.step import CommReads
+
+#: Counts that depend on nothing else.
+_SIZES = (
+    *("input_size", "num_input_heads", "input_key_size"),
+    *("num_comm_heads", "comm_key_size", "comm_value_size"),
+)
 
 #: Which recurrence a mechanism has.
 Kind = Literal["lstm", "gru"]
@@ -78,12 +85,10 @@ class CellSpec:
         check_mechanisms(where, self.hidden_size, self.num_rims, self.k, self.proj_size)
         if self.kind == "gru" and self.proj_size:
             raise ValueError(f"{where}: proj_size is for LSTM mechanisms only.")
-        sizes = ("input_size", "num_input_heads", "input_key_size")
-        sizes += ("num_comm_heads", "comm_key_size", "comm_value_size")
         flags = ("bias", "input_slots", "learned_initial_state", "init_from_unit_size")
         check_cell_options(
             where,
-            {name: getattr(self, name) for name in sizes} | {"input_value_size": self.read_size},
+            {name: getattr(self, name) for name in _SIZES} | {"input_value_size": self.read_size},
             {name: getattr(self, name) for name in flags},
             (self.input_dropout, self.comm_dropout),
             self.comm_reads,
@@ -161,7 +166,8 @@ class Parameters:
 
     def astype(self, dtype: Any) -> Parameters:
         """The same in another type."""
-        return dataclasses.replace(self, **{n: a.astype(dtype) for n, a in self.arrays().items()})
+        changed: dict[str, Any] = {n: a.astype(dtype) for n, a in self.arrays().items()}
+        return dataclasses.replace(self, **changed)
 
     @property
     def initial(self) -> tuple[Array, ...]:
@@ -223,16 +229,24 @@ def init(key: Array, spec: CellSpec, dtype: Any = jnp.float32) -> Parameters:
         >>> init(jax.random.key(0), spec).key_weight.shape
         (5, 64)
     """
+    return _draw(key, spec, jnp.dtype(dtype))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: Array, spec: CellSpec, dtype: Any) -> Parameters:
+    """All at once: to compile a draw for every shape takes seconds."""
     wanted = shapes(spec)
-    keys = dict(zip(wanted, jax.random.split(key, len(wanted)), strict=True))
-
-    def draw(name: str, shape: tuple[int, ...]) -> Array:
+    sizes = {name: math.prod(shape) for name, shape in wanted.items()}
+    numbers = jax.random.uniform(key, (sum(sizes.values()),), dtype, -1, 1)
+    found, start = {}, 0
+    for name, shape in wanted.items():
+        part = numbers[start : start + sizes[name]].reshape(shape)
+        start += sizes[name]
         if name.startswith("initial_"):
-            return jnp.zeros(shape, dtype)
-        bound = 1 / math.sqrt(_fan_in(name, shape, spec))
-        return jax.random.uniform(keys[name], shape, dtype, -bound, bound)
-
-    return Parameters(spec=spec, **{name: draw(name, shape) for name, shape in wanted.items()})
+            found[name] = jnp.zeros_like(part)
+        else:
+            found[name] = part / math.sqrt(_fan_in(name, shape, spec))
+    return Parameters(spec=spec, **found)
 
 
 def of_arrays(where: str, spec: CellSpec, arrays: Mapping[str, Array]) -> Parameters:

@@ -67,8 +67,8 @@ def step(p: Parameters, input: Array, state: State, *, key: Array | None = None)
 
     .. math:: l_m = (h_m W^q_m) \cdot (x W^k) / \sqrt{d_k}, \qquad u_m = \sigma(l_m)\, x W^v
 
-    The k mechanisms with the largest score become what :math:`u_m` and their own LSTM or GRU make of
-    them, plus what they read of each other; the others stay as they are, bit for bit.
+    The k mechanisms with the largest score become what :math:`u_m` and their own LSTM or GRU make
+    of them, plus what they read of each other; the others stay as they are, bit for bit.
 
     Args:
         p: parameters of the cell.

@@ -25,12 +25,14 @@ Module = RIMCellBase | RIMLayer
 
 _COMM = "communication."
 _READ = "input_attention."
+#: The authors' names of our parameters.
 _AUTHORS = {
     **{f"{_READ}{part}.weight": f"{part}_weight" for part in ("query", "key", "value")},
     **{f"{_COMM}{part}.weight": f"comm_{part}_weight" for part in ("query", "key", "value")},
-    **{f"{_COMM}{p}.{kind}": f"comm_{p}_{kind}" for p in ("output", "gate") for kind in ("weight", "bias")},
-    **{f"cell.{kind}_{gate}": f"{kind}_{gate}" for kind in ("weight", "bias") for gate in ("ih", "hh")},
-}  # fmt: skip
+    **{f"{_COMM}{part}.weight": f"comm_{part}_weight" for part in ("output", "gate")},
+    **{f"{_COMM}{part}.bias": f"comm_{part}_bias" for part in ("output", "gate")},
+    **{f"cell.{name}": name for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")},
+}
 
 
 def from_torch(source: TorchCell | TorchLayer | Mapping[str, Tensor], into: Any = None) -> Any:
@@ -106,10 +108,10 @@ def to_torch(module: Module | Parameters) -> dict[str, Tensor]:
 def from_authors(spec: CellSpec, arrays: Mapping[str, Any]) -> Parameters:
     """Parameters from plain arrays of the authors' implementation, by descriptive names.
 
-    Names are those of :func:`rims.authors.load_weights`: ``input_attention.{query,key,value}.weight``,
-    ``cell.{weight,bias}_{ih,hh}`` (shaped [mechanism, gate, unit, ...]),
-    ``communication.{query,key,value}.weight`` and ``communication.{output,gate}.{weight,bias}``
-    (arXiv:1909.10893).
+    Names are those of :func:`rims.authors.load_weights`:
+    ``input_attention.{query,key,value}.weight``, ``cell.{weight,bias}_{ih,hh}`` (shaped
+    [mechanism, gate, unit, ...]), ``communication.{query,key,value}.weight`` and
+    ``communication.{output,gate}.{weight,bias}`` (arXiv:1909.10893).
 
     Args:
         spec: sizes and options of the cell they are for.

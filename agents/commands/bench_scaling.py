@@ -1,0 +1,123 @@
+"""``rims bench scaling``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agents.commands.bench import about_machine
+from agents.commands.bench_options import NOT_OF_AGENTS
+from agents.commands.options import (
+    FOLDER,
+    GroupedCommand,
+    checking_input,
+    config_options,
+    make_config,
+    plain_option,
+)
+from agents.signals import exit_code
+
+if TYPE_CHECKING:
+    from agents.throughput.scaling import Measured, Plan, Results, Row
+
+
+class _Counts(click.ParamType[tuple[int, ...]]):
+    """Numbers of processes, with commas between them."""
+
+    name = "counts"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Split and check."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        if not all(word.isascii() and word.isdigit() and 1 <= int(word) <= 1024 for word in words):
+            self.fail(f"must be numbers from 1 to 1024 such as 1,2; got {value!r}.", param, ctx)
+        return tuple(dict.fromkeys(int(word) for word in words))
+
+
+@click.command(cls=GroupedCommand)
+@plain_option(
+    "--processes", type=_Counts(), default="1,2", metavar="N,...", help="How many, in turn."
+)
+@plain_option("--core", metavar="NAME", default="rim_lstm", help="As of 'rims train'.")
+@plain_option(
+    "--updates", type=click.IntRange(1, 10**4), default=20, metavar="N", help="Timed per run."
+)
+@plain_option(
+    "--rounds", type=click.IntRange(1, 10**4), default=3, metavar="N", help="Runs of each row."
+)
+@plain_option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=1,
+    metavar="N",
+    help="CPU threads of torch per process.",
+)
+@plain_option(
+    "--out",
+    type=FOLDER,
+    default="bench-scaling",
+    metavar="NAME",
+    help="Folder for scaling.json and scaling.md.",
+)
+@config_options(*NOT_OF_AGENTS)
+def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **given: Any) -> None:
+    """Time training with several processes that torchrun starts.
+
+    Each number of processes trains with the environments of one process, and with as many for each.
+    Without --suite and --env the task is that of suite doorkey. scaling.json and scaling.md are
+    complete after every run.
+    """
+    from agents.run_folder import lock_folder, require_writable
+    from agents.throughput.scaling import Plan
+    from agents.train import require_divisible
+    from envs import require_makeable
+
+    threads = given.pop("threads")
+    if not given["suite"] and not given["env"]:
+        given["suite"] = "doorkey"
+    config = replace(make_config(given), threads=threads)
+    with checking_input():
+        plan = Plan(config=config, processes=processes, updates=updates, rounds=rounds)
+        for row in plan.rows:
+            require_divisible(replace(config, num_envs=row.num_envs), row.processes)
+        require_makeable(config.task, config.backend)
+        require_writable(out)
+        lock = lock_folder(out)
+    try:
+        click.echo(_measure(plan, out), nl=False)
+    except KeyboardInterrupt as interruption:
+        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
+        sys.exit(exit_code(interruption))
+    finally:
+        lock.release()
+
+
+def _measure(plan: Plan, out: Path) -> str:
+    from agents.policy import RecurrentActorCritic, count_parameters, reads_mission
+    from agents.run_folder import write_text
+    from agents.throughput.scaling import ScalingError, measure, to_json, to_markdown
+    from envs import make_vector_env
+
+    config = plan.config
+    with make_vector_env(config.task, 1, 0, config.backend) as env:
+        policy = RecurrentActorCritic(config, env.num_actions, read_mission=reads_mission(config))
+    parameters, machine = count_parameters(policy), about_machine(config.threads)
+
+    def write(row: Row, measured: Measured, results: Results) -> None:
+        what = f"{row.processes} processes, {row.num_envs} environments"
+        click.echo(f"{what}: {measured.steps_per_second:,.0f} steps/s", err=True)
+        write_text(out / "scaling.json", to_json(plan, results, machine, parameters))
+        write_text(out / "scaling.md", to_markdown(plan, results, machine, parameters))
+
+    try:
+        return to_markdown(plan, measure(plan, write), machine, parameters)
+    except ScalingError as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,166 @@
+"""Random command lines: whatever is typed is answered in one line or accepted."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given, settings
+
+import cli
+from agents.commands.options import UserError
+from command_line import ENV, Result, assert_one_line, process
+from fuzz_cases import (
+    ANYTHING_GOES,
+    CALLED,
+    COMMANDS,
+    FUZZ,
+    NEEDED,
+    WITHOUT_DATA,
+    Command,
+    Place,
+    check,
+    command_lines,
+    free_lines,
+    impossible,
+    make_place,
+    option_strings,
+    options_of,
+)
+
+#: Of each command, and of lines of any words.
+EXAMPLES = 60
+FREE_EXAMPLES = 300
+
+
+@pytest.fixture(scope="module")
+def place(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    yield from make_place(toy_run, tmp_path_factory.mktemp("fuzz"))
+
+
+def test_every_command_is_in_the_table() -> None:
+    assert set(NEEDED) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_random_options(place: Place, path: Command) -> None:
+    answers = list[int]()
+
+    @settings(FUZZ, max_examples=EXAMPLES)
+    @given(command_lines(path))
+    def run(words: list[str]) -> None:
+        result = check(place, *words)
+        answers.append(0 if result is None else result.code)
+
+    run()
+    assert 2 in answers
+    assert 0 in answers
+
+
+@settings(FUZZ, max_examples=FREE_EXAMPLES)
+@given(words=free_lines())
+def test_random_words(place: Place, words: list[str]) -> None:
+    check(place, *words)
+
+
+# The harness itself -----------------------------------------------------------------------------
+
+
+def _raises() -> None:
+    raise RuntimeError("a bug")
+
+
+def _writes() -> None:
+    Path("written").touch()
+    raise UserError("no")
+
+
+def _prints() -> None:
+    click.echo("working")
+    raise UserError("no")
+
+
+def _exits() -> None:
+    raise SystemExit(3)
+
+
+def _complains_twice() -> None:
+    click.echo("Error: one", err=True)
+    raise UserError("two")
+
+
+@pytest.mark.parametrize("broken", [_raises, _writes, _prints, _exits, _complains_twice])
+def test_a_broken_command_is_found(
+    place: Place, monkeypatch: pytest.MonkeyPatch, broken: Callable[[], None]
+) -> None:
+    monkeypatch.setitem(cli.rims.commands, "suites", click.command("suites")(broken))
+    with pytest.raises((AssertionError, RuntimeError)):
+        check(place, "suites")
+    place.restore()
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_ends_where_its_work_begins(place: Place, path: Command) -> None:
+    if path in (("suites",), *WITHOUT_DATA):
+        pytest.skip("has no work, or needs data that is not in the folder")
+    assert check(place, *path, *NEEDED[path]) is None
+
+
+# Every option -----------------------------------------------------------------------------------
+
+
+CASES = [
+    (path, option)
+    for path, command in COMMANDS.items()
+    for option in options_of(command)
+    if option.name not in ANYTHING_GOES
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_option_refuses_what_cannot_be(place: Place, path: Command) -> None:
+    options = [option for of, option in CASES if of == path]
+    for option in options:
+        name = max(option.opts, key=len)
+        for value in impossible(option):
+            result = check(place, *path, *NEEDED[path], f"{name}={value}")
+            assert result is not None, (name, value)
+            assert result.code == 2, (name, value, result)
+            named = (*option_strings(option), CALLED.get(str(option.name), name))
+            assert any(n in result.err for n in named), (value, result)
+
+
+def test_almost_no_option_takes_anything() -> None:
+    every = {option.name for command in COMMANDS.values() for option in options_of(command)}
+    assert set(ANYTHING_GOES) <= every
+    assert len(CASES) > 300
+
+
+# Time -------------------------------------------------------------------------------------------
+
+
+QUICKLY_REFUSED = (
+    ("train", "--env", ENV, "--gamma", "2"),
+    ("train", "--suite", "dorkey"),
+    ("evaluate", "nowhere"),
+    ("record", "nowhere", "--out", "new.gif"),
+    ("plot", "nowhere", "--out", "new.png"),
+    ("compare", "--suite", "empty", "--run-root", "new", "--seeds", "x"),
+    ("sweep", "--config", "nowhere.toml", "--out", "new"),
+    ("bench", "cells", "--seconds-per-case", "nan"),
+    ("experiment", "adding", "--run-root", "new", "--epochs", "0"),
+)
+
+
+@pytest.mark.parametrize("words", QUICKLY_REFUSED, ids=" ".join)
+def test_mistakes_are_answered_at_once(tmp_path: Path, words: Command) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with process(*words, folder=tmp_path) as running:
+        result = Result(0, *running.communicate())._replace(code=running.returncode)
+    # Of the processor: by the clock it depends on what else is running.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
+    assert_one_line(result)
+    assert list(tmp_path.iterdir()) == []
