@@ -21,7 +21,7 @@ from agents.commands.suites import suites
 from agents.commands.sweep import sweep
 from agents.commands.train import train
 from agents.commands.watch import watch
-from agents.ranks import launched
+from agents.ranks import speaks
 from agents.signals import exit_code, raise_when_stopped
 from experiments.commands.experiment import experiment
 
@@ -69,8 +69,7 @@ def main() -> None:
     try:
         rims.main(standalone_mode=False)
     except click.ClickException as error:
-        rank, _ = launched()
-        if rank == 0 or error.exit_code != EXIT_USER_ERROR:  # all processes find the same mistake
+        if speaks() or error.exit_code != EXIT_USER_ERROR:
             click.echo(f"Error: {plain_line(error.format_message())}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # such as a full disk

@@ -29,7 +29,7 @@ class Checkpoint:
     updates: int
     policy: dict[str, Any]
     optimizer: dict[str, Any]
-    #: What besides goes on exactly from here, see :mod:`agents.continuation`; empty: nothing does.
+    #: What else the run goes on from, as :class:`agents.train.Trainer` fills it; may be empty.
     training: dict[str, Any]
     #: Mean return of the latest episodes, by which the best checkpoint is known; None: not known.
     score: float | None = None

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from agents.config import Damaged
-from agents.run_folder import require_space, sweep_unfinished, write_bytes
+from agents.run_folder import require_space, sweep_unfinished, sync_folder, write_bytes
 from agents.versions import versions
 
 FOLDER_NAME = "checkpoints"
@@ -28,6 +28,8 @@ FORMAT_VERSION = 3
 
 #: The one file of versions before format 3.
 FORMER_NAME = "checkpoint.pt"
+
+_FIELDS = {"format", "kind", "file", "sha256", "score", "versions", "about", "seal"}
 
 #: How many are kept, besides the best one.
 KEPT = 2
@@ -45,11 +47,11 @@ _MANIFEST = re.compile(r"(\d{8,})\.json")
 class DamagedCheckpoint(Damaged):
     """A checkpoint that is not as it was written; says which other one is whole, if one is."""
 
-    def __init__(self, path: Path, why: str, whole: int | None) -> None:
+    def __init__(self, path: Path, why: str, manifest: Path, whole: int | None) -> None:
         end = (
-            "No earlier one is whole; the run has to be made again in another folder."
+            f"No earlier one is whole: remove the folder {manifest.parent} to begin again."
             if whole is None
-            else f"The one before it, {whole}, is whole: remove {path.name} to use that."
+            else f"The one before it, {whole}, is whole: remove {manifest.name} to use that."
         )
         super().__init__(f"{path} is damaged ({why}). {end}")
         self.whole = whole
@@ -123,7 +125,9 @@ class CheckpointStore:
         Raises:
             OSError: if it cannot be written; such as for a full disk.
         """
-        self.folder.mkdir(exist_ok=True)
+        if not self.folder.is_dir():
+            self.folder.mkdir()
+            sync_folder(self.run)
         buffer = io.BytesIO()
         torch.save(dict(tensors), buffer)
         content = buffer.getvalue()
@@ -143,7 +147,8 @@ class CheckpointStore:
             "about": dict(about),
         }
         write_bytes(self.manifest(number), _sealed(fields).encode())
-        self._drop_old()
+        with suppress(OSError):  # the next one tries again
+            self._drop_old()
         return path
 
     def load(self, which: str | int = "last") -> Stored:
@@ -163,21 +168,26 @@ class CheckpointStore:
             whole = next(
                 (n for n in reversed(self.numbers()) if n < number and self._whole(n)), None
             )
-            raise DamagedCheckpoint(error.path, error.why, whole) from None
+            raise DamagedCheckpoint(error.path, error.why, self.manifest(number), whole) from None
 
     def set_aside_damaged(self) -> list[Path]:
-        """Rename the newest manifests until the newest is of a whole checkpoint, or none is left.
+        """Rename the newest checkpoints until the newest is whole, or none is left.
 
         Returns:
-            Their new names.
+            The new names of their manifests.
+
+        Raises:
+            ValueError: if the newest cannot be used for another reason than damage.
         """
         renamed = []
         for number in reversed(self.numbers()):
-            if self._whole(number):
+            try:
+                self._read(number)
                 break
-            path = self.manifest(number)
-            with suppress(FileNotFoundError):  # another process of the run was quicker
-                renamed.append(path.rename(path.with_name(path.name + SET_ASIDE)))
+            except _Damaged:
+                for path in (*self.folder.glob(f"{number:08d}-*.pt"), self.manifest(number)):
+                    aside = path.rename(path.with_name(path.name + SET_ASIDE))
+                renamed.append(aside)
         return renamed
 
     def require_space(self, model: nn.Module) -> None:
@@ -223,7 +233,7 @@ class CheckpointStore:
         """The earliest of the highest score; the last one where no score is known."""
         scores: dict[int, float] = {}
         for number in numbers:
-            with suppress(_Damaged):
+            with suppress(_Damaged, ValueError):
                 score = self._manifest(number)["score"]
                 if score is not None:
                     scores[number] = score
@@ -241,8 +251,10 @@ class CheckpointStore:
         path = self.folder / fields["file"]
         try:
             content = path.read_bytes()
+        except FileNotFoundError:
+            raise _Damaged(path, "it is missing") from None
         except OSError as error:
-            raise _Damaged(self.manifest(number), f"{path.name}: {error.strerror}") from None
+            raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
         if hashlib.sha256(content).hexdigest() != fields["sha256"]:
             size = f"{len(content)} of {fields['bytes']} bytes, " * (
                 len(content) != fields["bytes"]
@@ -260,7 +272,9 @@ class CheckpointStore:
         path = self.manifest(number)
         try:
             fields = _unsealed(path.read_bytes())
-        except (OSError, ValueError):
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
+        except (ValueError, RecursionError):
             raise _Damaged(path, "not as it was written") from None
         if fields["format"] != FORMAT_VERSION:
             raise ValueError(
@@ -273,11 +287,8 @@ class CheckpointStore:
 
     def _drop_old(self) -> None:
         numbers = self.numbers()
-        kept = {*numbers[-KEPT:]}
-        with suppress(ValueError):  # of another format: not known to be worse
-            kept.add(self._best(numbers))
-            for number in set(numbers) - kept:
-                self.manifest(number).unlink(missing_ok=True)
+        for number in {*numbers} - {*numbers[-KEPT:], self._best(numbers)}:
+            self.manifest(number).unlink(missing_ok=True)
         self._drop_unnamed()
 
     def _drop_unnamed(self) -> None:
@@ -312,7 +323,7 @@ def _unsealed(content: bytes) -> dict[str, Any]:
         ValueError: if a byte has changed since.
     """
     fields = json.loads(content)
-    if not isinstance(fields, dict) or "seal" not in fields:
+    if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
         raise ValueError
     del fields["seal"]
     if _sealed(fields).encode() != content:

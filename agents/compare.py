@@ -17,7 +17,6 @@ from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import Outcome, run_all
 from agents.resuming import trainer_for
 from agents.run_folder import (
-    FAILURE_NAME,
     is_empty,
     lock_folder,
     newest_progress,
@@ -246,7 +245,6 @@ def _train(run: Run, jobs: int | None) -> None:
     except Exception as error:
         note_failure(run.folder, error)
         raise
-    (run.folder / FAILURE_NAME).unlink(missing_ok=True)
     if jobs is not None:
         write_text(run.folder / JOBS_NAME, f"{jobs}\n")
 

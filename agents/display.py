@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -42,6 +42,14 @@ _SHOWN = {
 }
 
 
+class _Console(Console):
+    """A console that nobody may be looking at any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Be silent from now on; rich ends the process, and with it the work that is shown."""
+        self.quiet = True
+
+
 class Display:
     """Shows a renderable that changes; prints lines instead where output is not a terminal.
 
@@ -53,7 +61,7 @@ class Display:
     def __init__(
         self, console: Console | None = None, plain_interval: float = PLAIN_INTERVAL
     ) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True, highlight=False)
         self._plain_interval = plain_interval
         self._live = Live(console=self.console, auto_refresh=False)
         self._last_line = -math.inf
@@ -69,7 +77,8 @@ class Display:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._live.stop()
+        with suppress(OSError):  # the terminal may be gone
+            self._live.stop()
 
     def show(self, picture: RenderableType, lines: Sequence[str], *, final: bool = False) -> bool:
         """Show ``picture`` on a terminal, elsewhere at intervals ``lines`` (always if final).

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 
@@ -43,12 +46,22 @@ def approximate_kl(log_ratio: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
 
 
-def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
-    """Share of the targets' variance the values explain: 1 perfect, 0 no better than the mean."""
-    residual = (targets - values)[mask]
-    if residual.numel() == 0:
-        return float("nan")
-    variance = targets[mask].var(correction=0)
-    if variance == 0:
-        return float("nan")
-    return float(1 - residual.var(correction=0) / variance)
+def explained_variance(
+    values: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> float:
+    """Share of the targets' variance the values explain: 1 perfect, 0 no better than the mean.
+
+    Args:
+        values: any shape.
+        targets: same shape.
+        mask: bool, same shape.
+        total: adds up sums over all processes, where each has a part of the steps.
+    """
+    both = torch.stack([(targets - values)[mask], targets[mask]]).double()  # (2, steps)
+    count = total(torch.tensor(float(both.shape[1]), dtype=torch.float64))
+    mean = total(both.sum(1)) / count.clamp(min=1)
+    residual, variance = total((both - mean.unsqueeze(1)).square().sum(1)).tolist()
+    return 1 - residual / variance if variance > 0 else float("nan")

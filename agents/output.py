@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,12 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
         raise ValueError(f"{option}: folder {str(path.parent)!r} cannot be written.")
 
 
-#: Ending of a file that is being written.
-UNFINISHED = ".tmp"
+_UNFINISHED = ".tmp"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is what a killed process left of one that :func:`whole_file` was to write."""
+    return re.search(rf"\.\d+\{_UNFINISHED}$", path.name) is not None
 
 
 @contextmanager
@@ -47,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Args:
         path: what is replaced, at once, when the block ends well.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         yield temporary
         temporary.replace(path)

@@ -115,7 +115,7 @@ def update(
     metrics = dict(zip(sums, _summed(sums.values(), world), strict=True))
     metrics = {name: value / num_minibatches for name, value in metrics.items()}
     metrics["explained_variance"] = explained_variance(
-        *(world.gather(x, 1) for x in (rollout.values[:-1], targets, rollout.valid))
+        rollout.values[:-1], targets, rollout.valid, world.sum
     )
     metrics["ratio_error"] = world.largest(ratio_error)
     return {name: metrics[name] for name in UPDATE_METRICS}

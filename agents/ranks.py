@@ -7,7 +7,13 @@ import os
 
 def launched() -> tuple[int, int]:
     """Rank and number of processes that torchrun has started this one as; 0 and 1 without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return (int(rank), int(size)) if rank.isdecimal() and size.isdecimal() else (0, 1)
+
+
+def speaks() -> bool:
+    """Whether this process is the first on its machine, which tells what all there find wrong."""
+    return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def local_device(name: str) -> str:

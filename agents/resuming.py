@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.checkpoint import Checkpoint, agent_store, load_stored
+from agents.checkpoint_store import has_checkpoint
 from agents.config import WITHOUT_EFFECT, PPOConfig, read_settings
-from agents.run_folder import CONFIG_NAME, is_empty, lock_folder, set_aside
+from agents.run_folder import CONFIG_NAME, claim_existing_run, is_empty, set_aside
 from agents.train import Trainer
 from agents.versions import other_versions
+from agents.world import World
 
 
 class Interrupted(NamedTuple):
@@ -22,7 +24,7 @@ class Interrupted(NamedTuple):
 
 
 def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
-    """What a run goes on from.
+    """What a run goes on from; hold the lock of its folder if that is to stay so.
 
     Args:
         folder: of the run.
@@ -30,54 +32,63 @@ def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
 
     Raises:
         DamagedCheckpoint: if the last checkpoint is damaged, without ``fallback``.
-        ValueError: in one line, if it is no run's folder or in use, or the checkpoint cannot be
-            used.
+        ValueError: in one line, if it is no run's folder or the checkpoint cannot be used.
     """
-    if not folder.is_dir():
-        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
-    if not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{str(folder)!r} holds no {CONFIG_NAME}: not a run folder.")
+    _require_run(folder)
     notices = []
     if fallback:
-        lock_folder(folder).release()  # somebody may be writing the very checkpoint
         aside = agent_store(folder).set_aside_damaged()
         notices += [f"damaged, set aside as {path}" for path in aside]
     if not agent_store(folder).numbers():
-        return Interrupted(_config(folder), None, tuple(notices))
+        return Interrupted(PPOConfig(**read_settings(folder / CONFIG_NAME)), None, tuple(notices))
     checkpoint, stored = load_stored(folder)
     if other := other_versions(stored.versions):
         notices.append(f"numbers can differ from those of a run that did not stop: {other}")
     return Interrupted(checkpoint.config, checkpoint, tuple(notices))
 
 
-def continued(
+def resume(
     folder: Path,
-    before: Interrupted,
     *,
     total_steps: int | None = None,
     threads: int | None = None,
     device: str | None = None,
-) -> PPOConfig:
-    """The settings with which a run goes on: those it had but for what is given.
+    fallback: bool = False,
+    world: World | None = None,
+) -> tuple[Trainer, tuple[str, ...]]:
+    """A trainer that goes on with a run, and what there is to know about it.
 
     Args:
         folder: of the run.
-        before: what it goes on from.
-        total_steps: train until so many environment steps.
-        threads: of torch.
-        device: of torch.
+        total_steps: train until so many environment steps; ``None``: as the run was to.
+        threads: of torch, instead of those before.
+        device: of torch, instead of that before.
+        fallback: see :func:`read_run`.
+        world: the processes that train together; all of them call this.
 
     Raises:
-        ValueError: in one line, if the run is complete.
+        ValueError: as :func:`read_run` and :meth:`Trainer.resuming`; or if the run is complete, or
+            in use.
     """
-    changes: dict[str, Any] = {"total_steps": total_steps, "threads": threads, "device": device}
-    config = replace(before.config, **{k: v for k, v in changes.items() if v is not None})
-    if before.checkpoint is not None and before.checkpoint.env_steps >= config.total_steps:
-        raise ValueError(
-            f"the run in {str(folder)!r} is complete, with {before.checkpoint.env_steps} of "
-            f"{config.total_steps} steps; to go on with it, give more --total-steps."
-        )
-    return config
+    _require_run(folder)
+    world = world or World()
+    lock = claim_existing_run(folder) if world.is_first else None
+    try:
+        if world.is_first:  # the others look at what it has left
+            agent_store(folder).clear_remains()
+            before = read_run(folder, fallback=fallback)
+        world.wait()
+        if not world.is_first:
+            before = read_run(folder)
+        changes: dict[str, Any] = {"total_steps": total_steps, "threads": threads, "device": device}
+        config = replace(before.config, **{k: v for k, v in changes.items() if v is not None})
+        _require_steps(folder, before.checkpoint, config.total_steps)
+        trainer = Trainer.resuming(folder, config, before.checkpoint, world, lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    return trainer, before.notices
 
 
 def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
@@ -86,23 +97,53 @@ def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
     What is there and no beginning of a run with these settings is kept under another name.
 
     Raises:
-        ValueError: as :func:`read_run` and :class:`Trainer`.
+        ValueError: as :func:`resume` and :class:`Trainer`.
     """
-    if (folder / CONFIG_NAME).is_file():
-        before = read_run(folder)
-        if _same(before.config, config):
-            return Trainer.resuming(folder, config, before.checkpoint)
+    if _is_run(folder):
+        lock = claim_existing_run(folder)
+        try:
+            agent_store(folder).clear_remains()
+            before = read_run(folder)
+            if _same(before.config, config):
+                return Trainer.resuming(folder, config, before.checkpoint, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+        lock.release()
     if not is_empty(folder):
         set_aside(folder)
     return Trainer(config, folder)
 
 
-def _config(folder: Path) -> PPOConfig:
+def device_of(folder: Path) -> str:
+    """The device a run is trained on.
+
+    Raises:
+        ValueError: as :func:`read_run`.
+    """
+    _require_run(folder)
     path = folder / CONFIG_NAME
-    try:
-        return PPOConfig(**read_settings(path))
-    except TypeError as error:  # a setting is missing
-        raise ValueError(f"{str(path)!r} cannot be used: {error}.") from None
+    config = PPOConfig(**read_settings(path)) if path.is_file() else read_run(folder).config
+    return config.device
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file() or has_checkpoint(folder)
+
+
+def _require_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
+    if not _is_run(folder):
+        raise ValueError(f"{str(folder)!r} holds no {CONFIG_NAME}: not a run folder.")
+
+
+def _require_steps(folder: Path, checkpoint: Checkpoint | None, total_steps: int) -> None:
+    if checkpoint is not None and checkpoint.env_steps >= total_steps:
+        raise ValueError(
+            f"the run in {str(folder)!r} is complete, with {checkpoint.env_steps} of "
+            f"{total_steps} steps; to go on with it, give more --total-steps."
+        )
 
 
 def _same(before: PPOConfig, now: PPOConfig) -> bool:

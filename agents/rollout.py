@@ -169,8 +169,8 @@ class Runner:
         if self.generator is None:
             return None
         total = self.env.num_envs * self.world.size
-        drawn = torch.rand(total, generator=self.generator, device=self.device)
-        return drawn[self.world.part(total)]
+        drawn = torch.rand(total, generator=self.generator, device=self.generator.device)
+        return drawn[self.world.part(total)].to(self.device)
 
     def step(self) -> Transition:
         """Let the policy act once in every environment."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from agents.guards import RunStopped
-from agents.output import UNFINISHED, whole_file
+from agents.output import is_unfinished, whole_file
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
@@ -28,7 +28,7 @@ FAILURE_NAME = "failure.txt"
 _PROBE = 2**16
 
 #: What says nothing about a run that has not begun.
-WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, ".writable")
+_WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, ".writable")
 
 #: Part of the name of what an interrupted run left, once it has been trained again.
 SET_ASIDE = ".interrupted-"
@@ -116,8 +116,13 @@ def _read(path: Path) -> str:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether ``folder`` is missing or holds nothing but a lock, which counts for nothing."""
-    return not folder.is_dir() or all(path.name in WITHOUT_MEANING for path in folder.iterdir())
+    """Whether ``folder`` is missing or holds nothing that says anything.
+
+    Such as a lock, or what is left of a run that was killed before it had begun.
+    """
+    return not folder.is_dir() or all(
+        path.name in _WITHOUT_MEANING or is_unfinished(path) for path in folder.iterdir()
+    )
 
 
 def set_aside(folder: Path) -> None:
@@ -152,6 +157,7 @@ def claim_run_folder(folder: Path) -> FileLock:
     lock = lock_folder(folder)
     try:
         _require_empty(folder)  # a run may have begun and ended since the first look
+        sweep_unfinished(folder)
     except ValueError:
         lock.release()
         raise
@@ -181,8 +187,6 @@ def claim_existing_run(folder: Path) -> FileLock:
     """
     if not folder.is_dir():
         raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
-    if not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{str(folder)!r} holds no {CONFIG_NAME}: not a run folder.")
     lock = lock_folder(folder)
     try:
         require_writable(folder)
@@ -204,10 +208,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Have a new name in ``folder`` survive a failure of the machine; not possible on Windows."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -219,8 +223,9 @@ def _sync_folder(folder: Path) -> None:
 
 def sweep_unfinished(folder: Path) -> None:
     """Remove what killed processes left half-written; only for who writes in ``folder``."""
-    for path in folder.glob(f"*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if is_unfinished(path):
+            path.unlink(missing_ok=True)
 
 
 def note_failure(folder: Path, error: BaseException) -> None:

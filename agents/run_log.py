@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -60,7 +63,7 @@ class RunLog:
             raise RunStopped(f"{str(folder)!r} cannot be written ({error.strerror}).") from None
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append one row; it is on disk when this returns, if that can be written."""
+        """Append one row; whoever reads the file finds it there, if it can be written."""
         self._table.append(row)
         if self._events is None:
             return
@@ -72,7 +75,19 @@ class RunLog:
             _warn(f"no more events for TensorBoard are written ({error})")
             self._events = None
 
+    def sync(self) -> None:
+        """Have all rows survive a failure of the machine; before a checkpoint counts on them."""
+        self._table.sync()
+
+    def _note_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Tell of TensorBoard's writing thread in a line; Python would print where it failed."""
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            self._hook(failure)
+        elif self._events is not None:
+            _warn(f"no more events for TensorBoard are written ({failure.exc_value})")
+
     def __enter__(self) -> Self:
+        self._hook, threading.excepthook = threading.excepthook, self._note_thread
         return self
 
     def __exit__(
@@ -87,6 +102,7 @@ class RunLog:
                 self._events.close()
             except Exception as trouble:
                 _warn(f"the last events for TensorBoard are not written ({trouble})")
+        threading.excepthook = self._hook
 
 
 class _Table:
@@ -130,13 +146,22 @@ class _Table:
             if not self._complained:
                 _warn(f"{self.path}: rows wait until they can be written ({error.strerror})")
                 self._complained = True
-            self._file.seek(self._end)
-            self._file.truncate()  # half a row
+            with suppress(OSError):
+                self._file.seek(self._end)
+                self._file.truncate()  # half a row
 
     def close(self) -> None:
         if self._waiting:
             self._write()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # some file systems tell only now
+            _warn(f"{self.path}: rows may be missing ({error.strerror})")
+
+    def sync(self) -> None:
+        """Have all rows survive a failure of the machine, as far as they could be written."""
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
 
 
 def _rows_until(path: Path, x: str, last: int) -> tuple[list[str], str]:
@@ -149,14 +174,22 @@ def _rows_until(path: Path, x: str, last: int) -> tuple[list[str], str]:
     for line in lines[1:]:
         values = next(csv.reader([line]), [])
         whole = line.endswith("\n") and len(values) == len(columns)
-        if not whole or float(values[columns.index(x)]) > last:
-            break  # cut off by a crash, or made after the checkpoint
+        if not whole or not _is_until(values[columns.index(x)], last):
+            break  # cut off by a crash, damaged, or made after the checkpoint
         kept.append(line)
     return columns, "".join(kept)
 
 
+def _is_until(value: str, last: int) -> bool:
+    try:
+        return float(value) <= last
+    except ValueError:
+        return False
+
+
 def _warn(text: str) -> None:
-    print(f"Warning: {text}.", file=sys.stderr)
+    with suppress(OSError):  # nobody may be there to read it
+        print(f"Warning: {text}.", file=sys.stderr)
 
 
 def _short(value: float) -> str:

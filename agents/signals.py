@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, Self
 
@@ -11,6 +12,10 @@ from typing import Any, Self
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+#: Seconds in which a signal that is repeated is no second request. A terminal that closes sends
+#: SIGHUP twice, and Ctrl-C reaches a process from the terminal and from torchrun.
+SAME_REQUEST = 1.0
 
 #: What shells take from a process that a signal ended: this and the signal's number.
 _EXIT_BASE = 128
@@ -52,12 +57,13 @@ def raise_when_stopped() -> None:
 class StopRequest:
     """Takes note of the first signal to stop, so that a step can be finished.
 
-    A second one stops at once. Use as a context manager. The handler does nothing but take note:
-    saving in it could find anything half-done.
+    A second one, :data:`SAME_REQUEST` later, stops at once. Use as a context manager. The handler
+    does nothing but take note: saving in it could find anything half-done.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._noted = 0.0
         self._before: dict[int, Any] = {}
 
     @property
@@ -75,8 +81,11 @@ class StopRequest:
             raise Stopped(self.number)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
+        if self.number is None:
+            self.number, self._noted = number, time.monotonic()
+        elif time.monotonic() - self._noted >= SAME_REQUEST:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

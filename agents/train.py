@@ -12,13 +12,15 @@ from typing import Self
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from agents.checkpoint import Checkpoint, agent_store, save_checkpoint
 from agents.checkpoint_store import has_checkpoint
 from agents.config import ConfigError, PPOConfig
 from agents.cores import require_usable
+from agents.devices import usable_device
 from agents.encoder import Observations
-from agents.guards import CannotSave, NotFinite, TrainingError, first_not_finite
+from agents.guards import CannotSave, NotFinite, RunStopped, TrainingError, first_not_finite
 from agents.optimizer import make_optimizer
 from agents.policy import RecurrentActorCritic, reads_mission
 from agents.ppo import UPDATE_METRICS, update
@@ -26,8 +28,8 @@ from agents.ranks import local_device
 from agents.recent_episodes import RecentEpisodes, episode_rows
 from agents.rollout import Runner, collect
 from agents.run_folder import (
+    FAILURE_NAME,
     LOCK_NAME,
-    claim_existing_run,
     claim_run_folder,
 )
 from agents.run_log import RunLog
@@ -74,28 +76,29 @@ class Trainer:
         config: PPOConfig,
         checkpoint: Checkpoint | None,
         world: World | None = None,
+        lock: FileLock | None = None,
     ) -> Self:
         """A trainer that goes on with the run in ``folder`` as if it had never stopped.
+
+        :func:`agents.resuming.resume` finds out what to give.
 
         Args:
             folder: of a run that was interrupted, or is to go on for more steps.
             config: that of the run; of settings with an effect only ``total_steps`` may differ.
             checkpoint: its last one; ``None`` if it stopped before the first.
             world: as for a new run; the number of processes may be another one than before.
+            lock: on the folder, held since before the checkpoint was read; is released in the end.
 
         Raises:
-            ValueError: as for a new run; or if the folder is no run's.
+            ValueError: as for a new run.
         """
         trainer = cls.__new__(cls)
         # What "auto" means can change with what is installed; the levels would be others.
         backend = config.backend if checkpoint is None else checkpoint.backend
         trainer._begin(config, folder, world or World(), backend)
-        trainer._from = checkpoint
+        trainer._saved = checkpoint
         trainer._resumed = True
-        trainer._lock = None
-        if trainer.world.is_first:
-            trainer._lock = claim_existing_run(folder)
-            agent_store(folder).clear_remains()
+        trainer._lock = lock
         return trainer
 
     def _begin(self, config: PPOConfig, folder: Path, world: World, backend: BackendChoice) -> None:
@@ -110,7 +113,8 @@ class Trainer:
         self.updates = 0
         self.seconds = 0.0  # of the run, with those before it was resumed
         self._recent = RecentEpisodes(config.num_envs)
-        self._from: Checkpoint | None = None
+        self._saved: Checkpoint | None = None  # the last one
+        self._log: RunLog | None = None
         self._resumed = False
         self._made_folder = False
 
@@ -124,7 +128,7 @@ class Trainer:
 
         A request to stop (Ctrl-C, SIGTERM) lets the update finish, saves and raises; a second one
         raises at once and leaves the last checkpoint as it is, as does any failure. Stopped before
-        the first update, a new run leaves nothing behind.
+        its first update has ended, a new run leaves nothing behind.
 
         Args:
             on_update: called after every update, in the first process.
@@ -141,12 +145,14 @@ class Trainer:
         try:
             with StopRequest() as stop:
                 asked = self._train(stop, on_update)
-            checkpoint = self.save()
             if asked:
                 raise Stopped(asked)
-            return checkpoint
+            if self.world.is_first:
+                (self.folder / FAILURE_NAME).unlink(missing_ok=True)  # of an earlier attempt
+            assert self._saved is not None
+            return self._saved
         except KeyboardInterrupt:
-            if self.world.is_first and not self._resumed and not self.saved:
+            if self.world.is_first and not self._resumed and self.updates == 0:
                 self._remove_traces()
             raise
         finally:
@@ -158,37 +164,46 @@ class Trainer:
         config = self.config
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self._actions = torch.Generator(self.device).manual_seed(config.seed)
+        # On the CPU, whatever the device: a run can go on with another one.
+        self._actions = torch.Generator().manual_seed(config.seed)
         self._shuffle = torch.Generator().manual_seed(config.seed)
         with contextlib.ExitStack() as stack:
             env = self._make_envs(0)
             stack.callback(lambda: self._env.close())
             self._make_agent(env)
             self._runner = Runner(env, self.policy, self._actions, self.world)
-            if self._from is not None:
-                self._continue(self._from)
-            log = stack.enter_context(self._make_log()) if self.world.is_first else None
-            started = time.perf_counter() - self.seconds
-            while self.env_steps < config.total_steps:
-                if asked := int(self.world.largest(stop.number or 0)):
-                    return asked
-                row = self._update(started)
-                if log is not None:
-                    log.write(row)
-                self._require_finite(row)
-                if self.updates % config.restart_envs_every == 0:
-                    self._restart_envs()
-                if self.updates % config.checkpoint_every == 0:
-                    self.save()
-                if on_update is not None and self.world.is_first:
-                    try:
-                        on_update(row)
-                    except OSError:  # such as a terminal that is gone: nobody looks on any more
-                        on_update = None
+            if self._resumed:
+                self._continue()
+            self._log = stack.enter_context(self._make_log()) if self.world.is_first else None
+            asked = self._train_on(stop, on_update)
+            if self.updates > 0:
+                self.save()
+        return asked
+
+    def _train_on(self, stop: StopRequest, on_update: OnUpdate | None) -> int:
+        config = self.config
+        started = time.perf_counter() - self.seconds
+        while self.env_steps < config.total_steps:
+            if asked := int(self.world.largest(stop.number or 0)):
+                return asked
+            row = self._update(started)
+            if self._log is not None:
+                self._log.write(row)
+            self._require_finite(row)
+            if self.updates % config.restart_envs_every == 0:
+                self._restart_envs()
+            if self.updates % config.checkpoint_every == 0:
+                self.save()
+            if on_update is not None and self.world.is_first:
+                try:
+                    on_update(row)
+                except OSError:  # such as a terminal that is gone: nobody looks on any more
+                    on_update = None
         return 0
 
     def _make_log(self) -> RunLog:
-        agent_store(self.folder).require_space(self.policy)
+        if not self._resumed:
+            agent_store(self.folder).require_space(self.policy)
         keep = self.env_steps if self._resumed else None
         return RunLog(self.folder, self.config, keep_until=keep)
 
@@ -247,15 +262,36 @@ class Trainer:
                 self.folder.rmdir()
 
     def save(self) -> Checkpoint:
-        """Write the checkpoint; all processes together.
+        """Write a checkpoint unless there is one of this update; all processes together.
+
+        None of them goes on before it is on disk.
 
         Raises:
             TrainingError: if a parameter is not finite; such an agent never replaces a good one.
             CannotSave: if it cannot be written.
         """
+        saved = self._saved
+        if saved is not None and (saved.updates, saved.config) == (self.updates, self.config):
+            return saved
         self._require_finite_parameters()
+        checkpoint = self._make_checkpoint()
+        if self.world.is_first:
+            if self._log is not None:
+                self._log.sync()
+            try:
+                save_checkpoint(self.folder, checkpoint)
+            except OSError as error:
+                raise CannotSave(self.folder, error) from None
+        self.world.wait()
+        self._saved = checkpoint
+        return checkpoint
+
+    def _make_checkpoint(self) -> Checkpoint:
         score = self._recent.statistics()["episode_return_mean"]
-        checkpoint = Checkpoint(
+        # Those of an interruption do not compete to be the best: a run without it has none.
+        regular = self.updates % self.config.checkpoint_every == 0
+        done = self.env_steps >= self.config.total_steps
+        return Checkpoint(
             config=self.config,
             num_actions=self.num_actions,
             read_mission=self.read_mission,
@@ -265,18 +301,19 @@ class Trainer:
             policy=self.policy.state_dict(),
             optimizer=self.optimizer.state_dict(),
             training=self._training_state(),
-            score=score if math.isfinite(score) else None,
+            score=score if math.isfinite(score) and (regular or done) else None,
         )
-        if self.world.is_first:
-            try:
-                save_checkpoint(self.folder, checkpoint)
-            except OSError as error:
-                raise CannotSave(self.folder, error) from None
-        return checkpoint
 
     def _training_state(self) -> dict[str, object]:
         """What, besides the agent, the rest of the run follows from; of all processes."""
         runner, gather = self._runner, self.world.gather
+        random = {
+            "actions": self._actions.get_state(),
+            "shuffle": self._shuffle.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
         actions = np.array(runner.actions, dtype=np.uint8).reshape(-1, runner.env.num_envs)
         return {
             "seconds": self.seconds,
@@ -284,19 +321,37 @@ class Trainer:
             "actions": gather(torch.from_numpy(actions), 1),  # (t, E) since the environments began
             "seen": {k: gather(v, 0) for k, v in runner.seen._asdict().items()},
             "recent_episodes": self._recent.to_tensor(),
-            "random": {
-                "actions": self._actions.get_state(),
-                "shuffle": self._shuffle.get_state(),
-                "torch": torch.get_rng_state(),
-            },
+            "random": random,
         }
 
-    def _continue(self, checkpoint: Checkpoint) -> None:
-        """Bring everything where it was when ``checkpoint`` was saved.
+    def _continue(self) -> None:
+        """Bring everything where it was when the last checkpoint was saved, if there is one.
 
         Raises:
-            RunStopped: if the environments do not do again what they did.
+            RunStopped: if that cannot be done.
         """
+        checkpoint, world = self._saved, self.world
+        mark = -1.0 if checkpoint is None else checkpoint.training.get("seconds", -1.0)
+        if world.largest(mark) != -world.largest(-mark):
+            raise RunStopped(
+                "the processes of this run do not see the same checkpoints; its folder has to be "
+                "on a file system that all of them share."
+            )
+        if checkpoint is None:
+            return
+        try:
+            self._restore(checkpoint)
+        except RunStopped:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise RunStopped(
+                f"the run in {str(self.folder)!r} cannot be resumed: its checkpoint holds an "
+                "agent, but not what its training goes on from."
+            ) from None
+        if self.config != checkpoint.config:
+            self.save()  # by this the run is known from now on, also if it is killed at once
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         training, runner = checkpoint.training, self._runner
         part = self.world.part(self.config.num_envs)
         self.env_steps, self.updates = checkpoint.env_steps, checkpoint.updates
@@ -311,9 +366,12 @@ class Trainer:
             Observations(**{name: value[part] for name, value in training["seen"].items()}),
         )
         runner.state = tuple(x[:, part].to(self.device) for x in training["core_state"])
-        self._actions.set_state(training["random"]["actions"])
-        self._shuffle.set_state(training["random"]["shuffle"])
-        torch.set_rng_state(training["random"]["torch"])
+        random = training["random"]
+        self._actions.set_state(random["actions"])
+        self._shuffle.set_state(random["shuffle"])
+        torch.set_rng_state(random["torch"])
+        if "cuda" in random and self.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.device)
 
     def _make_envs(self, restart: int) -> VectorEnv:
         """This process's part of the environments."""
@@ -362,18 +420,3 @@ def require_divisible(config: PPOConfig, processes: int) -> None:
             f"got {config.num_envs}."
         )
         raise ConfigError("num_envs", rule)
-
-
-def usable_device(name: str) -> torch.device:
-    """The torch device called ``name``.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-        torch.Generator(device)  # actions are sampled there
-    except (RuntimeError, AssertionError):  # torch asserts when built without CUDA
-        raise ConfigError("device", f"{name!r} cannot be used here; 'cpu' always can.") from None
-    return device

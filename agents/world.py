@@ -63,16 +63,15 @@ class World:
         """Rows of all processes, however many each has."""
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether some process says so."""
-        return flag
-
     def largest(self, value: float) -> float:
         """The largest value of all processes."""
         return value
 
     def same(self, tensor: Tensor) -> None:
         """Give ``tensor`` the first process's values."""
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
 
 
 class Ranks(World):
@@ -106,16 +105,16 @@ class Ranks(World):
         every = self.gather(padded, 0).view(self.size, most, *tensor.shape[1:])
         return torch.cat([rows[:count] for rows, count in zip(every, counts, strict=True)])
 
-    def any(self, flag: bool) -> bool:
-        """By the largest of 0 and 1."""
-        return bool(self.largest(flag))
-
     def largest(self, value: float) -> float:
         """By all-reduce."""
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         largest = torch.distributed.ReduceOp.MAX
         _together(lambda: torch.distributed.all_reduce(tensor, largest))
         return float(tensor)
+
+    def wait(self) -> None:
+        """By a number that takes part in no computation."""
+        self.largest(0.0)
 
     def same(self, tensor: Tensor) -> None:
         """By broadcast."""
@@ -137,6 +136,9 @@ def joined(device: str) -> Iterator[World]:
 
     Args:
         device: of the run's settings.
+
+    Raises:
+        RunStopped: in one line, if they cannot be joined.
     """
     rank, size = launched()
     if size == 1:
@@ -146,7 +148,11 @@ def joined(device: str) -> Iterator[World]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     backend = "nccl" if own.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
+    try:
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT))
+    except (RuntimeError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunStopped(f"the {size} processes could not be joined ({why}).") from None
     try:
         yield Ranks(rank, size, own)
     finally:

@@ -172,7 +172,7 @@ def check(runs: Sequence[Run]) -> None:
     Raises:
         ValueError: in one line, if not.
     """
-    from agents.train import usable_device
+    from agents.devices import usable_device
 
     usable_device(runs[0].config.device)
     for run in {run.config.model: run for run in runs}.values():

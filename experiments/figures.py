@@ -33,6 +33,7 @@ from experiments.snapshot import load_weights
 
 _DARK = "#222222"
 _PUBLISHED = "published"
+_FAR = 100  # times: from there on a logarithmic axis
 _NONE = Estimate(math.nan, math.nan, math.nan)
 
 
@@ -132,7 +133,16 @@ def _draw_bars(ax: Axes, comparison: Comparison, rows: list[Row]) -> None:
     ax.set_ylabel("per cent" if rows[0].unit == "%" else "")
     if rows[0].unit == "%":
         ax.set_ylim(0, 104)
+    elif _are_far_apart(
+        [v for m in comparison.models for r in rows for v in comparison.values(m, r)]
+    ):
+        ax.set_yscale("log")
     tidy(ax)
+
+
+def _are_far_apart(values: Sequence[float]) -> bool:
+    """Whether the small ones of some numbers would not be seen beside the large ones."""
+    return min(values) > 0 and max(values) > _FAR * min(values)
 
 
 def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:

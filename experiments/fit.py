@@ -109,7 +109,7 @@ def fit(
         ValueError: in one line, for a folder that cannot be used, or an unusable device.
         KeyboardInterrupt: on a request to stop, when all is saved.
     """
-    from agents.train import usable_device  # brings the agents along
+    from agents.devices import usable_device
 
     usable_device(experiment.config.device)
     with claimed_run(folder, experiment.config):
@@ -157,6 +157,7 @@ class _Fit(Generic[Config, Batch]):
         run_store(self.folder).require_space(self.state.model)
         steps = self.position.steps
         log = RunLog(self.folder, self.config, x="step", keep_until=steps if steps else None)
+        self._log = log
         with log, StopRequest() as stop:
             self.state.model.train()
             while self.position.epoch < self.config.epochs and not self._is_past_its_best():
@@ -164,6 +165,7 @@ class _Fit(Generic[Config, Batch]):
                 self._end_epoch(log, on_row)
                 self._save_if_due(stop)
             self._save()
+            stop.obey()
         return self._judge()
 
     def _is_past_its_best(self) -> bool:
@@ -262,6 +264,7 @@ class _Fit(Generic[Config, Batch]):
 
     def _save(self) -> None:
         self._require_finite_weights()
+        self._log.sync()
         save_snapshot(self.folder, self.state, Snapshot(self.position, self.best, self.data))
         self._saved_steps = self.position.steps
 

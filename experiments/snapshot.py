@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from agents.checkpoint_store import CheckpointStore, has_checkpoint
 from agents.guards import CannotSave
-from agents.output import UNFINISHED
 from agents.run_folder import (
     CONFIG_NAME,
-    WITHOUT_MEANING,
     is_empty,
     lock_folder,
     require_writable,
@@ -148,7 +146,7 @@ def require_same(folder: Path, config: ExperimentConfig) -> None:
     Raises:
         ValueError: in one line, naming a setting that differs.
     """
-    if not folder.exists() or _holds_no_work(folder):
+    if (folder.is_dir() and is_empty(folder)) or not folder.exists():
         return
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -163,12 +161,6 @@ def require_same(folder: Path, config: ExperimentConfig) -> None:
         )
 
 
-def _holds_no_work(folder: Path) -> bool:
-    return folder.is_dir() and all(
-        path.name in WITHOUT_MEANING or path.name.endswith(UNFINISHED) for path in folder.iterdir()
-    )
-
-
 @contextmanager
 def claimed_run(folder: Path, config: ExperimentConfig) -> Iterator[None]:
     """Hold the lock of a run's folder, which is new or holds a run with these settings.
@@ -181,9 +173,8 @@ def claimed_run(folder: Path, config: ExperimentConfig) -> Iterator[None]:
     lock = lock_folder(folder)
     try:
         require_same(folder, config)  # another run may have begun since the first look
-        if not is_empty(folder):
-            sweep_unfinished(folder)
-            run_store(folder).clear_remains()
+        sweep_unfinished(folder)
+        run_store(folder).clear_remains()
         yield
     finally:
         lock.release()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from agents.checkpoint_store import (
     DamagedCheckpoint,
     has_checkpoint,
 )
-from agents.output import UNFINISHED
+from agents.output import is_unfinished
 from agents.versions import other_versions, versions
 
 TENSORS: dict[str, Any] = {
@@ -151,7 +152,7 @@ def test_cut_file_is_found(store: CheckpointStore, which: str, share: float) -> 
     path.write_bytes(content[: int(len(content) * share)])
     error = damage_of(store)
     assert path.name in str(error)
-    assert f"The one before it, 20, is whole: remove {path.name} to use that" in str(error)
+    assert "The one before it, 20, is whole: remove 00000040.json to use that" in str(error)
 
 
 @pytest.mark.parametrize("content", [b"hello\n", b"[1]\n", b"{}\n", b"\xff\xfe", b"null"])
@@ -162,15 +163,20 @@ def test_manifest_of_something_else_is_found(store: CheckpointStore, content: by
 
 def test_missing_tensors_are_found(store: CheckpointStore) -> None:
     store.load().path.unlink()
-    assert "No such file" in str(damage_of(store))
+    assert "it is missing" in str(damage_of(store))
 
 
 def test_cure_that_is_told_works(store: CheckpointStore) -> None:
-    path = store.load().path
-    path.write_bytes(b"x")
-    damage_of(store)
-    store.manifest(40).unlink()
+    store.load().path.write_bytes(b"x")
+    found = re.search(r"remove (\S+) to use that", str(damage_of(store)))
+    assert found is not None
+    (store.folder / found[1]).unlink()
     assert store.load().number == 20
+    store.load().path.write_bytes(b"x")
+    found = re.search(r"remove the folder (\S+) to begin again", str(damage_of(store)))
+    assert found is not None
+    shutil.rmtree(found[1])
+    assert not has_checkpoint(store.run)
 
 
 def test_nothing_whole_is_said_to_be_so(store: CheckpointStore) -> None:
@@ -179,6 +185,8 @@ def test_nothing_whole_is_said_to_be_so(store: CheckpointStore) -> None:
     error = damage_of(store)
     assert error.whole is None
     assert "No earlier one is whole" in str(error)
+    assert len(store.set_aside_damaged()) == 2
+    assert not has_checkpoint(store.run)
 
 
 def test_damaged_ones_are_set_aside(store: CheckpointStore) -> None:
@@ -193,7 +201,43 @@ def test_damaged_ones_are_set_aside(store: CheckpointStore) -> None:
     assert store.load().number == 60
     assert store.set_aside_damaged() == []
     save(store, 80)
+    store.clear_remains()
     assert store.numbers() == [60, 80]
+    # What was set aside stays, the tensors too.
+    assert len([name for name in names(store) if name.endswith(SET_ASIDE)]) == 4
+
+
+@pytest.mark.parametrize("why", ["format", "kind", "unreadable"])
+def test_what_is_not_damaged_is_never_set_aside(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    before = names(store)
+    if why == "format":
+        monkeypatch.setattr(checkpoint_store, "FORMAT_VERSION", FORMAT_VERSION - 1)
+    elif why == "kind":
+        store.kind = "other"
+    else:
+
+        def fail(_: Path) -> bytes:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(ValueError, match=r"."):
+        store.set_aside_damaged()
+    assert names(store) == before
+
+
+@pytest.mark.parametrize("lost", ["format", "file", "about"])
+def test_sealed_manifest_without_a_field_is_damaged(store: CheckpointStore, lost: str) -> None:
+    fields = json.loads(store.manifest(40).read_text())
+    del fields["seal"], fields[lost]
+    store.manifest(40).write_text(vars(checkpoint_store)["_sealed"](fields))
+    damage_of(store)
+
+
+def test_deep_manifest_is_damaged(store: CheckpointStore) -> None:
+    store.manifest(40).write_text("[" * 10**5)
+    damage_of(store)
 
 
 # Crashes ----------------------------------------------------------------------------------------
@@ -241,7 +285,7 @@ def test_failure_at_every_step_of_a_save_leaves_a_whole_checkpoint(
                 break  # there are no more calls to fail at
         calls = -(10**6)
         store.clear_remains()
-        assert not list(store.folder.glob(f"*{UNFINISHED}"))
+        assert not any(is_unfinished(path) for path in store.folder.iterdir())
         number = store.load().number
         assert number in (40, 60)
         save(store, 80)
@@ -272,7 +316,7 @@ def test_number_that_is_saved_again_never_harms_the_first(
 def test_half_written_files_are_no_checkpoint(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     store.folder.mkdir()
-    (store.folder / f"00000020.json.123{UNFINISHED}").write_bytes(b"{")
+    (store.folder / "00000020.json.123.tmp").write_bytes(b"{")
     (store.folder / "00000020-12345678.pt").write_bytes(b"half")
     assert not has_checkpoint(tmp_path)
     store.clear_remains()

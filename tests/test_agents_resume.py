@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
+from agents import resuming
 from agents import train as training
 from agents.checkpoint import agent_store, load_checkpoint, save_checkpoint
 from agents.checkpoint_store import SET_ASIDE, has_checkpoint
 from agents.config import PPOConfig
 from agents.guards import RunStopped
-from agents.resuming import continued, read_run, trainer_for
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, read_progress
+from agents.resuming import read_run, resume, trainer_for
+from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, claim_existing_run, read_progress
 from agents.signals import Stopped
 from agents.train import Trainer
 from command_line import TOY, Rims, assert_one_line, tree
@@ -106,8 +108,8 @@ def begin(folder: Path, config: PPOConfig, update: int, error: BaseException) ->
 
 
 def go_on(folder: Path, **changes: Any) -> None:
-    before = read_run(folder)
-    Trainer.resuming(folder, continued(folder, before, **changes), before.checkpoint).run()
+    trainer, _ = resume(folder, **changes)
+    trainer.run()
 
 
 # The same numbers -------------------------------------------------------------------------------
@@ -145,8 +147,7 @@ def test_run_that_is_stopped_after_every_update_ends_the_same(tmp_path: Path) ->
     begin(folder, config_with_other_checkpoints, 1, Killed())
     stops = 0
     while True:
-        before = read_run(folder)
-        trainer = Trainer.resuming(folder, before.config, before.checkpoint)
+        trainer, _ = resume(folder)
         try:
             trainer.run(lambda _: signal.raise_signal(signal.SIGTERM))
         except Stopped:
@@ -277,6 +278,92 @@ def test_complete_run_goes_on_for_more_steps(tmp_path: Path) -> None:
     assert load_checkpoint(folder).config == config
 
 
+def test_more_steps_are_not_forgotten_by_a_kill(tmp_path: Path) -> None:
+    config = make_config(core="none", anneal_learning_rate=False)
+    Trainer(config, tmp_path / "whole").run()
+    folder = tmp_path / "run"
+    Trainer(replace(config, total_steps=5 * 128), folder).run()
+    trainer, _ = resume(folder, total_steps=config.total_steps, threads=2)
+    updates = trainer.updates
+    with pytest.raises(Killed):
+        trainer.run(end_after(load_checkpoint(folder).updates + 1, Killed()))
+    assert read_run(folder).config == replace(config, threads=2)
+    assert updates == 0  # nothing is done before it runs
+    go_on(folder, threads=1)
+    assert left(folder) == left(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", ["nonsense", "3,x\n", "\0"])
+def test_damaged_table_is_cut_there(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "run"
+    begin(folder, make_config(core="none"), 9, Killed())
+    path = folder / PROGRESS_NAME
+    lines = path.read_text().splitlines(keepends=True)
+    values = lines[3].split(",")
+    values[1] = content.strip()
+    lines[3] = ",".join(values)
+    path.write_text("".join(lines))
+    go_on(folder)
+    assert read_progress(folder)["update"][:3] == [1, 2, 9]
+
+
+def test_checkpoint_is_read_when_nobody_writes_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command may save and end while this one waits for the folder."""
+    folder = tmp_path / "run"
+    config = make_config(core="none")
+    begin(folder, config, 5, Killed())
+
+    def late(path: Path) -> FileLock:
+        with monkeypatch.context() as patch:
+            patch.setattr(resuming, "claim_existing_run", claim_existing_run)
+            with pytest.raises(Killed):
+                resume(path)[0].run(end_after(9, Killed()))
+        return claim_existing_run(path)
+
+    monkeypatch.setattr(resuming, "claim_existing_run", late)
+    trainer, _ = resume(folder)
+    trainer.run()
+    Trainer(config, tmp_path / "whole").run()
+    assert left(folder) == left(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("left_over", ["config.toml.123.tmp", ".writable.9.tmp", ".lock-holder"])
+def test_run_that_was_killed_before_it_had_begun_needs_no_clean_up(
+    tmp_path: Path, left_over: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / left_over).write_text("half")
+    Trainer(make_config(core="none", total_steps=128), folder).run()
+    assert not (folder / left_over).exists() or left_over == ".lock-holder"
+
+
+def test_checkpoint_without_what_training_needs_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begin(folder, make_config(core="none"), 5, Killed())
+    save_checkpoint(folder, replace(load_checkpoint(folder), training={}))
+    with pytest.raises(RunStopped, match="not what its training goes on from"):
+        go_on(folder)
+
+
+def test_interruption_changes_nothing_about_the_best_checkpoint(tmp_path: Path) -> None:
+    config = make_config(core="none", env="MiniGrid-Empty-5x5-v0", total_steps=30 * 128)
+    Trainer(config, tmp_path / "whole").run()
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        Trainer(config, folder).run(
+            lambda row: signal.raise_signal(signal.SIGINT) if row["update"] == 18 else None
+        )
+    assert load_checkpoint(folder).score is None
+    go_on(folder)
+    assert (
+        load_checkpoint(folder, "best").updates
+        == load_checkpoint(tmp_path / "whole", "best").updates
+    )
+
+
 def test_lost_table_hinders_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     begin(folder, make_config(core="none"), 9, Killed())
@@ -350,8 +437,6 @@ def test_other_versions_are_noticed(
     tmp_path: Path, rims: Rims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert rims(*RUN).code == 0
-    from agents import resuming
-
     monkeypatch.setattr(resuming, "other_versions", lambda _: "torch 1.0, now 2.0")
     result = rims("resume", "run", "--total-steps", "200")
     assert result.code == 0

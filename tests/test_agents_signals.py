@@ -6,25 +6,31 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents import signals
 from agents import train as training
-from agents.checkpoint import agent_store, load_checkpoint
-from agents.run_folder import PROGRESS_NAME
+from agents.checkpoint import agent_store, load_checkpoint, save_checkpoint
+from agents.output import is_unfinished
+from agents.run_folder import PROGRESS_NAME, read_progress
 from agents.signals import STOPPING, Stopped, StopRequest, exit_code, raise_when_stopped
 from agents.train import Trainer
 from command_line import ENV, TOY, process, wait_for_rows
+from envs import make_vector_env
 from test_agents_resume import go_on, left, make_config
 
 # Taking note ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", STOPPING)
-def test_first_signal_is_noted_and_the_second_stops(number: int) -> None:
+def test_first_signal_is_noted_and_the_second_stops(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
     handler = signal.getsignal(number)
     seen: list[int] = []
     signal.signal(number, lambda n, _: seen.append(n))
@@ -114,14 +120,90 @@ def test_signal_anywhere_finishes_the_update_and_saves(
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 
+def test_signal_that_comes_twice_is_one_request() -> None:
+    """As from a terminal that closes, or from a terminal and from torchrun."""
+    with StopRequest() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.wanted
+
+
 @pytest.mark.parametrize("place", ["collect", "update", "save_checkpoint"])
 def test_second_signal_stops_at_once_and_harms_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
     stop_in(monkeypatch, place, times=2)
     with pytest.raises(KeyboardInterrupt):
         Trainer(make_config(core="none", checkpoint_every=1), tmp_path / "run").run()
     assert agent_store(tmp_path / "run").load().number == 2
+
+
+def test_second_signal_in_the_middle_of_a_file_harms_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
+    trainer = Trainer(make_config(core="none", checkpoint_every=1), tmp_path / "run")
+    fsync = os.fsync
+
+    def interrupt(file: int) -> None:
+        if trainer.updates == 3 and trainer._log is not None:
+            signal.raise_signal(signal.SIGINT)
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    assert agent_store(tmp_path / "run").load().number == 2
+    assert not any(is_unfinished(path) for path in tmp_path.rglob("*"))
+    go_on(tmp_path / "run")
+
+
+def test_signal_in_the_last_save_of_all_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(core="none", checkpoint_every=1000)
+
+    def interrupted(*arguments: Any) -> Path:
+        signal.raise_signal(signal.SIGTERM)
+        return save_checkpoint(*arguments)
+
+    monkeypatch.setattr(training, "save_checkpoint", interrupted)
+    done = Trainer(config, tmp_path / "run").run()
+    assert load_checkpoint(tmp_path / "run").env_steps == done.env_steps >= config.total_steps
+
+
+def test_work_is_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped twice when updates have been made, but no checkpoint."""
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
+
+    def stop_twice(row: Mapping[str, float]) -> None:
+        if row["update"] == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    config = make_config(core="none", checkpoint_every=1000)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, tmp_path / "run").run(stop_twice)
+    assert read_progress(tmp_path / "run")["update"] == [1, 2, 3]
+    go_on(tmp_path / "run")
+    Trainer(config, tmp_path / "whole").run()
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
+def test_signal_before_the_first_update_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return make_vector_env(*arguments)
+
+    monkeypatch.setattr(training, "make_vector_env", interrupted)
+    with pytest.raises(Stopped):
+        Trainer(make_config(core="none"), tmp_path / "run").run()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

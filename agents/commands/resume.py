@@ -8,7 +8,8 @@ import click
 
 from agents.commands import options
 from agents.commands.options import checking_input, plain_option
-from agents.commands.train import run_to_end
+from agents.commands.train import processes, run_to_end
+from agents.config import Damaged
 
 _COUNT = click.IntRange(1, 2**40)
 
@@ -50,16 +51,25 @@ def resume(
     """
     with checking_input():
         options.require_run(run)
-    from agents.resuming import continued, read_run
-    from agents.train import Trainer
-    from agents.world import joined
+    from agents.checkpoint_store import DamagedCheckpoint
+    from agents.resuming import device_of
+    from agents.resuming import resume as resume_run
 
     with checking_input():
-        before = read_run(run, fallback=fallback)
-        config = continued(run, before, total_steps=total_steps, threads=threads, device=device)
-    with joined(config.device) as world:
+        device_now = device or device_of(run)
+    with processes(device_now) as world:
         with checking_input():
-            trainer = Trainer.resuming(run, config, before.checkpoint, world)
-        for notice in before.notices if world.is_first else ():
+            try:
+                trainer, notices = resume_run(
+                    run,
+                    total_steps=total_steps,
+                    threads=threads,
+                    device=device,
+                    fallback=fallback,
+                    world=world,
+                )
+            except DamagedCheckpoint as error:
+                raise Damaged(f"{error} Option --fallback does so, and keeps it.") from None
+        for notice in notices if world.is_first else ():
             click.echo(f"Notice: {notice}.", err=True)
         run_to_end(trainer)

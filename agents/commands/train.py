@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from agents.signals import exit_code
 
 if TYPE_CHECKING:
     from agents.train import Trainer
+    from agents.world import World
 
 
 @click.command(cls=GroupedCommand)
@@ -34,15 +37,28 @@ def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     settings = make_config(given, config)
     default = f"{settings.task.name}-{folder_name(settings.core)}-{settings.seed}"
     folder = run_dir or Path("runs") / default
-    from agents.train import Trainer, usable_device
-    from agents.world import joined
+    from agents.train import Trainer
 
-    with checking_input():
-        usable_device(settings.device)
-    with joined(settings.device) as world:
+    with processes(settings.device) as world:
         with checking_input():
             trainer = Trainer(settings, folder, world)
         run_to_end(trainer)
+
+
+@contextmanager
+def processes(device: str) -> Iterator[World]:
+    """The processes torchrun has started, if it has; what keeps them from training is one line."""
+    from agents.devices import require_devices
+    from agents.guards import RunStopped
+    from agents.world import joined
+
+    with checking_input():
+        require_devices(device)
+    try:
+        with joined(device) as world:
+            yield world
+    except RunStopped as error:
+        raise click.ClickException(str(error)) from None
 
 
 def run_to_end(trainer: Trainer) -> None:
@@ -65,7 +81,8 @@ def run_to_end(trainer: Trainer) -> None:
                 if trainer.saved
                 else "there was nothing to save"
             )
-            click.echo(f"Interrupted; {end}.", err=True)
+            with suppress(OSError):  # the terminal may be gone
+                click.echo(f"Interrupted; {end}.", err=True)
         sys.exit(exit_code(interruption))
     except RunStopped as error:
         end = f"The last checkpoint is in {folder}" if trainer.saved else "No checkpoint was saved"

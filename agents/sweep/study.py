@@ -23,11 +23,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from agents.config import PPOConfig
 from agents.cores import require_usable
+from agents.devices import usable_device
 from agents.processes import Outcome, run_all
 from agents.run_folder import is_empty, lock_folder, newest_progress
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.run import run_once
-from agents.train import usable_device
 from envs import require_makeable
 
 STUDY_NAME = "study.db"

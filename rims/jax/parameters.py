@@ -229,7 +229,8 @@ def init(key: Array, spec: CellSpec, dtype: Any = jnp.float32) -> Parameters:
         >>> init(jax.random.key(0), spec).key_weight.shape
         (5, 64)
     """
-    return _draw(key, spec, jnp.dtype(dtype))
+    drawn: Parameters = _draw(key, spec, jnp.dtype(dtype))
+    return drawn
 
 
 @partial(jax.jit, static_argnums=(1, 2))
