@@ -44,7 +44,7 @@ demo: $(INSTALLED)
 	@echo "Episode: $(DEMO_OUT)/rim_lstm-on-DoorKey-6x6.gif"
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

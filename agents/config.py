@@ -369,7 +369,6 @@ _RANGES: dict[str, tuple[float, float, str]] = {
             "hidden_size",
             "num_rims",
             "k",
-            "num_envs",
             "rollout_steps_per_env",
             "minibatches",
             "epochs",
@@ -378,6 +377,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
         ),
         _COUNT,
     ),
+    # All of them stand in memory at once.
+    "num_envs": (1, 2**16, "in [1, 65536]"),
     **dict.fromkeys(("gamma", "gae_lambda"), _FRACTION),
     **dict.fromkeys(("entropy_coefficient", "value_coefficient"), _NOT_NEGATIVE),
     **dict.fromkeys(("learning_rate", "clip_range", "max_grad_norm"), _POSITIVE),

@@ -170,7 +170,13 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             env = self._make_envs(0)
             stack.callback(lambda: self._env.close())
-            self._make_agent(env)
+            try:
+                self._make_agent(env)
+            except (RuntimeError, MemoryError) as error:  # of torch, for sizes no memory holds
+                if self.world.is_first and not self._resumed:
+                    self._remove_traces()
+                why = " ".join(str(error).split())[:200] or type(error).__name__
+                raise RunStopped(f"the agent cannot be built: {why}.") from None
             self._runner = Runner(env, self.policy, self._actions, self.world)
             if self._resumed:
                 self._continue()

@@ -46,7 +46,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
 def plot_curves(comparison: Comparison) -> Figure:
     """The columns that the task names, over epochs: mean over seeds and its bootstrap band."""
     curves = comparison.experiment.curves
-    figure = Figure(figsize=(max(6.0, 4.6 * len(curves)), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 4.6 * len(curves)), 4.4), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for ax, curve in zip(panels, curves, strict=True):
         for model in comparison.models:
