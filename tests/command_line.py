@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -42,12 +44,15 @@ def process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_rows(running: subprocess.Popen[str], progress: Path) -> None:
-    """Wait until training has logged two updates."""
+def wait_for_rows(running: subprocess.Popen[str], progress: Path, *, more_than: int = 2) -> None:
+    """Wait until training has written more than so many lines of its table; two are one update."""
     deadline = time.monotonic() + 60
-    while not (progress.is_file() and progress.read_text().count("\n") >= 3):
-        assert running.poll() is None
-        assert time.monotonic() < deadline
+    while not (progress.is_file() and progress.read_text().count("\n") > more_than):
+        if running.poll() is not None or time.monotonic() > deadline:
+            # Else whoever leaves the block of the process would wait for it for ever.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            raise AssertionError(f"{progress} does not grow; exit code {running.poll()}")
         time.sleep(0.05)
 
 

@@ -79,7 +79,7 @@ def test_report_gives_medians_and_ratios(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_run_that_fails_is_one_line() -> None:
     config = PPOConfig(env="MiniGrid-Empty-5x5-v0", num_envs=6, minibatches=2, device="cuda:99")
     plan = Plan(config=config, processes=(1,), updates=1, rounds=1)
-    with pytest.raises(ScalingError, match="1 processes could not be measured: device 'cuda:99'"):
+    with pytest.raises(ScalingError, match="1 processes could not be measured: --device 'cuda:99'"):
         measure(plan, lambda *_: None)
 
 

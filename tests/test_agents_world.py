@@ -192,6 +192,7 @@ def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with joined("cpu") as world:
         assert (world.rank, world.size, world.is_first) == (0, 1, True)
     assert local_device("cuda") == "cuda"
+    monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert local_device("cuda") == "cuda:3"

@@ -115,7 +115,7 @@ MISTAKES = {
     "pass": (("--pass", "backward"), "inference, training"),
     "rounds": (("--rounds", "2"), "--rounds"),
     "threads": (("--threads", "0"), "--threads"),
-    "seconds": (("--seconds-per-case", "nan"), "seconds_per_case"),
+    "seconds": (("--seconds-per-case", "nan"), "--seconds-per-case"),
     "device": (("--device", "tpu"), "cpu"),
     "out is a file": (("--out", "../file"), "file"),
     "out below a file": (("--out", "../file/out"), "cannot be written"),
