@@ -86,7 +86,7 @@ def test_run_that_fails_is_one_line() -> None:
 TOY = (
     *("bench", "scaling", "--core", "none", "--env", "MiniGrid-Empty-5x5-v0", "--num-envs", "4"),
     *("--rollout-steps-per-env", "8", "--minibatches", "2", "--epochs", "1", "--updates", "2"),
-    *("--rounds", "1", "--out", "out"),
+    *("--processes", "1,2", "--rounds", "1", "--out", "out"),
 )
 
 

@@ -77,8 +77,8 @@ def test_mlp_equals_joined_features() -> None:
 def test_answers_use_positions_and_repeat_in_evaluation(
     kind: type[CNN_MLP] | type[RelationNetwork],
 ) -> None:
-    torch.manual_seed(0)  # some random weights hardly answer at all
-    model = kind(channels=5, hidden=7).eval()
+    torch.manual_seed(0)
+    model = kind(channels=5, hidden=64).eval()  # of few, all rectifiers can be at zero
     images, questions = torch.zeros(2, 3, 75, 75), torch.ones(2, 1, 11)
     images[0, :, 10:20, 10:20] = 1
     images[1, :, 42:52, 58:68] = 1  # moved by a multiple of the trunk's stride
