@@ -9,6 +9,7 @@ from typing import Any, get_args
 from agents.checkpoint_store import CheckpointStore, Stored, has_checkpoint
 from agents.config import CoreImportError, PPOConfig
 from agents.policy import RecurrentActorCritic
+from agents.run_folder import require_run_folder
 from envs import BackendName
 
 KIND = "agent"
@@ -83,8 +84,7 @@ def load_checkpoint(folder: Path, which: str | int = "last") -> Checkpoint:
 
 def load_stored(folder: Path, which: str | int = "last") -> tuple[Checkpoint, Stored]:
     """As :func:`load_checkpoint`, with the file it was read from."""
-    if not folder.is_dir():
-        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
+    require_run_folder(folder)
     stored = agent_store(folder).load(which)
     path = stored.path
     try:

@@ -6,10 +6,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from agents.checkpoint import Checkpoint, agent_store, load_stored
 from agents.checkpoint_store import has_checkpoint
 from agents.config import WITHOUT_EFFECT, PPOConfig, read_settings
-from agents.run_folder import CONFIG_NAME, claim_existing_run, is_empty, set_aside
+from agents.run_folder import (
+    CONFIG_NAME,
+    claim_existing_run,
+    is_empty,
+    require_run_folder,
+    set_aside,
+)
 from agents.train import Trainer
 from agents.versions import other_versions
 from agents.world import World
@@ -72,10 +80,9 @@ def resume(
     """
     _require_run(folder)
     world = world or World()
-    lock = claim_existing_run(folder) if world.is_first else None
+    lock = _claim(folder) if world.is_first else None
     try:
         if world.is_first:  # the others look at what it has left
-            agent_store(folder).clear_remains()
             before = read_run(folder, fallback=fallback)
         world.wait()
         if not world.is_first:
@@ -100,9 +107,8 @@ def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
         ValueError: as :func:`resume` and :class:`Trainer`.
     """
     if _is_run(folder):
-        lock = claim_existing_run(folder)
+        lock = _claim(folder)
         try:
-            agent_store(folder).clear_remains()
             before = read_run(folder)
             if _same(before.config, config):
                 return Trainer.resuming(folder, config, before.checkpoint, lock=lock)
@@ -127,13 +133,18 @@ def device_of(folder: Path) -> str:
     return config.device
 
 
+def _claim(folder: Path) -> FileLock:
+    lock = claim_existing_run(folder)
+    agent_store(folder).clear_remains()
+    return lock
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / CONFIG_NAME).is_file() or has_checkpoint(folder)
 
 
 def _require_run(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
+    require_run_folder(folder)
     if not _is_run(folder):
         raise ValueError(f"{str(folder)!r} holds no {CONFIG_NAME}: not a run folder.")
 

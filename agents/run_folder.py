@@ -34,6 +34,16 @@ _WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, ".writable")
 SET_ASIDE = ".interrupted-"
 
 
+def require_run_folder(folder: Path) -> None:
+    """See that there is a folder, before torch is imported to read what is in it.
+
+    Raises:
+        ValueError: in one line, if there is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
+
+
 def require_writable(folder: Path) -> None:
     """Make ``folder`` if need be and see that files can be written there.
 
@@ -177,16 +187,14 @@ def _require_empty(folder: Path) -> None:
 
 
 def claim_existing_run(folder: Path) -> FileLock:
-    """Lock the folder of a run that is to go on, and clear away what a killed process left there.
+    """Lock the existing folder of a run that is to go on, and clear away what a kill left there.
 
     Returns:
         The lock, held; release it when the run has ended.
 
     Raises:
-        ValueError: if it is no run's, in use, or cannot be written.
+        ValueError: if it is in use or cannot be written.
     """
-    if not folder.is_dir():
-        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
     lock = lock_folder(folder)
     try:
         require_writable(folder)

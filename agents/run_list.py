@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.config import WITHOUT_EFFECT, core_label
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, SET_ASIDE, read_progress
+from agents.run_folder import (
+    CONFIG_NAME,
+    PROGRESS_NAME,
+    SET_ASIDE,
+    read_progress,
+    require_run_folder,
+)
 from envs import SUITES, Task
 
 #: Settings that may differ between runs that are seeds of one experiment.
@@ -84,8 +90,7 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for place in places:
-        if not place.is_dir():
-            raise ValueError(f"run folder {str(place)!r} does not exist; 'rims train' makes one.")
+        require_run_folder(place)
         folders = _runs_below(place)
         if not folders:
             raise ValueError(f"{str(place)!r} holds no run: no {PROGRESS_NAME} in it or below it.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +15,8 @@ from experiments.experiment import Curve, Row, Selection
 from experiments.images import parts
 from experiments.sequence_configs import AddingConfig
 from experiments.sequences import (
+    DrawnExperiment,
     Phase,
-    SequenceExperiment,
     SequenceModel,
     Shown,
     to_device,
@@ -25,7 +24,6 @@ from experiments.sequences import (
 )
 
 _EVALUATION_BATCH = 250  # sequences
-_VALIDATION, _TEST = 1, 2  # keep the draws of one seed apart
 _SHOWN = 100
 
 #: Of the sum of two numbers drawn uniformly from [0, 1): the error of always saying 1.
@@ -39,7 +37,7 @@ class Batch(NamedTuple):
     targets: Tensor  # (B,)
 
 
-class AddingExperiment(SequenceExperiment[AddingConfig, Batch]):
+class AddingExperiment(DrawnExperiment[AddingConfig, Batch]):
     """A core adds two numbers far apart; tested on longer sequences.
 
     The loss is the squared error after the last step. The epoch that is best on validation
@@ -54,28 +52,17 @@ class AddingExperiment(SequenceExperiment[AddingConfig, Batch]):
         return SequenceModel(nn.Linear(2, self.config.embedding_size), self.config, 1)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches."""
-        return self.config.steps_per_epoch
+    def trained(self) -> int:
+        """As in the settings."""
+        return self.config.train_length
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """New sequences."""
-        rng, config = self.rng(epoch), self.config
-        for _ in range(config.steps_per_epoch):
-            yield self._drawn(config.batch_size, config.train_length, rng)
-
-    def _drawn(self, number: int, length: int, rng: np.random.Generator) -> Batch:
-        return Batch(*to_device(*adding_sequences(number, length, rng), device=self.device))
+    def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
+        """So many sequences of this length."""
+        return Batch(*to_device(*adding_sequences(number, size, rng), device=self.device))
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error."""
         return {"loss": F.mse_loss(_sums(model, batch.inputs), batch.targets)}
-
-    @cached_property
-    def _validation(self) -> Batch:
-        config = self.config
-        rng = self.rng(0, _VALIDATION)
-        return self._drawn(config.validation_sequences, config.train_length, rng)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Mean squared error on validation sequences."""
@@ -92,10 +79,7 @@ class AddingExperiment(SequenceExperiment[AddingConfig, Batch]):
         """Mean squared error on test sequences of each length."""
         config = self.config
         return {
-            f"error_{length}": self._error(
-                model, self._drawn(config.test_sequences, length, self.rng(length, _TEST))
-            )
-            for length in config.lengths
+            f"error_{length}": self._error(model, self.tested(length)) for length in config.lengths
         }
 
     @property

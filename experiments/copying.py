@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +15,8 @@ from experiments.experiment import Curve, Row, Selection
 from experiments.images import parts
 from experiments.sequence_configs import CopyingConfig
 from experiments.sequences import (
+    DrawnExperiment,
     Phase,
-    SequenceExperiment,
     SequenceModel,
     Shown,
     to_device,
@@ -25,7 +24,6 @@ from experiments.sequences import (
 )
 
 _EVALUATION_BATCH = 250  # sequences
-_VALIDATION, _TEST = 1, 2  # keep the draws of one seed apart
 _SHOWN = 100
 
 
@@ -36,7 +34,7 @@ class Batch(NamedTuple):
     targets: Tensor  # (T, B)
 
 
-class CopyingExperiment(SequenceExperiment[CopyingConfig, Batch]):
+class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
     """A core keeps symbols over blanks and tells them again; tested with more blanks.
 
     The loss is the cross-entropy of all steps, as in the authors' code; judged are the steps of the
@@ -56,19 +54,14 @@ class CopyingExperiment(SequenceExperiment[CopyingConfig, Batch]):
         return SequenceModel(nn.Embedding(tokens, self.config.embedding_size), self.config, tokens)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches."""
-        return self.config.steps_per_epoch
+    def trained(self) -> int:
+        """As in the settings."""
+        return self.config.train_blanks
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """New sequences."""
-        rng, config = self.rng(epoch), self.config
-        for _ in range(config.steps_per_epoch):
-            yield self._drawn(config.batch_size, config.train_blanks, rng)
-
-    def _drawn(self, number: int, blanks: int, rng: np.random.Generator) -> Batch:
+    def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
+        """So many sequences of this number of blanks."""
         config = self.config
-        made = copying_sequences(number, blanks, rng, items=config.items, alphabet=config.alphabet)
+        made = copying_sequences(number, size, rng, items=config.items, alphabet=config.alphabet)
         return Batch(*to_device(*made, device=self.device))
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -85,12 +78,6 @@ class CopyingExperiment(SequenceExperiment[CopyingConfig, Batch]):
         """Of each step of the recall: (items B,)."""
         told = targets[-self.config.items :]
         return F.cross_entropy(recall.flatten(0, 1), told.flatten(), reduction="none")
-
-    @cached_property
-    def _validation(self) -> Batch:
-        config = self.config
-        rng = self.rng(0, _VALIDATION)
-        return self._drawn(config.validation_sequences, config.train_blanks, rng)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Cross-entropy and accuracy of the recall on validation sequences."""
@@ -112,7 +99,7 @@ class CopyingExperiment(SequenceExperiment[CopyingConfig, Batch]):
         """The same on test sequences with each number of blanks."""
         found = {}
         for blanks in self.config.lengths:
-            batch = self._drawn(self.config.test_sequences, blanks, self.rng(blanks, _TEST))
+            batch = self.tested(blanks)
             judged = self._judged(model, batch)
             found[f"cross_entropy_{blanks}"], found[f"accuracy_{blanks}"] = judged
         return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -13,10 +15,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from experiments.cores import Core, CoreState, core_parameters
 from experiments.experiment import Batch, Experiment
-from experiments.sequence_configs import SequenceConfig
+from experiments.sequence_configs import DrawnConfig, SequenceConfig
 from rims import RepeatedInput, plot_activations, trace
 
 Config = TypeVar("Config", bound=SequenceConfig)
+Drawn = TypeVar("Drawn", bound=DrawnConfig)
+
+_VALIDATION, _TEST = 1, 2  # keep the draws of one seed apart
 
 
 class SequenceModel(nn.Module):
@@ -130,6 +135,39 @@ class SequenceExperiment(Experiment[Config, Batch]):
             middle = (phase.begin + phase.end - 1) / 2
             panel.text(middle, 1.04, phase.label, ha="center", fontsize=9, transform=top)
         return figure
+
+
+class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
+    """A task whose sequences are drawn, of any size; trained on one size and tested on others."""
+
+    @property
+    @abstractmethod
+    def trained(self) -> int:
+        """The size trained on: a length, or a number of blanks."""
+
+    @abstractmethod
+    def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
+        """So many new sequences of a size."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches."""
+        return self.config.steps_per_epoch
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """New sequences."""
+        rng = self.rng(epoch)
+        for _ in range(self.config.steps_per_epoch):
+            yield self.drawn(self.config.batch_size, self.trained, rng)
+
+    @cached_property
+    def _validation(self) -> Batch:
+        rng = self.rng(0, _VALIDATION)
+        return self.drawn(self.config.validation_sequences, self.trained, rng)
+
+    def tested(self, size: int) -> Batch:
+        """The test sequences of a size."""
+        return self.drawn(self.config.test_sequences, size, self.rng(size, _TEST))
 
 
 def to_device(*arrays: Any, device: torch.device) -> tuple[Tensor, ...]:

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,30 @@ def bench(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+@contextmanager
+def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None]:
+    """Hold the folder of the results, and say in one line what ended a measurement before its time.
+
+    Args:
+        out: the folder; is made.
+        left: what an interruption leaves in it.
+    """
+    from agents.run_folder import lock_folder, require_writable
+
+    with checking_input():
+        require_writable(out)
+        lock = lock_folder(out)
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        click.echo(f"Interrupted; {left} {out}.", err=True)
+        sys.exit(exit_code(interruption))
+    except FloatingPointError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        lock.release()
+
+
 @bench.command()
 @bench_options.cells_options
 def cells(out: Path, resume: bool, **given: Any) -> None:
@@ -45,7 +71,6 @@ def cells(out: Path, resume: bool, **given: Any) -> None:
     """
     import torch
 
-    from agents.run_folder import lock_folder, require_writable
     from rims.bench.cases import Settings, Size
     from rims.bench.run import bench_cells
 
@@ -54,20 +79,11 @@ def cells(out: Path, resume: bool, **given: Any) -> None:
     given["threads"] = given["threads"] or torch.get_num_threads()
     with checking_input():
         settings = Settings(**given)
-        require_writable(out)
-        lock = lock_folder(out)
     command = shlex.join(("rims", *sys.argv[1:]))
-    try:
+    with measuring(out, "the same command goes on from what is in"):
         report = bench_cells(
             settings, out, command, resume=resume, say=lambda line: click.echo(line, err=True)
         )
-    except KeyboardInterrupt as interruption:
-        click.echo(f"Interrupted; the same command goes on from what is in {out}.", err=True)
-        sys.exit(exit_code(interruption))
-    except FloatingPointError as error:
-        raise click.ClickException(str(error)) from None
-    finally:
-        lock.release()
     click.echo(report, nl=False)
 
 
@@ -82,7 +98,6 @@ def nfm(out: Path, **given: Any) -> None:
     """
     import torch
 
-    from agents.run_folder import lock_folder, require_writable
     from nfm.bench.contenders import Settings
     from nfm.bench.run import bench_nfm
 
@@ -90,18 +105,9 @@ def nfm(out: Path, **given: Any) -> None:
     given["threads"] = given["threads"] or torch.get_num_threads()
     with checking_input():
         settings = Settings(**given)
-        require_writable(out)
-        lock = lock_folder(out)
     command = shlex.join(("rims", *sys.argv[1:]))
-    try:
+    with measuring(out):
         report = bench_nfm(settings, out, command, say=lambda line: click.echo(line, err=True))
-    except KeyboardInterrupt as interruption:
-        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
-        sys.exit(exit_code(interruption))
-    except FloatingPointError as error:
-        raise click.ClickException(str(error)) from None
-    finally:
-        lock.release()
     click.echo(report, nl=False)
 
 
@@ -118,7 +124,6 @@ def jax_(out: Path, **given: Any) -> None:
     except ImportError as error:
         raise UserError(str(error)) from None
     from agents.processes import usable_processors
-    from agents.run_folder import lock_folder, require_writable
     from rims.bench.cases import Settings, Size
 
     given = bench_options.apply_quick(given, bench_options.QUICK_JAX)
@@ -126,19 +131,9 @@ def jax_(out: Path, **given: Any) -> None:
     given["device"] = given["device"] or best_device()
     with checking_input():
         grid = Settings(**given, threads=usable_processors(), memory=False)
-        require_writable(out)
-        lock = lock_folder(out)
     command = shlex.join(("rims", *sys.argv[1:]))
-    try:
-        with checking_input():
-            report = bench_jax(grid, out, command, say=lambda line: click.echo(line, err=True))
-    except KeyboardInterrupt as interruption:
-        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
-        sys.exit(exit_code(interruption))
-    except FloatingPointError as error:
-        raise click.ClickException(str(error)) from None
-    finally:
-        lock.release()
+    with measuring(out), checking_input():
+        report = bench_jax(grid, out, command, say=lambda line: click.echo(line, err=True))
     click.echo(report, nl=False)
 
 
@@ -172,7 +167,6 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     --env the task is that of suite doorkey.
     """
     from agents.processes import usable_processors
-    from agents.run_folder import lock_folder, require_writable
     from agents.throughput.run import SB3_NAMES, Contest
     from envs import resolve_backend
 
@@ -189,12 +183,8 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
     with checking_input():
         resolve_backend(config.task, config.backend)
-        require_writable(out)
-        lock = lock_folder(out)
-    try:
+    with measuring(out):
         report = _measure_agents(contest, out)
-    finally:
-        lock.release()
     click.echo(report, nl=False)
 
 
@@ -222,9 +212,6 @@ def _measure_agents(contest: Contest, out: Path) -> str:
 
     try:
         return to_markdown(contest, measure(contest, write), machine)
-    except KeyboardInterrupt as interruption:
-        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
-        sys.exit(exit_code(interruption))
     except MeasuringError as error:
         raise click.ClickException(str(error)) from None
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.commands.bench import about_machine
+from agents.commands.bench import about_machine, measuring
 from agents.commands.bench_options import NOT_OF_AGENTS
 from agents.commands.options import (
     FOLDER,
@@ -19,7 +18,6 @@ from agents.commands.options import (
     make_config,
     plain_option,
 )
-from agents.signals import exit_code
 
 if TYPE_CHECKING:
     from agents.throughput.scaling import Measured, Plan, Results, Row
@@ -75,7 +73,6 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
     Without --suite and --env the task is that of suite doorkey. scaling.json and scaling.md are
     complete after every run.
     """
-    from agents.run_folder import lock_folder, require_writable
     from agents.throughput.scaling import Plan
     from agents.train import require_divisible
     from envs import require_makeable
@@ -89,15 +86,9 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
         for row in plan.rows:
             require_divisible(replace(config, num_envs=row.num_envs), row.processes)
         require_makeable(config.task, config.backend)
-        require_writable(out)
-        lock = lock_folder(out)
-    try:
-        click.echo(_measure(plan, out), nl=False)
-    except KeyboardInterrupt as interruption:
-        click.echo(f"Interrupted; what was measured is in {out}.", err=True)
-        sys.exit(exit_code(interruption))
-    finally:
-        lock.release()
+    with measuring(out):
+        report = _measure(plan, out)
+    click.echo(report, nl=False)
 
 
 def _measure(plan: Plan, out: Path) -> str:

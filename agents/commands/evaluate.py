@@ -10,6 +10,7 @@ import click
 from agents.commands import options
 from agents.commands.options import checking_input
 from agents.config import ActionMode
+from agents.run_folder import require_run_folder
 from envs import BackendChoice, get_suite, get_task
 
 
@@ -42,7 +43,7 @@ def evaluate(
     """
     with checking_input():
         tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
-        options.require_run(run)
+        require_run_folder(run)
     import torch
 
     from agents.checkpoint import load_checkpoint

@@ -204,16 +204,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 COUNT = click.IntRange(1, 10**6)
 
 
-def require_run(folder: Path) -> None:
-    """See that there is a run's folder, before torch is imported to read it.
-
-    Raises:
-        ValueError: in one line, if there is none.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
-
-
 # Of several commands.
 RUN = click.argument("run", type=FOLDER)
 EPISODES = plain_option(

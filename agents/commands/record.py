@@ -10,6 +10,7 @@ from agents.commands import options
 from agents.commands.options import checking_input
 from agents.config import ActionMode
 from agents.output import ANIMATION_ENDINGS, check_output
+from agents.run_folder import require_run_folder
 from envs import get_task
 
 
@@ -39,7 +40,7 @@ def record(
     """
     with checking_input():
         check_output(out, ANIMATION_ENDINGS)
-        options.require_run(run)
+        require_run_folder(run)
     import torch
 
     from agents.checkpoint import load_checkpoint

@@ -10,6 +10,7 @@ from agents.commands import options
 from agents.commands.options import checking_input, plain_option
 from agents.commands.train import processes, run_to_end
 from agents.config import Damaged
+from agents.run_folder import require_run_folder
 
 _COUNT = click.IntRange(1, 2**40)
 
@@ -50,7 +51,7 @@ def resume(
     processes may be another one than before.
     """
     with checking_input():
-        options.require_run(run)
+        require_run_folder(run)
     from agents.checkpoint_store import DamagedCheckpoint
     from agents.resuming import device_of
     from agents.resuming import resume as resume_run
