@@ -44,8 +44,7 @@ class ScanFunction(torch.autograd.Function):
         recurrence = kind(w, rules, states, Flags(reset, valid))
         out, saved = hoisted.forward(recurrence, input, place=place, save=True)
         assert saved is not None
-        # Not the recurrence: it would outlive the way back, with all it has packed.
-        ctx.rules, ctx.kind = rules, kind
+        ctx.rules, ctx.kind, ctx.recurrence = rules, kind, recurrence
         ctx.mark_non_differentiable(out.active)
         ctx.save_for_backward(
             input, *states, place, reset, valid, *out, saved.key_value, *saved.inputs, *weights
@@ -66,8 +65,12 @@ class ScanFunction(torch.autograd.Function):
             grads = (grad_output, grad_h, grad_c)
             found = unrolled.gradients(grads, input, states, flags, w, ctx.rules, place)
             return (*found[:_DIFFERENTIABLE], *nothing, *found[_DIFFERENTIABLE:])
+        # What it has packed must not outlive the way back; a second one packs anew.
+        recurrence = vars(ctx).pop("recurrence", None)
+        if recurrence is None or recurrence.is_stale():
+            recurrence = ctx.kind(w, ctx.rules, states, flags)
         gradients = hoisted.backward(
-            ctx.kind(w, ctx.rules, states, flags),
+            recurrence,
             grad_output,
             new_carry(grad_h, None if states.c is None else grad_c),
             input,

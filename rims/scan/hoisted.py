@@ -62,9 +62,9 @@ def _forward(recurrence: Recurrence, input: Tensor, save: bool) -> tuple[Sequenc
     length = steps if save else _chunk_length(batch, steps)
     key_value, whole = side.room(input, length, batch)
     for first, last in _chunks(batch, steps):
-        where = slice(first, last) if save else slice(0, last - first)
-        inputs = _steps_of(whole, where)
-        side.project(input[first:last], key_value[where], inputs)
+        where = (first, last) if save else (0, last - first)
+        inputs = Hoisted(*(_steps(part, *where) for part in whole))
+        side.project(_steps(input, first, last), _steps(key_value, *where), inputs)
         recurrence.forward(first, inputs, out)
     return out, Saved(out, key_value, whole) if save else None
 
@@ -131,18 +131,19 @@ class _Back:
     def each_step(self, input: Tensor, input_needs_grad: bool) -> Tensor | None:
         """Every step has an input of its own; returns its gradient."""
         grad_input = torch.empty_like(input) if input_needs_grad else None
+        key_value, inputs = self.saved.key_value, self.saved.inputs
         for first, last in self._chunks():
-            chunk = slice(first, last)
-            part = self._retreat(first, last, _steps_of(self.saved.inputs, chunk))
+            part = self._retreat(first, last, Hoisted(*(_steps(p, first, last) for p in inputs)))
             d_key_value = self.sums.add_input(
                 _rows(part.query_side),
                 _rows(part.gate_side),
-                _rows(input[chunk]),
-                _rows(self.saved.key_value[chunk]),
+                _rows(_steps(input, first, last)),
+                _rows(_steps(key_value, first, last)),
             )
             self.sums.add_loop(part)
             if grad_input is not None:
-                torch.mm(d_key_value, self.side.key_value.mT, out=_rows(grad_input[chunk]))
+                grad_rows = _rows(_steps(grad_input, first, last))
+                torch.mm(d_key_value, self.side.key_value.mT, out=grad_rows)
         return grad_input
 
     def repeated(self, input: Tensor, place: Tensor, input_needs_grad: bool) -> Tensor | None:
@@ -163,13 +164,14 @@ class _Back:
 
     def _retreat(self, first: int, last: int, inputs: Hoisted) -> LoopGradients:
         part = self.buffer.first_steps(last - first)
-        grad_output = self.grad_output[first:last]
+        grad_output = _steps(self.grad_output, first, last)
         self.recurrence.backward(first, inputs, self.saved.sequence, grad_output, self.carry, part)
         return part
 
 
-def _steps_of(inputs: Hoisted, steps: slice) -> Hoisted:
-    return Hoisted(inputs.query_side[steps], inputs.gate_side[steps])
+def _steps(sequence: Tensor, first: int, last: int) -> Tensor:
+    """These steps; no slice if it is all of them, which would cost as much as a short product."""
+    return sequence if last - first == sequence.shape[0] else sequence[first:last]
 
 
 def _placed(inputs: Hoisted, place: Tensor) -> Hoisted:
@@ -190,7 +192,7 @@ class _InputSide:
         self.w = w
         self.sizes = [w.input_key.shape[1], w.input_value.shape[1]]  # dk, A
         self.scale = 1 / math.sqrt(self.sizes[0])
-        self.query = w.input_query.flatten(0, 1) * self.scale  # (N d, dk)
+        self.query = w.input_query.flatten(0, 1)  # (N d, dk)
         self.ih = w.ih.flatten(0, 1)  # (N G d, A)
 
     @cached_property
@@ -213,7 +215,7 @@ class _InputSide:
             torch.mm(rows, self.w.input_value, out=value)
         else:
             torch.mm(rows, self.key_value, out=_rows(key_value))
-        torch.mm(key, self.query.mT, out=_rows(out.query_side))
+        _rows(out.query_side).addmm_(key, self.query.mT, beta=0.0, alpha=self.scale)
         torch.mm(value, self.ih.mT, out=_rows(out.gate_side))
 
 
@@ -226,7 +228,8 @@ class _WeightSums:
         self.query = torch.empty_like(side.query)
         self.ih = torch.empty_like(side.ih)
         self.hh = torch.empty_like(w.hh, memory_format=torch.contiguous_format)
-        self.bias_hh = w.hh.new_empty(side.ih.shape[0])
+        # An LSTM only ever adds its two biases, so that they have the same gradient.
+        self.bias_hh = None if w.num_gates == 4 else w.hh.new_empty(side.ih.shape[0])
         self.qkv_sizes = [p.shape[2] for p in (w.comm_query, w.comm_key, w.comm_value)]
         self.qkv = w.hh.new_empty(w.num_rims, w.unit_size, sum(self.qkv_sizes))
         self.output_gate = w.output.new_empty(2 * w.unit_size, w.output.shape[1])
@@ -244,7 +247,7 @@ class _WeightSums:
         self.ih.addmm_(d_gate_side.mT, value, beta=beta)
         d_key_value = torch.empty_like(key_value)
         d_key, d_value = d_key_value.split_with_sizes(side.sizes, dim=1)
-        torch.mm(d_query_side, side.query, out=d_key)
+        d_key.addmm_(d_query_side, side.query, beta=0.0, alpha=side.scale)
         torch.mm(d_gate_side, side.ih, out=d_value)
         self.key_value.addmm_(input.mT, d_key_value, beta=beta)
         self._input_so_far = 1.0
@@ -259,14 +262,9 @@ class _WeightSums:
         self.qkv.baddbmm_(spoken.mT, d_qkv, beta=beta)
         d_output_gate = part.output_gate.flatten(0, 2)
         self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2), beta=beta)
-        for total, rows in (
-            (self.bias_hh, _rows(part.state_gates)),
-            (self.output_gate_bias, d_output_gate),
-        ):
-            if beta:
-                total.add_(rows.sum(0))
-            else:
-                torch.sum(rows, 0, out=total)
+        if self.bias_hh is not None:
+            _add_sum(self.bias_hh, _rows(part.state_gates), beta)
+        _add_sum(self.output_gate_bias, d_output_gate, beta)
         self._loop_so_far = 1.0
 
     def result(self, bias_ih: Tensor) -> Weights:
@@ -276,6 +274,7 @@ class _WeightSums:
         comm_query, comm_key, comm_value = _parted(self.qkv, self.qkv_sizes, dim=2)
         output, gate = _parted(self.output_gate, [w.unit_size] * 2, dim=0)
         output_bias, gate_bias = _parted(self.output_gate_bias, [w.unit_size] * 2, dim=0)
+        bias_hh = bias_ih.clone() if self.bias_hh is None else self.bias_hh
         return Weights(
             input_key,
             input_value,
@@ -288,10 +287,17 @@ class _WeightSums:
             output,
             gate,
             None if w.bias_ih is None else bias_ih,
-            None if w.bias_hh is None else self.bias_hh.view_as(w.bias_hh),
+            None if w.bias_hh is None else bias_hh.view_as(w.bias_hh),
             None if w.output_bias is None else output_bias,
             None if w.gate_bias is None else gate_bias,
         )
+
+
+def _add_sum(total: Tensor, rows: Tensor, beta: float) -> None:
+    if beta:
+        total.add_(rows.sum(0))
+    else:
+        torch.sum(rows, 0, out=total)
 
 
 def _parted(whole: Tensor, sizes: list[int], dim: int) -> list[Tensor]:

@@ -117,12 +117,11 @@ def recurrence(path: str, device: torch.device) -> type[Recurrence]:
 
 def _obstacle(input: Tensor, weight: Tensor) -> str | None:
     """What about a call, not its layer, only the readable loop can do."""
-    if torch.onnx.is_in_onnx_export():
-        return "it is being exported to ONNX"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms it"
+    # One of both is so when a program is exported to ONNX.
     if torch.compiler.is_compiling():
-        return None
+        return "it is being exported to ONNX" if torch.onnx.is_in_onnx_export() else None
     if torch._C._get_tracing_state() is not None:
         return "it is being traced"
     if torch._C._len_torch_dispatch_stack():

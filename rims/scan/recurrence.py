@@ -47,6 +47,8 @@ class LoopGradients(NamedTuple):
     def first_steps(self, count: int) -> LoopGradients:
         """Room for ``count`` steps, in the same memory."""
         *steps, bias_ih = self
+        if len(self.read) == count:
+            return self
         return LoopGradients(*(part[:count] for part in steps), bias_ih=bias_ih)  # type: ignore[misc]
 
 
@@ -82,6 +84,10 @@ class Recurrence(ABC):
 
     def __init__(self, w: Weights, rules: Rules, states: States, flags: Flags) -> None:
         self.w, self.rules, self.states, self.flags = w, rules, states, flags
+
+    def is_stale(self) -> bool:
+        """Whether a tensor it was made with has other memory since, as ``parameter.data = ...``."""
+        return False
 
     @abstractmethod
     def forward(self, first: int, inputs: Hoisted, out: Sequence) -> None:

@@ -19,7 +19,7 @@ from rims.native.simd import (
     store_up_to,
     total,
 )
-from rims.scan.native.matmul import matmul
+from rims.scan.native.matmul import matmul, matmuls
 
 
 @inlined
@@ -31,21 +31,20 @@ def retreat(b: Any, t: int) -> None:
     line = line_of(b, t, 0)
     receive(b, t)
     speech_gradient(b, t)
-    matmul(1, shifted(b.d_output_gate, line * k * 2 * d), 0, 2 * d,
-           b.p_out_back, 0, b.heads,
-           b.s_d_read, 0, b.heads, rows * k, 2 * d, values)  # fmt: skip
+    matmul(shifted(b.d_output_gate, line * k * 2 * d), 2 * d, b.p_out_back, b.heads,
+           b.s_d_read, b.heads, rows * k, 2 * d, values)  # fmt: skip
     attention_gradient(b, t)
-    matmul(n, shifted(b.d_qkv, line * n * width), width, n * width,
-           b.p_qkv_back, width * unit, unit,
-           b.s_d_spoken, block * unit, unit, rows, width, d)  # fmt: skip
+    matmuls(n, shifted(b.d_qkv, line * n * width), width, n * width,
+            b.p_qkv_back, width * unit, unit,
+            b.s_d_spoken, block * unit, unit, rows, width, d)  # fmt: skip
     if b.g == 4:
         lstm_gradient(b, t)
     else:
         gru_gradient(b, t)
     input_gradient(b, t)
-    matmul(n, shifted(b.d_state_gates, line * n * gates), gates, n * gates,
-           b.p_hh_back, gates * unit, unit,
-           b.s_d_h, block * unit, unit, rows, gates, d)  # fmt: skip
+    matmuls(n, shifted(b.d_state_gates, line * n * gates), gates, n * gates,
+            b.p_hh_back, gates * unit, unit,
+            b.s_d_h, block * unit, unit, rows, gates, d)  # fmt: skip
     hand_back(b, t)
 
 

@@ -7,12 +7,18 @@ from typing import Any
 from rims.native.simd import kernel, store_up_to
 from rims.scan.native.back import carry, retreat
 from rims.scan.native.forward import advance, begin, commit, prepare, restore
+from rims.scan.native.pack import pack, pack_back
 from rims.scan.native.table import own_block, take_next
 
 
 @kernel
 def forward(a: Any) -> None:
-    """Take blocks through their steps, from the first to the last."""
+    """Take blocks through their steps, from the first to the last; without steps, pack weights."""
+    while a.first == a.last:
+        m = take_next(a)
+        if m > a.n:
+            return
+        pack(a, m)
     while True:
         block = take_next(a)
         if block >= a.blocks:
@@ -28,7 +34,12 @@ def forward(a: Any) -> None:
 
 @kernel
 def back(a: Any) -> None:
-    """Take the gradients of blocks through their steps, from the last to the first."""
+    """The same for gradients of blocks, from the last step to the first."""
+    while a.first == a.last:
+        m = take_next(a)
+        if m > a.n:
+            return
+        pack_back(a, m)
     while True:
         block = take_next(a)
         if block >= a.blocks:

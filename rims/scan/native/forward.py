@@ -29,7 +29,7 @@ from rims.native.simd import (
     tanh,
     total,
 )
-from rims.scan.native.matmul import matmul
+from rims.scan.native.matmul import matmul, matmuls
 
 
 @kernel
@@ -79,29 +79,27 @@ def begin(b: Any, t: int) -> None:
                     store(own, place + j, value)
 
 
-@inlined
+@kernel
 def advance(b: Any, t: int) -> None:
     """Everything of a step but putting the new state in place."""
     n, d, rows, block = b.n, b.d, b.rows, b.block_rows
     unit, gate, width = b.unit, b.gate, b.width
     compete(b, t)
-    matmul(n, b.s_h, block * unit, unit,
-           b.p_hh, d * gate, gate,
-           b.s_pre, block * gate, gate, rows, d, b.g * d)  # fmt: skip
+    matmuls(n, b.s_h, block * unit, unit,
+            b.p_hh, d * gate, gate,
+            b.s_pre, block * gate, gate, rows, d, b.g * d)  # fmt: skip
     if b.g == 4:
         lstm(b, t)
     else:
         gru(b, t)
     if b.reads_state:
         keep_idle(b)
-    matmul(n, b.s_cand_h, block * unit, unit,
-           b.p_qkv, d * width, width,
-           b.s_qkv, block * width, width,
-           rows, d, 2 * b.m * b.dk + b.m * b.dv)  # fmt: skip
+    matmuls(n, b.s_cand_h, block * unit, unit,
+            b.p_qkv, d * width, width,
+            b.s_qkv, block * width, width,
+            rows, d, 2 * b.m * b.dk + b.m * b.dv)  # fmt: skip
     attend(b)
-    matmul(1, b.s_read, 0, b.heads, b.p_out, 0, b.pair,
-           b.s_out, 0, b.pair,
-           rows * b.k, b.m * b.dv, 2 * d)  # fmt: skip
+    matmul(b.s_read, b.heads, b.p_out, b.pair, b.s_out, b.pair, rows * b.k, b.m * b.dv, 2 * d)
     speak(b)
 
 
@@ -249,7 +247,7 @@ def attend(b: Any) -> None:
                 read_values(b, r, a, head, shifted(weights, (a * b.m + head) * b.others))
 
 
-@inlined
+@kernel
 def scores(b: Any, r: int, a: int, head: int, out: Any) -> None:
     """Of active mechanism ``a`` with every mechanism, to ``out`` (N,)."""
     query = (b.s_picked[r * b.k + a] * b.block_rows + r) * b.width + head * b.dk
@@ -263,7 +261,7 @@ def scores(b: Any, r: int, a: int, head: int, out: Any) -> None:
         out[m] = total(sums) * b.scale
 
 
-@inlined
+@kernel
 def read_values(b: Any, r: int, a: int, head: int, weights: Any) -> None:
     """What active mechanism ``a`` reads with these weights, to READ."""
     for j in range(0, b.dv, b.lanes):
@@ -274,7 +272,7 @@ def read_values(b: Any, r: int, a: int, head: int, weights: Any) -> None:
         store_up_to(b.s_read, (r * b.k + a) * b.heads + head * b.dv + j, left, sums)
 
 
-@inlined
+@kernel
 def softmax(values: Any, count: int, room: int, lanes: int) -> None:
     """Softmax of the first ``count`` values, in place; the rest of ``room`` is -inf and stays."""
     if room == lanes:

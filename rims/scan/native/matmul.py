@@ -95,33 +95,42 @@ _narrow_tile, _narrow_row = _make_tile(TILE_ROWS, 1), _make_tile(1, 1)
 
 
 @kernel
-def matmul(
+def matmuls(
     count: int, a: Any, step_a: int, lda: int, w: Any, step_w: int, ldw: int,
     c: Any, step_c: int, ldc: int, rows: int, depth: int, columns: int,
 ) -> None:  # fmt: skip
-    """C = A W ``count`` times: (rows, depth) times (depth, columns).
+    """``count`` products, with ``step_*`` entries from one matrix to the next."""
+    for m in range(count):
+        a_m, w_m, c_m = shifted(a, m * step_a), shifted(w, m * step_w), shifted(c, m * step_c)
+        matmul(a_m, lda, w_m, ldw, c_m, ldc, rows, depth, columns)
 
-    ``ld*`` is how many entries lie between lines, ``step_*`` between matrices. Columns are rounded
-    up to whole vectors: lines of W and C must have room for them.
+
+@kernel
+def matmul(
+    a: Any, lda: int, w: Any, ldw: int, c: Any, ldc: int, rows: int, depth: int, columns: int
+) -> None:
+    """C = A W: (rows, depth) times (depth, columns).
+
+    ``ld*`` is how many entries lie between lines. Columns are rounded up to whole vectors: lines of
+    W and C must have room for them.
     """
     lanes = lanes_of(a[0])
     wide = TILE_VECTORS * lanes
-    for m in range(count):
-        j = 0
-        while j < columns:
-            is_wide = columns - j > wide - lanes
-            w_j = shifted(w, m * step_w + j)
-            r = 0
-            while r < rows:
-                a_r, c_r = shifted(a, m * step_a + r * lda), shifted(c, m * step_c + r * ldc + j)
-                is_tall = r + TILE_ROWS <= rows
-                if is_wide and is_tall:
-                    _wide_tile(a_r, lda, w_j, ldw, c_r, ldc, depth)
-                elif is_wide:
-                    _wide_row(a_r, lda, w_j, ldw, c_r, ldc, depth)
-                elif is_tall:
-                    _narrow_tile(a_r, lda, w_j, ldw, c_r, ldc, depth)
-                else:
-                    _narrow_row(a_r, lda, w_j, ldw, c_r, ldc, depth)
-                r += TILE_ROWS if is_tall else 1
-            j += wide if is_wide else lanes
+    j = 0
+    while j < columns:
+        is_wide = columns - j > wide - lanes
+        w_j = shifted(w, j)
+        r = 0
+        while r < rows:
+            a_r, c_r = shifted(a, r * lda), shifted(c, r * ldc + j)
+            is_tall = r + TILE_ROWS <= rows
+            if is_wide and is_tall:
+                _wide_tile(a_r, lda, w_j, ldw, c_r, ldc, depth)
+            elif is_wide:
+                _wide_row(a_r, lda, w_j, ldw, c_r, ldc, depth)
+            elif is_tall:
+                _narrow_tile(a_r, lda, w_j, ldw, c_r, ldc, depth)
+            else:
+                _narrow_row(a_r, lda, w_j, ldw, c_r, ldc, depth)
+            r += TILE_ROWS if is_tall else 1
+        j += wide if is_wide else lanes

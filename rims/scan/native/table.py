@@ -22,6 +22,7 @@ from rims.native.simd import Vec, constant, inlined
 NUMBERS = [
     "next", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
     "n", "k", "d", "g", "m", "dk", "dv", "reads_state", "has_reset", "has_valid", "has_fresh",
+    "has_bias", "has_speech_bias",
     "unit", "gate", "width", "heads", "pair", "others", "scratch_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
@@ -32,7 +33,9 @@ ARRAYS = [
     "h", "c", "h0", "c0", "fresh_h", "fresh_c",
     # the input side of the steps from ``first`` on
     "query_side", "gate_side",
-    # weights packed as (in, out) with padded rows, for the way there and the way back
+    # weights as a cell has them, and packed for the way there and the way back
+    "w_hh", "w_query", "w_key", "w_value", "w_output", "w_gate",
+    "b_ih", "b_hh", "b_output", "b_gate",
     "p_hh", "p_qkv", "p_out", "p_b_ih", "p_b_hh", "p_b_out",
     "p_hh_back", "p_qkv_back", "p_out_back",
     # gradients: of outputs, carried through time, and what LoopGradients names

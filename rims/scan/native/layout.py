@@ -1,0 +1,116 @@
+"""What of a kernel's table depends on sizes alone."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import NamedTuple
+
+from rims.native.simd import VECTOR_BYTES
+from rims.scan.native import table as e
+from rims.scan.problem import Rules
+
+#: Samples of a block at most: a weight fetched from the second-level cache serves so many, and
+#: what they leave within a step still fits there beside all weights.
+MAX_BLOCK_ROWS = 32
+
+
+class Layout(NamedTuple):
+    """What of a table depends on sizes alone."""
+
+    sizes: dict[str, int]
+    entries: tuple[int, ...]
+    scratch: tuple[tuple[int, int], ...]  # index of an entry, bytes from the arena's start
+    arena_bytes: int
+    packed: tuple[tuple[int, int], ...]  # the same for packed weights, in memory of their own
+    packed_bytes: int
+
+
+# A layer is called with few different sizes, and for a single step this would take a tenth of it.
+@functools.lru_cache(maxsize=256)
+def lay_out(
+    batch: int,
+    hh: tuple[int, int, int],
+    keys: int,
+    values: int,
+    rules: Rules,
+    item: int,
+    num_threads: int,
+) -> Layout:
+    """Sizes of a call and where in one piece of memory each block's scratch lies.
+
+    Args:
+        batch: B.
+        hh: shape of the weight, (N, G d, d).
+        keys: M dk.
+        values: M dv.
+        rules: what shapes do not tell.
+        item: bytes of a number.
+        num_threads: that may take blocks.
+    """
+    lanes = VECTOR_BYTES // item
+    n, gates, d = hh
+    share = -(-batch // num_threads)  # rounded up
+    rows = min(MAX_BLOCK_ROWS, round_up(share, 4) if batch > 1 else 1)
+    sizes = {
+        "blocks": -(-batch // rows), "block_rows": rows, "batch": batch,
+        "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
+        "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
+        "reads_state": int(rules.reads_state),
+        "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
+        "width": round_up(2 * keys + values, lanes), "heads": round_up(values, lanes),
+        "pair": round_up(2 * d, lanes), "others": round_up(n, lanes),
+    }  # fmt: skip
+    counts = _scratch_counts(sizes)
+    # One vector more each: the last row of an array is read in whole vectors too.
+    bytes_ = [round_up(count * item, 64) + VECTOR_BYTES for count in counts.values()]
+    sizes["scratch_bytes"] = round_up(sum(bytes_), 64)
+    entries = [0] * e.SIZE
+    for name, value in sizes.items():
+        entries[e.INDEX[name]] = value
+    entries[e.INDEX["scale"]] = struct.unpack("q", struct.pack("d", sizes["dk"] ** -0.5))[0]
+    scratch = _places(counts, bytes_)
+    arena_bytes = sizes["blocks"] * sizes["scratch_bytes"] + 64
+    counts = _packed_counts(sizes)
+    bytes_ = [round_up(count * item, 64) for count in counts.values()]
+    packed, packed_bytes = _places(counts, bytes_), sum(bytes_) + 64
+    return Layout(sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes)
+
+
+def _places(names: Iterable[str], bytes_: list[int]) -> tuple[tuple[int, int], ...]:
+    starts = accumulate(bytes_, initial=0)
+    return tuple(zip((e.INDEX[name] for name in names), starts, strict=False))
+
+
+def _packed_counts(s: dict[str, int]) -> dict[str, int]:
+    """Numbers in each array of packed weights."""
+    n, d, gates, values = s["n"], s["d"], s["g"] * s["d"], s["m"] * s["dv"]
+    return {
+        "p_hh": n * d * s["gate"], "p_qkv": n * d * s["width"], "p_out": values * s["pair"],
+        "p_b_ih": n * gates, "p_b_hh": n * gates, "p_b_out": 2 * d,
+        "p_hh_back": n * gates * s["unit"],
+        "p_qkv_back": n * (2 * s["m"] * s["dk"] + values) * s["unit"],
+        "p_out_back": 2 * d * s["heads"],
+    }  # fmt: skip
+
+
+def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
+    """Numbers in each array that a block writes for itself."""
+    rows = s["block_rows"]
+    all_units, readers = s["n"] * rows * s["unit"], rows * s["k"]
+    return dict.fromkeys(e.SCRATCH, all_units) | {
+        "s_share": rows * s["n"], "s_score": rows * s["n"],
+        "s_picked": 2 * readers, "s_chosen": 2 * rows * s["n"],  # int64
+        "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
+        "s_alpha": readers * s["m"] * s["others"],
+        "s_d_alpha": s["k"] * s["others"],
+        "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
+        "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"],
+    }  # fmt: skip
+
+
+def round_up(count: int, step: int) -> int:
+    """The next multiple of ``step``."""
+    return -(-count // step) * step

@@ -1,0 +1,95 @@
+"""Weights as the kernels read them: lines padded with zeros to whole vectors, some turned round.
+
+Made anew for every call of a layer: what was packed before could be out of date, because not every
+change of a parameter leaves a trace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rims.native.simd import kernel, load_up_to, shifted, store_up_to
+
+
+@kernel
+def pack(a: Any, m: int) -> None:
+    """Weights of mechanism ``m`` as (in, out); for ``m`` = N the ones that all share."""
+    d, gates = a.d, a.g * a.d
+    keys, values = a.m * a.dk, a.m * a.dv
+    if m == a.n:
+        turned(a, a.w_output, d, values, a.p_out, a.pair)
+        turned(a, a.w_gate, d, values, shifted(a.p_out, d), a.pair)
+        clear_ends(a, a.p_out, values, 2 * d, a.pair)
+        added(a, a.b_output, a.b_output, a.has_speech_bias, 0, a.p_b_out, d)
+        added(a, a.b_gate, a.b_gate, a.has_speech_bias, 0, shifted(a.p_b_out, d), d)
+        return
+    hh = shifted(a.p_hh, m * d * a.gate)
+    turned(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.gate)
+    clear_ends(a, hh, d, gates, a.gate)
+    qkv = shifted(a.p_qkv, m * d * a.width)
+    copied(a, shifted(a.w_query, m * d * keys), d, keys, qkv, a.width)
+    copied(a, shifted(a.w_key, m * d * keys), d, keys, shifted(qkv, keys), a.width)
+    copied(a, shifted(a.w_value, m * d * values), d, values, shifted(qkv, 2 * keys), a.width)
+    clear_ends(a, qkv, d, 2 * keys + values, a.width)
+    of_ih, of_hh = shifted(a.b_ih, m * gates), shifted(a.b_hh, m * gates)
+    # Both halves of an LSTM's gates are only ever added.
+    added(a, of_ih, of_hh, a.has_bias, a.g == 4, shifted(a.p_b_ih, m * gates), gates)
+    added(a, of_hh, of_hh, a.has_bias, 0, shifted(a.p_b_hh, m * gates), gates)
+
+
+@kernel
+def pack_back(a: Any, m: int) -> None:
+    """The same weights as (out, in)."""
+    d, gates = a.d, a.g * a.d
+    keys, values = a.m * a.dk, a.m * a.dv
+    if m == a.n:
+        copied(a, a.w_output, d, values, a.p_out_back, a.heads)
+        copied(a, a.w_gate, d, values, shifted(a.p_out_back, d * a.heads), a.heads)
+        clear_ends(a, a.p_out_back, 2 * d, values, a.heads)
+        return
+    hh = shifted(a.p_hh_back, m * gates * a.unit)
+    copied(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.unit)
+    clear_ends(a, hh, gates, d, a.unit)
+    qkv = shifted(a.p_qkv_back, m * (2 * keys + values) * a.unit)
+    turned(a, shifted(a.w_query, m * d * keys), d, keys, qkv, a.unit)
+    turned(a, shifted(a.w_key, m * d * keys), d, keys, shifted(qkv, keys * a.unit), a.unit)
+    behind = shifted(qkv, 2 * keys * a.unit)
+    turned(a, shifted(a.w_value, m * d * values), d, values, behind, a.unit)
+    clear_ends(a, qkv, 2 * keys + values, d, a.unit)
+
+
+@kernel
+def copied(a: Any, source: Any, lines: int, count: int, target: Any, room: int) -> None:
+    """``lines`` lines of ``count`` numbers to lines of ``room``."""
+    for i in range(lines):
+        for j in range(0, count, a.lanes):
+            value = load_up_to(source, i * count + j, count - j)
+            store_up_to(target, i * room + j, count - j, value)
+
+
+@kernel
+def turned(a: Any, source: Any, lines: int, count: int, target: Any, room: int) -> None:
+    """The same to columns."""
+    for j in range(count):
+        for i in range(lines):
+            target[j * room + i] = source[i * count + j]
+
+
+@kernel
+def clear_ends(a: Any, target: Any, lines: int, count: int, room: int) -> None:
+    """Zeros behind ``count`` numbers of every line."""
+    for i in range(lines):
+        for j in range(count, room):
+            target[i * room + j] = a.scale - a.scale
+
+
+@kernel
+def added(a: Any, one: Any, two: Any, is_there: int, both: int, target: Any, count: int) -> None:
+    """One vector, or the sum of two, or zeros."""
+    for j in range(0, count, a.lanes):
+        value = a.zero
+        if is_there:
+            value = load_up_to(one, j, count - j)
+            if both:
+                value = value + load_up_to(two, j, count - j)
+        store_up_to(target, j, count - j, value)
