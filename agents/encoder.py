@@ -189,11 +189,12 @@ class EncodedOnce:
         """The features of ``observations``."""
         place: list[int] = []
         new: list[int] = []
+        known = self._known
         for row, key in enumerate(_opaque(observations).tolist()):
-            known = self._known.setdefault(key, len(self._known))
-            if known == len(self._features) + len(new):
+            count = len(known)
+            place.append(known.setdefault(key, count))
+            if len(known) > count:
                 new.append(row)
-            place.append(known)
         if new:
             encoded = self._encoder(Observations(*(part[new] for part in observations)))
             self._features = torch.cat([self._features, encoded])

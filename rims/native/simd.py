@@ -214,23 +214,6 @@ def total(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
-def largest(typingctx: Any, value: Any) -> Any:
-    """The largest lane; which one is not said where a lane is NaN."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        best = args[0]
-        shift = value.lanes // 2
-        while shift:  # fold the vector upon itself; LLVM's own reduction goes lane by lane
-            lanes = [(lane + shift) % value.lanes for lane in range(value.lanes)]
-            mask = ir.Constant(ir.VectorType(I32, value.lanes), lanes)
-            best = _larger(builder, best, builder.shuffle_vector(best, best, mask))
-            shift //= 2
-        return builder.extract_element(best, I32(0))
-
-    return value.scalar(value), codegen
-
-
-@intrinsic
 def larger(typingctx: Any, a: Any, b: Any) -> Any:
     """The larger of each pair of lanes; the second where one is NaN."""
     return a(a, b), lambda context, builder, sig, args: _larger(builder, *args)

@@ -145,16 +145,18 @@ def attention_gradient(b: Any, t: int) -> None:
                 for j in range(0, filled, b.lanes):
                     store_up_to(own, m * width + j, filled - j, b.zero)
         if is_real:
+            weights = shifted(b.s_alpha, r * n * b.lines)
             for head in range(b.m):
-                value_gradient(b, r, head, own, width)
-                score_gradient(b, r, head)
+                value_gradient(b, r, head, shifted(weights, head), own, width)
+            score_gradient(b, weights)
+            for head in range(b.m):
                 key_gradient(b, r, head, own, width)
 
 
-@inlined
-def value_gradient(b: Any, r: int, head: int, own: Any, width: int) -> None:
-    """Of values, to ``own`` (N, W), and of the weights, to D_ALPHA (k, N)."""
-    n, k, dv, others = b.n, b.k, b.dv, b.others
+@kernel
+def value_gradient(b: Any, r: int, head: int, weights: Any, own: Any, width: int) -> None:
+    """Of values, to ``own`` (N, W), and of the weights, to D_ALPHA (N, k M)."""
+    n, k, dv = b.n, b.k, b.dv
     at = 2 * b.m * b.dk + head * dv
     for m in range(n):
         value = (m * b.block_rows + r) * b.width + at
@@ -162,49 +164,48 @@ def value_gradient(b: Any, r: int, head: int, own: Any, width: int) -> None:
             value_j, d_value = load_up_to(b.s_qkv, value + j, dv - j), b.zero
             for a in range(k):
                 d_read = load_up_to(b.s_d_read, (r * k + a) * b.heads + head * dv + j, dv - j)
-                weight = b.s_alpha[((r * k + a) * b.m + head) * others + m]
-                d_value = d_value + splat(weight) * d_read
+                column = m * b.lines + a * b.m
+                d_value = d_value + splat(weights[column]) * d_read
                 partial = total(d_read * value_j)
-                place = a * others + m
+                place = column + head
                 b.s_d_alpha[place] = partial if j == 0 else b.s_d_alpha[place] + partial
             store_up_to(own, m * width + at + j, dv - j, d_value)
 
 
-@inlined
-def score_gradient(b: Any, r: int, head: int) -> None:
-    """From the weights to the scores before the softmax, in place."""
-    n, k, others = b.n, b.k, b.others
-    for a in range(k):
-        weights = shifted(b.s_alpha, ((r * k + a) * b.m + head) * others)
-        d_weights = shifted(b.s_d_alpha, a * others)
-        sums = b.zero
-        for j in range(0, n, b.lanes):
-            sums = sums + load_up_to(weights, j, n - j) * load_up_to(d_weights, j, n - j)
-        mean, scale = splat(total(sums)), splat(b.scale)
-        for j in range(0, n, b.lanes):
-            d_score = load(weights, j) * (load(d_weights, j) - mean) * scale
-            store_up_to(d_weights, j, n - j, d_score)
+@kernel
+def score_gradient(b: Any, weights: Any) -> None:
+    """From the weights to the scores before the softmax, in place; a lane is a column."""
+    n, lines, d_weights, scale = b.n, b.lines, b.s_d_alpha, splat(b.scale)
+    for j in range(0, lines, b.lanes):
+        mean = b.zero
+        for m in range(n):
+            mean = mean + load(weights, m * lines + j) * load(d_weights, m * lines + j)
+        for m in range(n):
+            place = m * lines + j
+            d_score = load(weights, place) * (load(d_weights, place) - mean) * scale
+            store(d_weights, place, d_score)
 
 
-@inlined
+@kernel
 def key_gradient(b: Any, r: int, head: int, own: Any, width: int) -> None:
     """Of keys and of the queries of active mechanisms, to ``own``."""
-    n, k, dk, others = b.n, b.k, b.dk, b.others
+    n, k, dk = b.n, b.k, b.dk
     at = b.m * dk + head * dk
+    d_scores = shifted(b.s_d_alpha, head)
     for j in range(0, dk, b.lanes):
         left = dk - j
         for m in range(n):
             d_key = b.zero
             for a in range(k):
                 query = (b.s_picked[r * k + a] * b.block_rows + r) * b.width + head * dk + j
-                d_score = splat(b.s_d_alpha[a * others + m])
+                d_score = splat(d_scores[m * b.lines + a * b.m])
                 d_key = d_key + d_score * load_up_to(b.s_qkv, query, left)
             store_up_to(own, m * width + at + j, left, d_key)
         for a in range(k):
             d_query = b.zero
             for m in range(n):
                 key = (m * b.block_rows + r) * b.width + at + j
-                d_score = splat(b.s_d_alpha[a * others + m])
+                d_score = splat(d_scores[m * b.lines + a * b.m])
                 d_query = d_query + d_score * load_up_to(b.s_qkv, key, left)
             place = b.s_picked[r * k + a] * width + head * dk + j
             store_up_to(own, place, left, d_query)

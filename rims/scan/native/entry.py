@@ -6,7 +6,7 @@ from typing import Any
 
 from rims.native.simd import kernel, store_up_to
 from rims.scan.native.back import carry, retreat
-from rims.scan.native.forward import advance, begin, commit, prepare, restore
+from rims.scan.native.forward import advance, begin, commit, restore
 from rims.scan.native.pack import pack, pack_back
 from rims.scan.native.table import own_block, take_next
 
@@ -24,7 +24,6 @@ def forward(a: Any) -> None:
         if block >= a.blocks:
             return
         b = own_block(a, block)
-        prepare(b)
         restore(b, b.first)
         for t in range(b.first, b.last):
             begin(b, t)
@@ -45,7 +44,6 @@ def back(a: Any) -> None:
         if block >= a.blocks:
             return
         b = own_block(a, block)
-        prepare(b)
         for j in range(0, b.n * b.gate, b.lanes):
             store_up_to(b.s_d_bias, j, b.n * b.gate - j, b.zero)
         carry(b, False)

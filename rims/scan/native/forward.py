@@ -8,7 +8,6 @@ and what a step writes is read again from the nearest cache. ``b`` is the block'
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from numba import uint8
@@ -18,7 +17,6 @@ from rims.native.simd import (
     inlined,
     kernel,
     larger,
-    largest,
     load,
     load_up_to,
     shifted,
@@ -30,13 +28,6 @@ from rims.native.simd import (
     total,
 )
 from rims.scan.native.matmul import matmul, matmuls
-
-
-@kernel
-def prepare(b: Any) -> None:
-    """Fill weights of others that are not there: -inf, which a softmax passes over."""
-    for i in range(b.rows * b.k * b.m * b.others):
-        b.s_alpha[i] = -math.inf
 
 
 @kernel
@@ -230,26 +221,25 @@ def keep_idle(b: Any) -> None:
 
 @kernel
 def attend(b: Any) -> None:
-    """Communication of active mechanisms: weights in ALPHA (R, k, M, N), what is read in READ.
+    """Communication of active mechanisms: weights in ALPHA (R, N, k M), what is read in READ.
 
     In three passes over the readers of a sample, so that no number is fetched as part of a vector
     just after it was written by itself, which would stall.
     """
     for r in range(b.rows):
-        weights = shifted(b.s_alpha, r * b.k * b.m * b.others)
+        weights = shifted(b.s_alpha, r * b.n * b.lines)
         for a in range(b.k):
             for head in range(b.m):
-                scores(b, r, a, head, shifted(weights, (a * b.m + head) * b.others))
-        for line in range(b.k * b.m):
-            softmax(shifted(weights, line * b.others), b.n, b.others, b.lanes)
+                scores(b, r, a, head, shifted(weights, a * b.m + head))
+        softmax(b, weights)
         for a in range(b.k):
             for head in range(b.m):
-                read_values(b, r, a, head, shifted(weights, (a * b.m + head) * b.others))
+                read_values(b, r, a, head, shifted(weights, a * b.m + head))
 
 
 @kernel
 def scores(b: Any, r: int, a: int, head: int, out: Any) -> None:
-    """Of active mechanism ``a`` with every mechanism, to ``out`` (N,)."""
+    """Of active mechanism ``a`` with every mechanism, to a column of ``out`` (N, k M)."""
     query = (b.s_picked[r * b.k + a] * b.block_rows + r) * b.width + head * b.dk
     for m in range(b.n):
         key = (m * b.block_rows + r) * b.width + (b.m + head) * b.dk
@@ -258,36 +248,34 @@ def scores(b: Any, r: int, a: int, head: int, out: Any) -> None:
             left = b.dk - j
             query_j = load_up_to(b.s_qkv, query + j, left)
             sums = sums + query_j * load_up_to(b.s_qkv, key + j, left)
-        out[m] = total(sums) * b.scale
+        out[m * b.lines] = total(sums) * b.scale
 
 
 @kernel
 def read_values(b: Any, r: int, a: int, head: int, weights: Any) -> None:
-    """What active mechanism ``a`` reads with these weights, to READ."""
+    """What active mechanism ``a`` reads with the weights of a column, to READ."""
     for j in range(0, b.dv, b.lanes):
         left, sums = b.dv - j, b.zero
         for m in range(b.n):
             value = (m * b.block_rows + r) * b.width + 2 * b.m * b.dk + head * b.dv
-            sums = sums + splat(weights[m]) * load_up_to(b.s_qkv, value + j, left)
+            sums = sums + splat(weights[m * b.lines]) * load_up_to(b.s_qkv, value + j, left)
         store_up_to(b.s_read, (r * b.k + a) * b.heads + head * b.dv + j, left, sums)
 
 
 @kernel
-def softmax(values: Any, count: int, room: int, lanes: int) -> None:
-    """Softmax of the first ``count`` values, in place; the rest of ``room`` is -inf and stays."""
-    if room == lanes:
-        powers = exp(load(values, 0) - splat(largest(load(values, 0))))
-        store_up_to(values, 0, count, powers / splat(total(powers)))
-        return
-    largest_yet = load(values, 0)
-    for j in range(lanes, room, lanes):
-        largest_yet = larger(largest_yet, load(values, j))
-    shift, sums = splat(largest(largest_yet)), exp(load(values, 0) - splat(largest(largest_yet)))
-    for j in range(lanes, room, lanes):
-        sums = sums + exp(load(values, j) - shift)
-    whole = splat(total(sums))
-    for j in range(0, count, lanes):
-        store_up_to(values, j, count - j, exp(load(values, j) - shift) / whole)
+def softmax(b: Any, values: Any) -> None:
+    """Softmax of every column of ``values`` (N, k M), in place; a lane of a vector is a column."""
+    for j in range(0, b.lines, b.lanes):
+        largest = load(values, j)
+        for m in range(1, b.n):
+            largest = larger(largest, load(values, m * b.lines + j))
+        sums = b.zero
+        for m in range(b.n):
+            power = exp(load(values, m * b.lines + j) - largest)
+            store(values, m * b.lines + j, power)
+            sums = sums + power
+        for m in range(b.n):
+            store(values, m * b.lines + j, load(values, m * b.lines + j) / sums)
 
 
 @kernel

@@ -61,7 +61,7 @@ def lay_out(
         "reads_state": int(rules.reads_state),
         "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
         "width": round_up(2 * keys + values, lanes), "heads": round_up(values, lanes),
-        "pair": round_up(2 * d, lanes), "others": round_up(n, lanes),
+        "pair": round_up(2 * d, lanes), "lines": round_up(rules.k * rules.num_heads, lanes),
     }  # fmt: skip
     counts = _scratch_counts(sizes)
     # One vector more each: the last row of an array is read in whole vectors too.
@@ -104,8 +104,7 @@ def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
         "s_share": rows * s["n"], "s_score": rows * s["n"],
         "s_picked": 2 * readers, "s_chosen": 2 * rows * s["n"],  # int64
         "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
-        "s_alpha": readers * s["m"] * s["others"],
-        "s_d_alpha": s["k"] * s["others"],
+        "s_alpha": rows * s["n"] * s["lines"], "s_d_alpha": s["n"] * s["lines"],
         "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
         "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"],
     }  # fmt: skip

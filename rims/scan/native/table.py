@@ -3,7 +3,7 @@
 Sizes use the letters of ``docs/notation.md``; R is the rows (samples) of a block, the share of a
 batch that one thread takes at a time. What a block writes for itself alone, its scratch (``s_*``),
 has rows padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``width`` for queries, keys and
-values side by side, ``heads`` for M dv, ``pair`` for 2 d, ``others`` for N.
+values side by side, ``heads`` for M dv, ``pair`` for 2 d, ``lines`` for k M.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUMBERS = [
     "next", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
     "n", "k", "d", "g", "m", "dk", "dv", "reads_state", "has_reset", "has_valid", "has_fresh",
     "has_bias", "has_speech_bias",
-    "unit", "gate", "width", "heads", "pair", "others", "scratch_bytes",
+    "unit", "gate", "width", "heads", "pair", "lines", "scratch_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
 BYTES = ["reset", "valid", "active"]
