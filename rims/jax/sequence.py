@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rims.jax import fast as fast_path
+from rims.jax import fast as xla
+from rims.jax import native
 from rims.jax.parameters import Parameters
 from rims.jax.step import State, initial_state, project, step_keyed
 
-#: With fewer samples there is too little along the axis the fast way makes vectors of.
+#: With fewer samples there is too little along the axis that XLA makes vectors of.
 FAST_BATCH = 8
 
 
@@ -41,9 +43,10 @@ def scan(
 
     .. math:: h_t, c_t = \mathrm{step}(x_t, h_{t-1}, c_{t-1})
 
-    What depends on the input alone is a matrix product over many steps, before a ``jax.lax.scan``
-    over the rest. The fast way also has a gradient of its own, by ``jax.custom_vjp``; it computes
-    the same numbers and has no forward-mode derivatives (``jax.jvp``, ``jax.hessian``).
+    What depends on the input alone is a matrix product over many steps, before a loop over the
+    rest. The fast way also has a gradient of its own, by ``jax.custom_vjp``; it computes the same
+    numbers and has no forward-mode derivatives (``jax.jvp``, ``jax.hessian``). Its loop is machine
+    code where the default device is a CPU and Numba is installed, else a ``jax.lax.scan``.
 
     Args:
         p: parameters of the cell.
@@ -54,7 +57,8 @@ def scan(
         key: random key for ``input_dropout`` and ``comm_dropout``. Default: nothing is dropped.
         record: also return both attentions of every step.
         fast: False takes the plain loop over the step, True the fast way or an error. Default: the
-            fast way where it computes the options and the batch has at least 8 samples.
+            fast way where it computes the options and, without machine code, the batch has at
+            least 8 samples.
 
     Returns:
         :class:`ScanOutput`.
@@ -83,9 +87,11 @@ def scan(
     if fast and obstacle:
         raise ValueError(f"scan: fast=True cannot compute this: {obstacle}.")
     p, input, state = _one_type(p, input, state)
-    if fast or (fast is None and not obstacle and input.shape[1] >= FAST_BATCH):
-        return ScanOutput(*fast_path.run(p, input, state, reset, mask), None, None)
-    return _loop(p, input, state, reset, mask, key, record)
+    way = None if obstacle or fast is False else _fast_way(input.shape[1], insist=bool(fast))
+    if way is not None:
+        output, last, active = way(p, input, state, reset, mask)
+        return ScanOutput(output, last, active, None, None)
+    return loop(p, input, state, reset, mask, key, record)
 
 
 def scan_reversed(
@@ -118,7 +124,7 @@ def flip_time(sequence: Array, mask: Array | None) -> Array:
     return jnp.take_along_axis(sequence, index, axis=0)
 
 
-def _loop(
+def loop(
     p: Parameters,
     input: Array,
     state: State,
@@ -149,6 +155,15 @@ def _loop(
         one, state, (project(p, input), reset, mask, keys)
     )
     return ScanOutput(output, last, active, *attentions)
+
+
+def _fast_way(batch: int, *, insist: bool) -> Callable[..., Any] | None:
+    """What computes a sequence of so many samples fast; None if the plain loop may be as fast."""
+    if batch and native.is_available():
+        from rims.jax.native.sequence import run
+
+        return run
+    return xla.run if insist or batch >= FAST_BATCH else None
 
 
 def _why_not(p: Parameters, key: Array | None, record: bool) -> str | None:

@@ -1,0 +1,160 @@
+"""Calls of a kernel by XLA: the arrays that go in and out, and where in its table they belong."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from rims.jax.native import handler
+from rims.native.simd import VECTOR_BYTES
+from rims.scan.native import build
+from rims.scan.native import table as e
+from rims.scan.native.layout import Layout, lay_out, round_up
+from rims.scan.problem import Rules
+
+
+class Sizes(NamedTuple):
+    """What the layout of a table depends on."""
+
+    batch: int
+    hh: tuple[int, ...]  # (N, G d, d)
+    keys: int  # M dk
+    values: int  # M dv
+    rules: Rules
+    dtype: np.dtype[Any]
+
+    @property
+    def layout(self) -> Layout:
+        """With a block for every thread of XLA's, or more."""
+        n, gates, d = self.hh
+        return lay_out(self.batch, (n, gates, d), *self[2:5], self.dtype.itemsize, _num_threads())
+
+    def array(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """An array of such a shape to be written."""
+        return unwritten(shape, self.dtype)
+
+
+def unwritten(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An array that is not there yet."""
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
+class Operand(NamedTuple):
+    """An array for an entry of the table."""
+
+    array: Array
+    by_step: bool = False  # what the entry points to begins with the first step of the call
+
+
+def call(
+    kernel: str,
+    sizes: Sizes,
+    first: Any,
+    length: int,
+    operands: dict[str, Operand],
+    results: dict[str, jax.ShapeDtypeStruct],
+    updated: Sequence[str] = (),
+) -> dict[str, Array]:
+    """Run a kernel over ``length`` steps.
+
+    Args:
+        kernel: its name in :mod:`rims.scan.native.entry`.
+        sizes: of the whole sequence.
+        first: number of the first step, which may be traced.
+        operands: by entry. An array that is not there has none.
+        results: what the kernel writes, by entry.
+        updated: operands that it changes, which makes them results too.
+
+    Returns:
+        The results by entry, and those ``updated``, and ``s_d_bias`` as (blocks, N, G d).
+    """
+    shapes = dict(results)
+    for name in updated:
+        shapes[name] = unwritten(operands[name].array.shape, operands[name].array.dtype)
+    outputs, inputs = list(shapes), list(operands)
+    bytes_ = _scratch_start(sizes.layout) + sizes.layout.arena_bytes
+    found = jax.ffi.ffi_call(
+        _target(kernel, sizes.dtype == np.float64),
+        [*shapes.values(), sizes.array(bytes_ // sizes.dtype.itemsize)],
+        vmap_method="sequential",
+        input_output_aliases={1 + inputs.index(name): outputs.index(name) for name in updated},
+    )(
+        jnp.asarray(first, jnp.int32),
+        *(operand.array for operand in operands.values()),
+        plan=_plan(sizes.layout, length, operands, outputs),
+    )
+    named = dict(zip(outputs, found, strict=False))
+    return named | {"s_d_bias": _bias_sums(sizes.layout, found[-1])}
+
+
+def _plan(
+    layout: Layout, length: int, operands: dict[str, Operand], results: list[str]
+) -> np.ndarray:
+    """What a handler makes the table from; see :mod:`rims.jax.native.handler`."""
+    entries = list(layout.entries)
+    flags = {"has_reset": "reset", "has_valid": "valid", "has_fresh": "fresh_h"}
+    for name, array in flags.items():
+        entries[e.INDEX[name]] = int(array in operands)
+    entries[e.INDEX["last"]] = length
+    start = _scratch_start(layout)
+    header = {
+        handler.SIZE: e.SIZE,
+        handler.HELPERS: layout.sizes["blocks"] - 1,
+        handler.FIRST: e.INDEX["first"],
+        handler.LAST: e.INDEX["last"],
+        handler.NUM_SCRATCH: len(layout.scratch),
+    }
+    places = [number for name, o in operands.items() for number in (e.INDEX[name], _stride(o))]
+    places += [e.INDEX[name] for name in results]
+    places += [number for index, offset in layout.scratch for number in (index, start + offset)]
+    ordered = [header[place] for place in range(handler.HEADER)]
+    return np.array(ordered + entries + places, dtype=np.int64)
+
+
+def _stride(operand: Operand) -> int:
+    """Bytes of a step, where the kernel counts from the first one of the call."""
+    array = operand.array
+    return array.size // len(array) * array.dtype.itemsize if operand.by_step else 0
+
+
+def _scratch_start(layout: Layout) -> int:
+    """Bytes before the scratch: the job and all tables, the shared one and one per block."""
+    return round_up((handler.TABLE + (1 + layout.sizes["blocks"]) * e.SIZE) * 8, 64)
+
+
+def _bias_sums(layout: Layout, job: Array) -> Array:
+    s, item = layout.sizes, job.dtype.itemsize
+    begin = _scratch_start(layout) // item
+    blocks = job[begin : begin + s["blocks"] * s["scratch_bytes"] // item]
+    offset = dict(layout.scratch)[e.INDEX["s_d_bias"]] // item
+    sums = blocks.reshape(s["blocks"], -1)[:, offset : offset + s["n"] * s["gate"]]
+    return sums.reshape(s["blocks"], s["n"], -1)[..., : s["g"] * s["d"]]
+
+
+@functools.cache
+def _target(kernel: str, double: bool) -> str:
+    """The name XLA knows a kernel by; that of another machine or another version differs.
+
+    For XLA keeps compiled programs, which have the layout of a table in them.
+    """
+    version = zlib.crc32(" ".join(e.NAMES).encode())
+    name = f"rims_{kernel}_{64 if double else 32}_{VECTOR_BYTES}_{version:08x}"
+    address = handler.entering(build.address(kernel, double))
+    capsule = jax.ffi.pycapsule(ctypes.c_void_p(address))  # type: ignore[no-untyped-call]
+    jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    return name
+
+
+def _num_threads() -> int:
+    """Threads of XLA's pool, one for each processor it may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
