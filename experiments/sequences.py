@@ -122,8 +122,8 @@ class SequenceExperiment(Experiment[Config, Batch]):
         (panel,) = figure.axes
         (active,) = record.active.values()
         panel.set_title(
-            f"{self.config.task}, {self.config.model}: share of {active.shape[1]} sequences in "
-            "which a mechanism is active (beside it: at all steps)",
+            f"{self.config.task}, {self.config.model}: share of {active.shape[1]} sequences\n"
+            "in which a mechanism is active (beside it: at all steps)",
             fontsize=10,
             loc="left",
             pad=22 if phases else 6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import rims
 from layer_cases import assert_near
+from rims.scan import paths
 from rims.scan.paths import Path
+from rims.scan.recurrence import Recurrence
+from scan_cases import needs_numba
 
-paths = pytest.mark.parametrize("path", ["torch", "native"])
+each_path = pytest.mark.parametrize("path", ["torch", "native"])
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def compare(path: Path, gradients: Any) -> None:
         assert_near(ours, theirs)
 
 
-@paths
+@each_path
 def test_differentiable_gradients_through_two_sequences(
     path: Path, layer: Any, input: Tensor
 ) -> None:
@@ -49,7 +53,7 @@ def test_differentiable_gradients_through_two_sequences(
     compare(path, gradients)
 
 
-@paths
+@each_path
 def test_differentiable_gradients_where_the_state_comes_of_the_input(
     path: Path, layer: Any, input: Tensor
 ) -> None:
@@ -62,7 +66,7 @@ def test_differentiable_gradients_where_the_state_comes_of_the_input(
     compare(path, gradients)
 
 
-@paths
+@each_path
 def test_parameters_given_new_memory_before_going_back(
     path: Path, layer: Any, input: Tensor
 ) -> None:
@@ -75,6 +79,59 @@ def test_parameters_given_new_memory_before_going_back(
         _rubbish = [torch.full((4, 24), torch.nan, dtype=torch.float64) for _ in range(100)]
         (got,) = torch.autograd.grad(output.square().sum(), input)
     assert_near(got, expected)
+
+
+def recurrences(monkeypatch: pytest.MonkeyPatch) -> list[Recurrence]:
+    """Every native recurrence that is made from now on."""
+    kind, made = paths.recurrence("native", torch.device("cpu")), []
+
+    class Counted(kind):  # type: ignore[misc,valid-type]
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(paths, "recurrence", lambda *_: Counted)
+    return made
+
+
+@needs_numba
+def test_weights_are_packed_once_for_both_ways(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, input = recurrences(monkeypatch), torch.randn(200, 16, 6, dtype=torch.float64)
+    loss = layer(input)[0].square().sum()
+    first = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
+    assert len(made) == 1
+    second = torch.autograd.grad(loss, list(layer.parameters()))
+    assert len(made) == 2
+    assert all(map(torch.equal, first, second))
+
+
+@needs_numba
+def test_single_steps_keep_no_packed_weights(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, input = recurrences(monkeypatch), torch.randn(1, 1, 6, dtype=torch.float64)
+    output = layer(input)[0]
+    alive = weakref.ref(made.pop())
+    assert alive() is None
+    output.sum().backward()
+    assert len(made) == 1
+
+
+@needs_numba
+def test_parameters_given_other_values_before_going_back(
+    layer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, input = recurrences(monkeypatch), torch.randn(200, 16, 6, dtype=torch.float64)
+    output, _ = layer(input)
+    for parameter in layer.parameters():
+        parameter.data = 2 * parameter.data
+    output.sum().backward()
+    assert len(made) == 2  # what had been packed of the old ones was not used
+
+
+def test_another_default_device(layer: Any, input: Tensor) -> None:
+    expected, _ = layer(input)
+    with torch.device("meta"):
+        output, _ = layer(input)
+    assert_near(output, expected)
 
 
 def test_jacobian_of_many_outputs_at_once(layer: Any, input: Tensor) -> None:

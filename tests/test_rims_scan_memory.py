@@ -124,7 +124,7 @@ def fenced_recurrence(fence: Fence) -> Any:
 
     class Fenced(native):  # type: ignore[misc]
         def __init__(self, w: Any, rules: Any, states: Any, flags: Any) -> None:
-            super().__init__(w, rules, fence.each(states), fence.each(flags))
+            super().__init__(fence.each(w), rules, fence.each(states), fence.each(flags))
 
         def forward(self, first: int, inputs: Any, out: Any) -> None:
             own = fence.each(out)

@@ -33,14 +33,18 @@ def compiled(make: Maker, double: bool, folder: Path) -> Any:
         double: the precision.
         folder: where the kernels are written. Those of this package count too.
     """
-    function = make(np.float64(0) if double else np.float32(0), _sources(folder))
+    return cached(_ENTRY, make(np.float64(0) if double else np.float32(0), _sources(folder)))
+
+
+def cached(signature: Any, function: Callable[..., Any]) -> Any:
+    """``function`` as machine code, kept on disk where that can be written."""
     with _quickly():
         try:
-            return cfunc(_ENTRY, cache=True)(function)
+            return cfunc(signature, cache=True)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            return cfunc(_ENTRY)(function)  # nowhere to write: compiled anew in every process
+            return cfunc(signature)(function)  # nowhere to write: compiled anew in every process
 
 
 @contextmanager

@@ -44,7 +44,10 @@ class ScanFunction(torch.autograd.Function):
         recurrence = kind(w, rules, states, Flags(reset, valid))
         out, saved = hoisted.forward(recurrence, input, place=place, save=True)
         assert saved is not None
-        ctx.rules, ctx.kind, ctx.recurrence = rules, kind, recurrence
+        ctx.rules, ctx.kind = rules, kind
+        # For the way back, unless it is more than what is kept anyway, as of single steps.
+        if recurrence.num_bytes <= _num_bytes(out.h, out.c, saved.key_value, *saved.inputs):
+            ctx.recurrence = recurrence
         ctx.mark_non_differentiable(out.active)
         ctx.save_for_backward(
             input, *states, place, reset, valid, *out, saved.key_value, *saved.inputs, *weights
@@ -61,12 +64,12 @@ class ScanFunction(torch.autograd.Function):
         sequence, key_value = Sequence(*rest[:3]), rest[3]
         inputs, w = Hoisted(*rest[4:6]), Weights(*rest[6:])
         nothing = (None,) * (_HEAD - _DIFFERENTIABLE)
+        # What it has packed must not outlive the way back; a second one packs anew.
+        recurrence = vars(ctx).pop("recurrence", None)
         if unrolled.is_needed(grad_output, grad_h, grad_c):
             grads = (grad_output, grad_h, grad_c)
             found = unrolled.gradients(grads, input, states, flags, w, ctx.rules, place)
             return (*found[:_DIFFERENTIABLE], *nothing, *found[_DIFFERENTIABLE:])
-        # What it has packed must not outlive the way back; a second one packs anew.
-        recurrence = vars(ctx).pop("recurrence", None)
         if recurrence is None or recurrence.is_stale():
             recurrence = ctx.kind(w, ctx.rules, states, flags)
         gradients = hoisted.backward(
@@ -84,3 +87,7 @@ class ScanFunction(torch.autograd.Function):
             for state, grad in zip(states[2:], (carry.fresh_h, carry.fresh_c), strict=True)
         ]
         return (gradients.input, carry.h, carry.c, *fresh, *nothing, *gradients.w)
+
+
+def _num_bytes(*tensors: Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -119,7 +119,7 @@ def _obstacle(input: Tensor, weight: Tensor) -> str | None:
     """What about a call, not its layer, only the readable loop can do."""
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms it"
-    # One of both is so when a program is exported to ONNX.
+    # Exporting to ONNX either compiles or traces.
     if torch.compiler.is_compiling():
         return "it is being exported to ONNX" if torch.onnx.is_in_onnx_export() else None
     if torch._C._get_tracing_state() is not None:

@@ -79,6 +79,8 @@ class Recurrence(ABC):
     Made anew for every sequence, so that an implementation can pack weights once for all ranges.
     """
 
+    #: What it holds besides the tensors it was made with.
+    num_bytes = 0
     #: Whether ``output_gate`` and ``read`` hold only the k active mechanisms of a sample.
     packs_active: ClassVar[bool] = False
 
@@ -86,7 +88,11 @@ class Recurrence(ABC):
         self.w, self.rules, self.states, self.flags = w, rules, states, flags
 
     def is_stale(self) -> bool:
-        """Whether a tensor it was made with has other memory since, as ``parameter.data = ...``."""
+        """Whether a tensor it was made with has other memory since, as ``parameter.data = ...``.
+
+        Values that change in the same memory are autograd's to notice, which it does but for those
+        changed through ``.data``.
+        """
         return False
 
     @abstractmethod

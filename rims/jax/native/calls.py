@@ -146,7 +146,7 @@ def _target(kernel: str, double: bool) -> str:
 
     For XLA keeps compiled programs, which have the layout of a table in them.
     """
-    version = zlib.crc32(" ".join(e.NAMES).encode())
+    version = zlib.crc32(" ".join((*e.NAMES, str(handler.PLAN_VERSION))).encode())
     name = f"rims_{kernel}_{64 if double else 32}_{VECTOR_BYTES}_{version:08x}"
     address = handler.entering(build.address(kernel, double))
     capsule = jax.ffi.pycapsule(ctypes.c_void_p(address))  # type: ignore[no-untyped-call]

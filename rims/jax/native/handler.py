@@ -16,9 +16,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from rims.native.build import cached
+from rims.native.simd import kernel
 
 #: Entries of a call's frame, of a buffer, of an array attribute.
 _EXTENSION, _FRAME_API, _CONTEXT, _ARGS, _RETS, _ATTRS, _FRAME_FUTURE = 1, 2, 3, 5, 10, 15, 21
@@ -36,12 +39,13 @@ _VERSION = 3 << 32
 _PENDING, _FUTURE, _API, _KERNEL = 0, 1, 2, 3
 #: Where in a job the table begins.
 TABLE = 8
+#: Of the form of a plan: XLA may keep programs with plans in them.
+PLAN_VERSION = 1
 
 #: Entries at the start of a plan. Behind them: the table; per operand its entry and the bytes of a
 #: step; per result its entry; per array of scratch its entry and how far in the job it lies.
 SIZE, HELPERS, FIRST, LAST, NUM_SCRATCH, HEADER = 0, 1, 2, 3, 4, 5
 
-_jitted = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _I64 = ir.IntType(64)
 
 
@@ -106,8 +110,7 @@ def _room(typingctx: Any) -> Any:
 def handle(frame_address: int, kernel: int, helper: int) -> int:
     """Answer a call of XLA by running ``kernel``; 0, which is no error."""
     frame = _at(frame_address)
-    if frame[_EXTENSION] != 0:
-        _tell_version(_at(frame[_EXTENSION]))
+    if frame[_EXTENSION] != 0 and _tells_version(_at(frame[_EXTENSION])):
         return 0
     rets, last = _at(frame[_RETS + _POINTERS]), frame[_RETS + _COUNT] - 1
     job = _at(_at(rets[last])[_BUFFER_DATA])
@@ -128,7 +131,7 @@ def help_out(job_address: int) -> None:
     _work(_at(job_address))
 
 
-@_jitted
+@kernel
 def _work(job: Any) -> None:
     """Run the kernel, which takes blocks until none is left; the last thread tells XLA.
 
@@ -142,14 +145,16 @@ def _work(job: Any) -> None:
         _failed(api, _SET_AVAILABLE, arguments)
 
 
-@_jitted
-def _tell_version(extension: Any) -> None:
-    """Answer the question that XLA asks when a handler is registered."""
-    if extension[1] & 0xFFFFFFFF == _METADATA:
-        _at(extension[3])[3] = _VERSION
+@kernel
+def _tells_version(extension: Any) -> bool:
+    """Answer the question that XLA asks when a handler is registered, if it is asked."""
+    if extension[1] & 0xFFFFFFFF != _METADATA:
+        return False
+    _at(extension[3])[3] = _VERSION
+    return True
 
 
-@_jitted
+@kernel
 def _fill(frame: Any, plan: Any, job: Any) -> None:
     """Make the table: what the plan knows, addresses of operands, results and scratch."""
     args, num_args = _at(frame[_ARGS + _POINTERS]), frame[_ARGS + _COUNT]
@@ -172,7 +177,7 @@ def _fill(frame: Any, plan: Any, job: Any) -> None:
         place += 2
 
 
-@_jitted
+@kernel
 def _num_helpers(frame: Any, plan: Any, job: Any) -> int:
     """How many threads to ask for; if any, the job gets a future for XLA to wait for."""
     if plan[HELPERS] < 1:
@@ -192,7 +197,7 @@ def _num_helpers(frame: Any, plan: Any, job: Any) -> int:
     return int(helpers)
 
 
-@_jitted
+@kernel
 def _schedule(frame: Any, job: Any, helper: int) -> None:
     """Have XLA's pool run ``helper`` on the job."""
     arguments = _room()
@@ -202,7 +207,7 @@ def _schedule(frame: Any, job: Any, helper: int) -> None:
         _take_one(job)
 
 
-@_jitted
+@kernel
 def _failed(api: int, function: int, arguments: Any) -> bool:
     """Call a function of the API; whether there was an error, which is done away with."""
     error = _call(_at(api)[function], _address(arguments, 0))
@@ -219,26 +224,12 @@ _HELP_OUT = types.void(types.int64)
 
 def _compiled(signature: Any, function: Callable[..., Any]) -> int:
     """The address of a function's machine code, which is kept on disk."""
-    try:
-        code = cfunc(signature, cache=True)(function)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        code = cfunc(signature)(function)  # nowhere to write
+    code = cached(signature, function)
     _alive.append(code)
     return int(code.address)
 
 
 _alive: list[Any] = []
-
-#: A function of a frame alone: the addresses are different in every process.
-_BOUND = """
-define i64 @bound(i64 %frame) {{
-  %handle = inttoptr i64 {handle} to ptr
-  %error = call i64 %handle(i64 %frame, i64 {kernel}, i64 {helper})
-  ret i64 %error
-}}
-"""
 
 
 @functools.cache
@@ -246,12 +237,18 @@ def _parts() -> tuple[int, int]:
     return _compiled(_HANDLE, handle), _compiled(_HELP_OUT, help_out)
 
 
-def entering(kernel: int) -> int:
+def entering(kernel_address: int) -> int:
     """The address of a handler that runs the kernel at an address."""
-    handle, helper = _parts()
-    module = binding.parse_assembly(_BOUND.format(handle=handle, kernel=kernel, helper=helper))
+    handle_address, helper = _parts()
+    module = ir.Module()
+    # A function of a frame alone: the addresses are different in every process.
+    bound = ir.Function(module, ir.FunctionType(_I64, [_I64]), "bound")
+    builder = ir.IRBuilder(bound.append_basic_block())
+    shape = ir.FunctionType(_I64, [_I64] * 3).as_pointer()
+    function = builder.inttoptr(_I64(handle_address), shape)
+    builder.ret(builder.call(function, [bound.args[0], _I64(kernel_address), _I64(helper)]))
     machine = binding.Target.from_default_triple().create_target_machine()
-    engine = binding.create_mcjit_compiler(module, machine)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), machine)
     engine.finalize_object()
     _alive.append(engine)
     return int(engine.get_function_address("bound"))

@@ -50,19 +50,7 @@ def lay_out(
         item: bytes of a number.
         num_threads: that may take blocks.
     """
-    lanes = VECTOR_BYTES // item
-    n, gates, d = hh
-    share = -(-batch // num_threads)  # rounded up
-    rows = min(MAX_BLOCK_ROWS, round_up(share, 4) if batch > 1 else 1)
-    sizes = {
-        "blocks": -(-batch // rows), "block_rows": rows, "batch": batch,
-        "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
-        "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
-        "reads_state": int(rules.reads_state),
-        "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
-        "width": round_up(2 * keys + values, lanes), "heads": round_up(values, lanes),
-        "pair": round_up(2 * d, lanes), "lines": round_up(rules.k * rules.num_heads, lanes),
-    }  # fmt: skip
+    sizes = _sizes(batch, hh, keys, values, rules, VECTOR_BYTES // item, num_threads)
     counts = _scratch_counts(sizes)
     # One vector more each: the last row of an array is read in whole vectors too.
     bytes_ = [round_up(count * item, 64) + VECTOR_BYTES for count in counts.values()]
@@ -77,6 +65,29 @@ def lay_out(
     bytes_ = [round_up(count * item, 64) for count in counts.values()]
     packed, packed_bytes = _places(counts, bytes_), sum(bytes_) + 64
     return Layout(sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes)
+
+
+def _sizes(
+    batch: int,
+    hh: tuple[int, int, int],
+    keys: int,
+    values: int,
+    rules: Rules,
+    lanes: int,
+    num_threads: int,
+) -> dict[str, int]:
+    n, gates, d = hh
+    share = -(-batch // num_threads)  # rounded up
+    rows = min(MAX_BLOCK_ROWS, round_up(share, 4) if batch > 1 else 1)
+    return {
+        "blocks": -(-batch // rows), "block_rows": rows, "batch": batch,
+        "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
+        "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
+        "reads_state": int(rules.reads_state),
+        "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
+        "width": round_up(2 * keys + values, lanes), "heads": round_up(values, lanes),
+        "pair": round_up(2 * d, lanes), "lines": round_up(rules.k * rules.num_heads, lanes),
+    }  # fmt: skip
 
 
 def _places(names: Iterable[str], bytes_: list[int]) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,7 @@
 """Weights as the kernels read them: lines padded with zeros to whole vectors, some turned round.
 
-Made anew for every call of a layer: what was packed before could be out of date, because not every
-change of a parameter leaves a trace.
+Made anew for every call of a layer: what an earlier one packed could be out of date, because not
+every change of a parameter leaves a trace.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def turned(a: Any, source: Any, lines: int, count: int, target: Any, room: int) 
 def clear_ends(a: Any, target: Any, lines: int, count: int, room: int) -> None:
     """Zeros behind ``count`` numbers of every line."""
     for i in range(lines):
-        for j in range(count, room):
-            target[i * room + j] = a.scale - a.scale
+        for j in range(count, room, a.lanes):
+            store_up_to(target, i * room + j, room - j, a.zero)
 
 
 @kernel

@@ -43,14 +43,15 @@ class NativeRecurrence(Recurrence):
         self._address = self._table.ctypes.data
         self._arena = self._room(layout.arena_bytes, layout.scratch)
         self._packed = self._room(layout.packed_bytes, layout.packed)
+        self.num_bytes = layout.arena_bytes + layout.packed_bytes
         self._given = self._find_given()
         self._set(self._given)
-        self._run("forward")  # no steps yet: packs the weights
+        self._pack("forward")
         self._is_packed_back = False
 
     def _room(self, count: int, places: tuple[tuple[int, int], ...]) -> Tensor:
         """So many bytes, with their addresses put into the table."""
-        room = torch.empty(count, dtype=torch.uint8)
+        room = torch.empty(count, dtype=torch.uint8, device="cpu")  # whatever the default device
         start = round_up(room.data_ptr(), 64)
         for index, offset in places:
             self._entries[index] = start + offset
@@ -76,8 +77,7 @@ class NativeRecurrence(Recurrence):
     ) -> None:
         """See :meth:`Recurrence.backward`."""
         if not self._is_packed_back:
-            self._set({"first": 0, "last": 0})
-            self._run("back")
+            self._pack("back")
             self._is_packed_back = True
         grad_output = grad_output.contiguous()
         tensors = {
@@ -92,6 +92,11 @@ class NativeRecurrence(Recurrence):
         self._set(self._range(first, inputs, did) | {n: _address(t) for n, t in tensors.items()})
         self._run("back")
         out.bias_ih.add_(self._bias_sums())
+
+    def _pack(self, name: str) -> None:
+        self._set({"packs": 1})
+        self._run(name)
+        self._set({"packs": 0})
 
     def _run(self, name: str) -> None:
         self._table[: e.SIZE] = self._entries

@@ -22,7 +22,7 @@ from rims.native.simd import Vec, constant, inlined
 NUMBERS = [
     "next", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
     "n", "k", "d", "g", "m", "dk", "dv", "reads_state", "has_reset", "has_valid", "has_fresh",
-    "has_bias", "has_speech_bias",
+    "has_bias", "has_speech_bias", "packs",
     "unit", "gate", "width", "heads", "pair", "lines", "scratch_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
