@@ -83,7 +83,8 @@ def test_parameters_given_new_memory_before_going_back(
 
 def recurrences(monkeypatch: pytest.MonkeyPatch) -> list[Recurrence]:
     """Every native recurrence that is made from now on."""
-    kind, made = paths.recurrence("native", torch.device("cpu")), []
+    kind = paths.recurrence("native", torch.device("cpu"))
+    made: list[Recurrence] = []
 
     class Counted(kind):  # type: ignore[misc,valid-type]
         def __init__(self, *given: Any) -> None:
