@@ -82,15 +82,20 @@ def _fresh(p: Parameters) -> State:
     return p.initial or tuple(jnp.zeros(s, p.weight_hh.dtype) for s in p.spec.state_sizes)
 
 
+def talk_of(p: Parameters) -> tuple[Array, Array]:
+    """Weight (2 d, M dv) and bias (2 d,) of what communication adds: output above gate."""
+    weight = jnp.concatenate([p.comm_output_weight, p.comm_gate_weight])
+    if p.comm_output_bias is None or p.comm_gate_bias is None:
+        return weight, jnp.zeros(len(weight), weight.dtype)
+    return weight, jnp.concatenate([p.comm_output_bias, p.comm_gate_bias])
+
+
 def _weights(p: Parameters) -> Weights:
     n, d = p.weight_hh.shape[0], p.weight_hh.shape[2]
     no_bias = jnp.zeros(p.weight_hh.shape[:2], p.weight_hh.dtype)
     queries = p.comm_query_weight / math.sqrt(p.spec.comm_key_size)
     qkv = jnp.concatenate([queries, p.comm_key_weight, p.comm_value_weight], axis=-1)
-    talk = jnp.concatenate([p.comm_output_weight, p.comm_gate_weight])
-    talk_bias = jnp.zeros(2 * d, talk.dtype)
-    if p.comm_output_bias is not None and p.comm_gate_bias is not None:
-        talk_bias = jnp.concatenate([p.comm_output_bias, p.comm_gate_bias])
+    talk, talk_bias = talk_of(p)
     return Weights(
         key_value=jnp.concatenate([p.key_weight, p.value_weight], axis=1),
         query=p.query_weight.reshape(n * d, -1) / math.sqrt(p.spec.input_key_size),

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numba import cfunc, config, types
 
+from rims.native.linking import at_once
+
 #: Numba's settings are the process's: one thread at a time changes them.
 _settings = threading.RLock()
 
@@ -38,7 +40,7 @@ def compiled(make: Maker, double: bool, folder: Path) -> Any:
 
 def cached(signature: Any, function: Callable[..., Any]) -> Any:
     """``function`` as machine code, kept on disk where that can be written."""
-    with _quickly():
+    with _quickly(), at_once(function.__qualname__):
         try:
             return cfunc(signature, cache=True)(function)
         except RuntimeError as error:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from rims.jax.fast import talk_of
 from rims.jax.native.calls import Operand, Sizes, call, unwritten
 from rims.jax.parameters import Parameters
 from rims.jax.step import State
@@ -65,9 +66,7 @@ class Weights(NamedTuple):
         bias_ih, bias_hh = (none if bias is None else bias for bias in (p.bias_ih, p.bias_hh))
         if p.spec.kind == "lstm":  # both halves of its gates are only ever added
             bias_ih, bias_hh = bias_ih + bias_hh, none
-        talk_bias = jnp.zeros(2 * d, none.dtype)
-        if p.comm_output_bias is not None and p.comm_gate_bias is not None:
-            talk_bias = jnp.concatenate([p.comm_output_bias, p.comm_gate_bias])
+        talk, talk_bias = talk_of(p)
         return cls(
             key_value=jnp.concatenate([p.key_weight, p.value_weight], axis=1),
             query=p.query_weight.reshape(n * d, -1) / math.sqrt(p.spec.input_key_size),
@@ -76,7 +75,7 @@ class Weights(NamedTuple):
             bias_ih=bias_ih,
             bias_hh=bias_hh,
             qkv=jnp.concatenate([p.comm_query_weight, p.comm_key_weight, p.comm_value_weight], 2),
-            talk=jnp.concatenate([p.comm_output_weight, p.comm_gate_weight]),
+            talk=talk,
             talk_bias=talk_bias,
             fresh=p.initial,
         )

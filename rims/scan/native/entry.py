@@ -14,13 +14,10 @@ from rims.scan.native.table import own_block, take_next
 @kernel
 def forward(a: Any) -> None:
     """Take blocks through their steps, from the first to the last; or pack weights, if told to."""
+    if a.packs:
+        pack(a)
+        return
     while True:
-        if a.packs:
-            m = take_next(a)
-            if m > a.n:
-                return
-            pack(a, m)
-            continue
         block = take_next(a)
         if block >= a.blocks:
             return
@@ -35,13 +32,10 @@ def forward(a: Any) -> None:
 @kernel
 def back(a: Any) -> None:
     """The same for gradients of blocks, from the last step to the first."""
+    if a.packs:
+        pack_back(a)
+        return
     while True:
-        if a.packs:
-            m = take_next(a)
-            if m > a.n:
-                return
-            pack_back(a, m)
-            continue
         block = take_next(a)
         if block >= a.blocks:
             return

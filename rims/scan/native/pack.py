@@ -9,53 +9,59 @@ from __future__ import annotations
 from typing import Any
 
 from rims.native.simd import kernel, load_up_to, shifted, store_up_to
+from rims.scan.native.table import take_next
 
 
 @kernel
-def pack(a: Any, m: int) -> None:
-    """Weights of mechanism ``m`` as (in, out); for ``m`` = N the ones that all share."""
+def pack(a: Any) -> None:
+    """Weights as (in, out); threads take mechanisms, and one of them what all mechanisms share."""
     d, gates = a.d, a.g * a.d
     keys, values = a.m * a.dk, a.m * a.dv
+    m = take_next(a)
+    while m < a.n:
+        hh = shifted(a.p_hh, m * d * a.gate)
+        turned(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.gate)
+        clear_ends(a, hh, d, gates, a.gate)
+        qkv = shifted(a.p_qkv, m * d * a.width)
+        copied(a, shifted(a.w_query, m * d * keys), d, keys, qkv, a.width)
+        copied(a, shifted(a.w_key, m * d * keys), d, keys, shifted(qkv, keys), a.width)
+        behind = shifted(qkv, 2 * keys)
+        copied(a, shifted(a.w_value, m * d * values), d, values, behind, a.width)
+        clear_ends(a, qkv, d, 2 * keys + values, a.width)
+        of_ih, of_hh = shifted(a.b_ih, m * gates), shifted(a.b_hh, m * gates)
+        # Both halves of an LSTM's gates are only ever added.
+        added(a, of_ih, of_hh, a.has_bias, a.g == 4, shifted(a.p_b_ih, m * gates), gates)
+        added(a, of_hh, of_hh, a.has_bias, 0, shifted(a.p_b_hh, m * gates), gates)
+        m = take_next(a)
     if m == a.n:
         turned(a, a.w_output, d, values, a.p_out, a.pair)
         turned(a, a.w_gate, d, values, shifted(a.p_out, d), a.pair)
         clear_ends(a, a.p_out, values, 2 * d, a.pair)
         added(a, a.b_output, a.b_output, a.has_speech_bias, 0, a.p_b_out, d)
         added(a, a.b_gate, a.b_gate, a.has_speech_bias, 0, shifted(a.p_b_out, d), d)
-        return
-    hh = shifted(a.p_hh, m * d * a.gate)
-    turned(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.gate)
-    clear_ends(a, hh, d, gates, a.gate)
-    qkv = shifted(a.p_qkv, m * d * a.width)
-    copied(a, shifted(a.w_query, m * d * keys), d, keys, qkv, a.width)
-    copied(a, shifted(a.w_key, m * d * keys), d, keys, shifted(qkv, keys), a.width)
-    copied(a, shifted(a.w_value, m * d * values), d, values, shifted(qkv, 2 * keys), a.width)
-    clear_ends(a, qkv, d, 2 * keys + values, a.width)
-    of_ih, of_hh = shifted(a.b_ih, m * gates), shifted(a.b_hh, m * gates)
-    # Both halves of an LSTM's gates are only ever added.
-    added(a, of_ih, of_hh, a.has_bias, a.g == 4, shifted(a.p_b_ih, m * gates), gates)
-    added(a, of_hh, of_hh, a.has_bias, 0, shifted(a.p_b_hh, m * gates), gates)
 
 
 @kernel
-def pack_back(a: Any, m: int) -> None:
+def pack_back(a: Any) -> None:
     """The same weights as (out, in)."""
     d, gates = a.d, a.g * a.d
     keys, values = a.m * a.dk, a.m * a.dv
+    m = take_next(a)
+    while m < a.n:
+        hh = shifted(a.p_hh_back, m * gates * a.unit)
+        copied(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.unit)
+        clear_ends(a, hh, gates, d, a.unit)
+        qkv = shifted(a.p_qkv_back, m * (2 * keys + values) * a.unit)
+        turned(a, shifted(a.w_query, m * d * keys), d, keys, qkv, a.unit)
+        turned(a, shifted(a.w_key, m * d * keys), d, keys, shifted(qkv, keys * a.unit), a.unit)
+        behind = shifted(qkv, 2 * keys * a.unit)
+        turned(a, shifted(a.w_value, m * d * values), d, values, behind, a.unit)
+        clear_ends(a, qkv, 2 * keys + values, d, a.unit)
+        m = take_next(a)
     if m == a.n:
         copied(a, a.w_output, d, values, a.p_out_back, a.heads)
         copied(a, a.w_gate, d, values, shifted(a.p_out_back, d * a.heads), a.heads)
         clear_ends(a, a.p_out_back, 2 * d, values, a.heads)
-        return
-    hh = shifted(a.p_hh_back, m * gates * a.unit)
-    copied(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.unit)
-    clear_ends(a, hh, gates, d, a.unit)
-    qkv = shifted(a.p_qkv_back, m * (2 * keys + values) * a.unit)
-    turned(a, shifted(a.w_query, m * d * keys), d, keys, qkv, a.unit)
-    turned(a, shifted(a.w_key, m * d * keys), d, keys, shifted(qkv, keys * a.unit), a.unit)
-    behind = shifted(qkv, 2 * keys * a.unit)
-    turned(a, shifted(a.w_value, m * d * values), d, values, behind, a.unit)
-    clear_ends(a, qkv, 2 * keys + values, d, a.unit)
 
 
 @kernel
