@@ -47,7 +47,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
 
     The loss is the binary cross-entropy of each pixel of the next frame. Tested are the weights of
     the epoch that was best on validation videos like those of training. In a roll-out the model
-    sees some true frames and then its own predictions.
+    sees some true frames and then its own predictions; it may be trained so, too.
     """
 
     selection = Selection("validation_cross_entropy", "lower")
@@ -123,17 +123,18 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Binary cross-entropy of all frames but the first."""
-        return {"loss": _cross_entropy(model, batch)}
+        return {"loss": _cross_entropy(model, batch, self.config.train_rollout)}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Cross-entropy of the next frame on validation videos."""
-        return {"validation_cross_entropy": self._next_frame(model, self._validation)}
+        """The loss on validation videos."""
+        loss = self._cross_entropy(model, self._validation, self.config.train_rollout)
+        return {"validation_cross_entropy": loss}
 
-    def _next_frame(self, model: nn.Module, frames: NDArray[np.uint8]) -> float:
+    def _cross_entropy(self, model: nn.Module, frames: NDArray[np.uint8], rollout: int) -> float:
         total = 0.0
         for part in parts(len(frames), _EVALUATION_BATCH):
             chosen = frames[part]
-            total += float(_cross_entropy(model, self.as_input(chosen))) * len(chosen)
+            total += float(_cross_entropy(model, self.as_input(chosen), rollout)) * len(chosen)
         return total / len(frames)
 
     def roll_out(self, model: nn.Module, video: Tensor) -> Tensor:
@@ -146,12 +147,8 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         Returns:
             ``(context - 1 + rollout, B, Y X)``, values in [0, 1]; the first is of the second frame.
         """
-        logits, state = model(video[: self.config.context])
-        predicted = list(logits.sigmoid())
-        for _ in range(self.config.rollout - 1):
-            logits, state = model(predicted[-1][None], state)
-            predicted.append(logits[0].sigmoid())
-        return torch.stack(predicted)
+        seen, rollout = self.config.context + self.config.rollout, self.config.rollout
+        return _predicted(model, video[:seen], rollout).sigmoid()
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """For each number of balls, with and without curtain: next frame and roll-out."""
@@ -161,7 +158,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
             key, errors = _key(balls, curtain), self._rollout_errors(model, frames)
             found[f"rollout_{key}"] = float(errors.mean())
             found[f"first_{key}"] = float(errors[:FIRST_FRAMES].mean())
-            found[f"next_{key}"] = self._next_frame(model, frames)
+            found[f"next_{key}"] = self._cross_entropy(model, frames, 0)
         return found
 
     @property
@@ -249,19 +246,39 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
             f"error of the {config.rollout} frames predicted after {config.context} true ones, "
             "each from the one predicted before, over pixels, frames and "
             f"{config.test_videos} videos. Cross-entropy of the next frame: nats per pixel, all "
-            "frames before it true. Tested are the weights of the epoch that was best on "
-            "validation videos.",
+            f"frames before it true. {self._training} Tested are the weights of the epoch that "
+            "was best on validation videos.",
             "Roll-out errors of guesses, the last true frame again and the mean of all frames "
             f"trained on: {guesses}.",
             "The authors of arXiv:1909.10893 put convolutions before and behind the core; here "
             "these are linear maps.",
         ]
 
+    @property
+    def _training(self) -> str:
+        told, frames = self.config.train_rollout, self.config.frames
+        if told <= 1:
+            return "In training all frames before one predicted were true."
+        return f"In training the last {told} of {frames} frames were predicted as in a roll-out."
 
-def _cross_entropy(model: nn.Module, video: Tensor) -> Tensor:
+
+def _cross_entropy(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
     """Of every next frame, per pixel."""
-    logits, _ = model(video[:-1])
+    logits = _predicted(model, video, rollout)
     return F.binary_cross_entropy_with_logits(logits, video[1:])
+
+
+def _predicted(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
+    """Logits of all frames but the first; those of the last ``rollout`` follow on each other."""
+    true = len(video) - max(1, rollout)
+    logits, state = model(video[:true])
+    if rollout <= 1:
+        return logits
+    found = list(logits)
+    for _ in range(rollout - 1):
+        logits, state = model(found[-1].sigmoid()[None], state)
+        found.append(logits[0])
+    return torch.stack(found)
 
 
 def _key(balls: int, curtain: bool) -> str:

@@ -236,6 +236,13 @@ class BouncingBallsConfig(SequenceConfig):
     rollout: int = option(
         50, "Data", "Frames that are then predicted, each from the one predicted before.", low=1
     )
+    train_rollout: int = option(
+        0,
+        "Training",
+        "Frames at the end of a video trained on that are predicted as in a roll-out.",
+        low=0,
+        high=_LONGEST,
+    )
     train_videos: int = option(2000, "Data", "Videos trained on.", low=1, high=_MOST)
     validation_videos: int = option(
         200, "Data", "Videos like these to choose the best epoch by.", low=1, high=_MOST
@@ -251,6 +258,9 @@ class BouncingBallsConfig(SequenceConfig):
         if self.batch_size > self.train_videos:
             rule = f"must not be above the {self.train_videos} videos trained on"
             raise ConfigError("batch_size", f"{rule}; got {self.batch_size}.")
+        if self.train_rollout >= self.frames:
+            rule = f"must be below the {self.frames} frames of a video"
+            raise ConfigError("train_rollout", f"{rule}; got {self.train_rollout}.")
 
     @property
     def counts(self) -> tuple[int, ...]:

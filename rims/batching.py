@@ -197,3 +197,12 @@ def flip_time(sequence: Tensor, valid: Tensor | None) -> Tensor:
     index = torch.where(valid, valid.sum(0) - 1 - steps, steps)  # (T, B)
     index = index.reshape(index.shape + (1,) * (sequence.dim() - 2)).expand_as(sequence)
     return sequence.gather(0, index)
+
+
+def side_by_side(outputs: list[Tensor]) -> Tensor:
+    """What each direction gives, joined; a copy where the gradient needs what the caller gets."""
+    only, *others = outputs
+    # A trace is the same with and without gradients.
+    if others or only.requires_grad or torch._C._get_tracing_state() is not None:
+        return torch.cat(outputs, dim=-1)
+    return only

@@ -101,6 +101,8 @@ def _join(rows: list[Tensor], batch: TimeMajor, directions: int) -> Stacked:
         rows = [row.squeeze(0) for row in rows]
     elif batch.order_back is not None:
         rows = [row.index_select(0, batch.order_back) for row in rows]
+    if len(rows) == 1:
+        return rows[0][None]
     if _all_equal([row.shape[-1] for row in rows]):
         return torch.stack(rows)
     layers = range(0, len(rows), directions)

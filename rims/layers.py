@@ -17,6 +17,7 @@ from rims.batching import (
     check_input,
     check_input_dtype,
     require_ends_only,
+    side_by_side,
     time_major_flags,
     time_major_places,
     to_time_major,
@@ -172,8 +173,7 @@ class RIMLayer(nn.Module):
         repeated: RepeatedInput | None,
     ) -> tuple[Any, tuple[Stacked, ...]]:
         """Everything but the form of hx, which LSTM and GRU have differently."""
-        where = type(self).__name__
-        unbatched_dim = 3 if self.input_slots else 2
+        where, unbatched_dim = type(self).__name__, 3 if self.input_slots else 2
         check_input(where, input, self.input_size, self.batch_first, unbatched_dim=unbatched_dim)
         cells = self.rim_cells
         # Not next(self.parameters()): torch's replicas of a module have none.
@@ -216,7 +216,7 @@ class RIMLayer(nn.Module):
                 sequence = torch.cat([self._pass_on(s) for s in scans], dim=-1)
                 sequence = F.dropout(sequence, self.dropout, self.training)
             else:
-                sequence = torch.cat([s.output for s in scans], dim=-1)
+                sequence = side_by_side([s.output for s in scans])
         return batch.restore(sequence), join_states(finals, batch, self.num_directions)
 
     def _pass_on(self, scanned: ScanOutput) -> Tensor:

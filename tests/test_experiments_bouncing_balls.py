@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from agents.config import ConfigError
 from command_line import Rims, assert_one_line
 from experiments.bouncing_balls import BouncingBallsExperiment
 from experiments.fit import fit
@@ -97,6 +99,27 @@ def test_roll_out_goes_on_from_its_own_frames() -> None:
     changed = video.clone()
     changed[4:] = 0.0  # what comes later is not looked at
     torch.testing.assert_close(experiment.roll_out(Shift(0.5), changed), told)
+
+
+@pytest.mark.parametrize("told", [0, 1, 3, 6])
+def test_loss_may_be_that_of_a_roll_out(told: int) -> None:
+    experiment = bouncing(train_rollout=told)
+    video = torch.rand(7, 2, 64, generator=torch.Generator().manual_seed(0))
+    after = 7 - max(1, told)  # frames that are seen
+    expected = [video[min(t, after - 1)] / 2 ** (1 + max(0, t - after + 1)) for t in range(6)]
+    nats = F.binary_cross_entropy(torch.stack(expected), video[1:])
+    loss = experiment.loss(Shift(0.5), video, torch.Generator())["loss"]
+    torch.testing.assert_close(loss, nats, atol=1e-4, rtol=1e-4)
+    found = experiment.evaluate(Shift(0.5))["validation_cross_entropy"]
+    frames = experiment.as_input(experiment._validation)
+    of_all = experiment.loss(Shift(0.5), frames, torch.Generator())["loss"]
+    assert found == pytest.approx(float(of_all), rel=1e-5)
+
+
+def test_roll_out_of_training_leaves_a_true_frame() -> None:
+    bouncing(frames=7, train_rollout=6)
+    with pytest.raises(ConfigError, match="below the 7 frames of a video; got 7"):
+        bouncing(frames=7, train_rollout=7)
 
 
 def test_errors_are_means_over_videos_frames_and_pixels() -> None:

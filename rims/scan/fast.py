@@ -55,7 +55,6 @@ def scan(
     return ScanOutput(output.to(stored), parts, active, None, None)
 
 
-@torch.no_grad()
 def _directly(
     path: paths.Path,
     tensors: list[Tensor | None],

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,21 +18,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rims.checks import is_autocasting
+from rims.scan.input_side import Apart, InputSide, Joined, as_rows, choose, parted
 from rims.scan.problem import Weights
 from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
 
 #: Rows (steps times batch) of a chunk: enough for full speed of a matrix product.
 CHUNK_ROWS = 1024
 
-#: Fewer rows than this are multiplied by two matrices rather than by a copy of both side by side.
-FEW_ROWS = 128
-
 
 class Saved(NamedTuple):
     """What the gradient needs besides the arguments; the rest of a step is computed again."""
 
     sequence: Sequence
-    key_value: Tensor  # (T, B, dk + A), x W^k beside x W^v; of repeated inputs (U, dk + A)
+    key_value: Tensor | None  # (T, B, dk + A), x W^k beside x W^v, or (U, ...) of repeated inputs
     inputs: Hoisted  # (T, B, ...), or (U, ...)
 
 
@@ -46,35 +43,46 @@ class Gradients(NamedTuple):
 
 
 def forward(
-    recurrence: Recurrence, input: Tensor, *, place: Tensor | None = None, save: bool
+    recurrence: Recurrence,
+    input: Tensor,
+    *,
+    place: Tensor | None = None,
+    save: bool,
+    join: bool = True,
 ) -> tuple[Sequence, Saved | None]:
-    """Run ``input`` (T, B, I) and, if ``save``, keep what :func:`backward` needs."""
+    """Run ``input`` (T, B, I) and, if ``save``, keep what :func:`backward` needs.
+
+    Without ``join`` that includes keys and values of the input, whatever the sizes.
+    """
     with _exactly(input):
+        rows, w = input.shape[:-1].numel(), recurrence.w
+        side = (choose(w, rows, save=save) if join else Apart)(w)
         if place is None:
-            return _forward(recurrence, input.contiguous(), save)
-        return _forward_repeated(recurrence, input.contiguous(), place, save)
+            return _forward(recurrence, side, input.contiguous(), save)
+        return _forward_repeated(recurrence, side, input.contiguous(), place, save)
 
 
-def _forward(recurrence: Recurrence, input: Tensor, save: bool) -> tuple[Sequence, Saved | None]:
+def _forward(
+    recurrence: Recurrence, side: InputSide, input: Tensor, save: bool
+) -> tuple[Sequence, Saved | None]:
     steps, batch, _ = input.shape
     out = _empty_sequence(recurrence, input, steps)
-    side = _InputSide(recurrence.w)
     length = steps if save else _chunk_length(batch, steps)
     key_value, whole = side.room(input, length, batch)
     for first, last in _chunks(batch, steps):
         where = (first, last) if save else (0, last - first)
         inputs = Hoisted(*(_steps(part, *where) for part in whole))
-        side.project(_steps(input, first, last), _steps(key_value, *where), inputs)
+        kept = None if key_value is None else _steps(key_value, *where)
+        side.project(_steps(input, first, last), kept, inputs)
         recurrence.forward(first, inputs, out)
     return out, Saved(out, key_value, whole) if save else None
 
 
 def _forward_repeated(
-    recurrence: Recurrence, input: Tensor, place: Tensor, save: bool
+    recurrence: Recurrence, side: InputSide, input: Tensor, place: Tensor, save: bool
 ) -> tuple[Sequence, Saved | None]:
     steps, batch = place.shape
     out = _empty_sequence(recurrence, input, steps)
-    side = _InputSide(recurrence.w)
     key_value, different = side.room(input, len(input))
     side.project(input, key_value, different)
     for first, last in _chunks(batch, steps):
@@ -97,7 +105,7 @@ def backward(
         # Operators and hooks on saved tensors promise numbers, not the order they lie in.
         saved = Saved(
             Sequence(*map(_dense, saved.sequence)),  # type: ignore[arg-type]
-            saved.key_value.contiguous(),
+            _dense(saved.key_value),
             Hoisted(*map(_dense, saved.inputs)),  # type: ignore[arg-type]
         )
         back = _Back(recurrence, saved, grad_output, carry)
@@ -106,7 +114,7 @@ def backward(
             grad_input = back.each_step(input, input_needs_grad)
         else:
             grad_input = back.repeated(input, place, input_needs_grad)
-        return Gradients(grad_input, carry, back.sums.result(back.buffer.bias_ih))
+        return Gradients(grad_input, carry, back.weights())
 
 
 class _Back:
@@ -122,8 +130,8 @@ class _Back:
         self.recurrence, self.saved = recurrence, saved
         self.grad_output, self.carry = grad_output, carry
         w = recurrence.w
-        self.side = _InputSide(w)
-        self.sums = _WeightSums(w, self.side)
+        self.side = (Joined if saved.key_value is None else Apart)(w)
+        self.sums = _LoopSums(w)
         steps, batch, _ = grad_output.shape
         slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
         self.buffer = _empty_gradients(grad_output, w, _chunk_length(batch, steps), slots)
@@ -134,16 +142,13 @@ class _Back:
         key_value, inputs = self.saved.key_value, self.saved.inputs
         for first, last in self._chunks():
             part = self._retreat(first, last, Hoisted(*(_steps(p, first, last) for p in inputs)))
-            d_key_value = self.sums.add_input(
-                _rows(part.query_side),
-                _rows(part.gate_side),
-                _rows(_steps(input, first, last)),
-                _rows(_steps(key_value, first, last)),
+            self.side.add(
+                Hoisted(part.query_side, part.gate_side),
+                _steps(input, first, last),
+                None if key_value is None else _steps(key_value, first, last),
+                None if grad_input is None else _steps(grad_input, first, last),
             )
-            self.sums.add_loop(part)
-            if grad_input is not None:
-                grad_rows = _rows(_steps(grad_input, first, last))
-                torch.mm(d_key_value, self.side.key_value.mT, out=grad_rows)
+            self.sums.add(part)
         return grad_input
 
     def repeated(self, input: Tensor, place: Tensor, input_needs_grad: bool) -> Tensor | None:
@@ -152,11 +157,17 @@ class _Back:
         for first, last in self._chunks():
             read = place[first:last]
             part = self._retreat(first, last, _placed(self.saved.inputs, read))
-            d_query_side.index_add_(0, read.flatten(), _rows(part.query_side))
-            d_gate_side.index_add_(0, read.flatten(), _rows(part.gate_side))
-            self.sums.add_loop(part)
-        d_key_value = self.sums.add_input(d_query_side, d_gate_side, input, self.saved.key_value)
-        return d_key_value @ self.side.key_value.mT if input_needs_grad else None
+            d_query_side.index_add_(0, read.flatten(), as_rows(part.query_side))
+            d_gate_side.index_add_(0, read.flatten(), as_rows(part.gate_side))
+            self.sums.add(part)
+        grad_input = torch.empty_like(input) if input_needs_grad else None
+        d = Hoisted(d_query_side, d_gate_side)
+        self.side.add(d, input, self.saved.key_value, grad_input)
+        return grad_input
+
+    def weights(self) -> Weights:
+        """Gradients of all weights."""
+        return self.sums.result(self.side.gradients(), self.buffer.bias_ih)
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         steps, batch = self.grad_output.shape[:2]
@@ -185,77 +196,23 @@ def _exactly(input: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if is_autocasting(device) else nullcontext()
 
 
-class _InputSide:
-    """The weights of the input side in the form of three products."""
+class _LoopSums:
+    """Gradients of the weights of the loop, a chunk of steps at a time."""
 
     def __init__(self, w: Weights) -> None:
         self.w = w
-        self.sizes = [w.input_key.shape[1], w.input_value.shape[1]]  # dk, A
-        self.scale = 1 / math.sqrt(self.sizes[0])
-        self.query = w.input_query.flatten(0, 1)  # (N d, dk)
-        self.ih = w.ih.flatten(0, 1)  # (N G d, A)
-
-    @cached_property
-    def key_value(self) -> Tensor:
-        """W^k beside W^v, (I, dk + A)."""
-        return torch.cat([self.w.input_key, self.w.input_value], dim=1)
-
-    def room(self, input: Tensor, *lead: int) -> tuple[Tensor, Hoisted]:
-        """Where :meth:`project` can write for as many inputs."""
-        sizes = (sum(self.sizes), len(self.query), len(self.ih))
-        key_value, query_side, gate_side = (input.new_empty(*lead, size) for size in sizes)
-        return key_value, Hoisted(query_side, gate_side)
-
-    def project(self, input: Tensor, key_value: Tensor, out: Hoisted) -> None:
-        """Fill ``key_value`` and ``out`` from ``input``, (L, B, I)."""
-        rows = _rows(input)
-        key, value = _rows(key_value).split_with_sizes(self.sizes, dim=1)
-        if len(rows) < FEW_ROWS:
-            torch.mm(rows, self.w.input_key, out=key)
-            torch.mm(rows, self.w.input_value, out=value)
-        else:
-            torch.mm(rows, self.key_value, out=_rows(key_value))
-        _rows(out.query_side).addmm_(key, self.query.mT, beta=0.0, alpha=self.scale)
-        torch.mm(value, self.ih.mT, out=_rows(out.gate_side))
-
-
-class _WeightSums:
-    """Gradients of the weights, a chunk of steps at a time."""
-
-    def __init__(self, w: Weights, side: _InputSide) -> None:
-        self.w, self.side = w, side
-        self.key_value = torch.empty_like(side.key_value)
-        self.query = torch.empty_like(side.query)
-        self.ih = torch.empty_like(side.ih)
         self.hh = torch.empty_like(w.hh, memory_format=torch.contiguous_format)
         # An LSTM only ever adds its two biases, so that they have the same gradient.
-        self.bias_hh = None if w.num_gates == 4 else w.hh.new_empty(side.ih.shape[0])
+        self.bias_hh = None if w.num_gates == 4 else w.hh.new_empty(w.hh[..., 0].numel())
         self.qkv_sizes = [p.shape[2] for p in (w.comm_query, w.comm_key, w.comm_value)]
         self.qkv = w.hh.new_empty(w.num_rims, w.unit_size, sum(self.qkv_sizes))
         self.output_gate = w.output.new_empty(2 * w.unit_size, w.output.shape[1])
         self.output_gate_bias = w.output.new_empty(2 * w.unit_size)
-        # What the sums above count for: nothing before the first chunk.
-        self._input_so_far = self._loop_so_far = 0.0
+        self._so_far = 0.0  # what the sums count for: nothing before the first chunk
 
-    def add_input(
-        self, d_query_side: Tensor, d_gate_side: Tensor, input: Tensor, key_value: Tensor
-    ) -> Tensor:
-        """Add what rows of the input contribute; return the gradient of their keys and values."""
-        side, beta = self.side, self._input_so_far
-        key, value = key_value.split_with_sizes(side.sizes, dim=1)
-        self.query.addmm_(d_query_side.mT, key, alpha=side.scale, beta=beta)
-        self.ih.addmm_(d_gate_side.mT, value, beta=beta)
-        d_key_value = torch.empty_like(key_value)
-        d_key, d_value = d_key_value.split_with_sizes(side.sizes, dim=1)
-        d_key.addmm_(d_query_side, side.query, beta=0.0, alpha=side.scale)
-        torch.mm(d_gate_side, side.ih, out=d_value)
-        self.key_value.addmm_(input.mT, d_key_value, beta=beta)
-        self._input_so_far = 1.0
-        return d_key_value
-
-    def add_loop(self, part: LoopGradients) -> None:
+    def add(self, part: LoopGradients) -> None:
         """Add what the loop over a chunk contributes."""
-        w, beta = self.w, self._loop_so_far
+        w, beta = self.w, self._so_far
         d_gates, h_prev = _groups(part.state_gates, w.num_rims), _groups(part.h_prev, w.num_rims)
         self.hh.baddbmm_(d_gates.mT, h_prev, beta=beta)
         spoken, d_qkv = _groups(part.spoken, w.num_rims), _groups(part.qkv.flatten(2), w.num_rims)
@@ -263,23 +220,19 @@ class _WeightSums:
         d_output_gate = part.output_gate.flatten(0, 2)
         self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2), beta=beta)
         if self.bias_hh is not None:
-            _add_sum(self.bias_hh, _rows(part.state_gates), beta)
+            _add_sum(self.bias_hh, as_rows(part.state_gates), beta)
         _add_sum(self.output_gate_bias, d_output_gate, beta)
-        self._loop_so_far = 1.0
+        self._so_far = 1.0
 
-    def result(self, bias_ih: Tensor) -> Weights:
+    def result(self, of_input: tuple[Tensor, Tensor, Tensor, Tensor], bias_ih: Tensor) -> Weights:
         """The sums, in the shapes of the parameters, none in memory of another."""
         w = self.w
-        input_key, input_value = _parted(self.key_value, self.side.sizes, dim=1)
-        comm_query, comm_key, comm_value = _parted(self.qkv, self.qkv_sizes, dim=2)
-        output, gate = _parted(self.output_gate, [w.unit_size] * 2, dim=0)
-        output_bias, gate_bias = _parted(self.output_gate_bias, [w.unit_size] * 2, dim=0)
+        comm_query, comm_key, comm_value = parted(self.qkv, self.qkv_sizes, dim=2)
+        output, gate = parted(self.output_gate, [w.unit_size] * 2, dim=0)
+        output_bias, gate_bias = parted(self.output_gate_bias, [w.unit_size] * 2, dim=0)
         bias_hh = bias_ih.clone() if self.bias_hh is None else self.bias_hh
         return Weights(
-            input_key,
-            input_value,
-            self.query.view_as(w.input_query),
-            self.ih.view_as(w.ih),
+            *of_input,
             self.hh,
             comm_query,
             comm_key,
@@ -298,11 +251,6 @@ def _add_sum(total: Tensor, rows: Tensor, beta: float) -> None:
         total.add_(rows.sum(0))
     else:
         torch.sum(rows, 0, out=total)
-
-
-def _parted(whole: Tensor, sizes: list[int], dim: int) -> list[Tensor]:
-    parts = whole.split_with_sizes(sizes, dim=dim)
-    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 def _empty_sequence(recurrence: Recurrence, input: Tensor, steps: int) -> Sequence:
@@ -344,11 +292,6 @@ def _empty_gradients(sequence: Tensor, w: Weights, length: int, slots: int) -> L
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _rows(sequence: Tensor) -> Tensor:
-    """(L, B, X) -> (L B, X); a view."""
-    return sequence.view(-1, sequence.shape[-1])
 
 
 def _groups(sequence: Tensor, num_rims: int) -> Tensor:

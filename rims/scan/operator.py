@@ -49,7 +49,8 @@ def scan_op(
         States(h, c, fresh_h, fresh_c),
         Flags(reset, valid),
     )
-    out, saved = hoisted.forward(recurrence, input, save=save)
+    # The choice would depend on sizes that a graph may leave open.
+    out, saved = hoisted.forward(recurrence, input, save=save, join=False)
     last_c = None if out.c is None else out.c[-1].clone()
     kept = (None,) * 4 if saved is None else (out.c, saved.key_value, *saved.inputs)
     return tuple(_present(input, (out.h, out.h[-1].clone(), last_c, out.active, *kept)))

@@ -74,7 +74,7 @@ def begin(b: Any, t: int) -> None:
 def advance(b: Any, t: int) -> None:
     """Everything of a step but putting the new state in place."""
     n, d, rows, block = b.n, b.d, b.rows, b.block_rows
-    unit, gate, width = b.unit, b.gate, b.width
+    unit, gate = b.unit, b.gate
     compete(b, t)
     matmuls(n, b.s_h, block * unit, unit,
             b.p_hh, d * gate, gate,
@@ -85,13 +85,23 @@ def advance(b: Any, t: int) -> None:
         gru(b, t)
     if b.reads_state:
         keep_idle(b)
-    matmuls(n, b.s_cand_h, block * unit, unit,
-            b.p_qkv, d * width, width,
-            b.s_qkv, block * width, width,
-            rows, d, 2 * b.m * b.dk + b.m * b.dv)  # fmt: skip
+    keys, values = b.m * b.dk, b.m * b.dv
+    # In this order: each product also fills up its last vector, where the next one begins.
+    tell(b, b.p_query, b.asks, 0, keys)
+    tell(b, b.p_key, b.asks, keys, keys)
+    tell(b, b.p_value, b.heads, 2 * keys, values)
     attend(b)
-    matmul(b.s_read, b.heads, b.p_out, b.pair, b.s_out, b.pair, rows * b.k, b.m * b.dv, 2 * d)
+    matmul(b.s_read, b.heads, b.p_out, b.pair, b.s_out, b.pair, rows * b.k, values, 2 * d)
     speak(b)
+
+
+@kernel
+def tell(b: Any, weight: Any, line: int, begin: int, columns: int) -> None:
+    """Queries, keys or values of the candidates, from column ``begin`` of QKV on."""
+    matmuls(b.n, b.s_cand_h, b.block_rows * b.unit, b.unit,
+            weight, b.d * line, line,
+            shifted(b.s_qkv, begin), b.block_rows * b.width, b.width,
+            b.rows, b.d, columns)  # fmt: skip
 
 
 @kernel

@@ -26,6 +26,7 @@ class Layout(NamedTuple):
     arena_bytes: int
     packed: tuple[tuple[int, int], ...]  # the same for packed weights, in memory of their own
     packed_bytes: int
+    as_given: tuple[str, ...]  # weights that are taken as they are
 
 
 # A layer is called with few different sizes, and for a single step this would take a tenth of it.
@@ -64,7 +65,8 @@ def lay_out(
     counts = _packed_counts(sizes)
     bytes_ = [round_up(count * item, 64) for count in counts.values()]
     packed, packed_bytes = _places(counts, bytes_), sum(bytes_) + 64
-    return Layout(sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes)
+    as_given = _as_given(sizes)
+    return Layout(sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes, as_given)
 
 
 def _sizes(
@@ -85,7 +87,8 @@ def _sizes(
         "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
         "reads_state": int(rules.reads_state),
         "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
-        "width": round_up(2 * keys + values, lanes), "heads": round_up(values, lanes),
+        "width": round_up(2 * keys + round_up(values, lanes), lanes),
+        "asks": round_up(keys, lanes), "heads": round_up(values, lanes),
         "pair": round_up(2 * d, lanes), "lines": round_up(rules.k * rules.num_heads, lanes),
     }  # fmt: skip
 
@@ -98,13 +101,24 @@ def _places(names: Iterable[str], bytes_: list[int]) -> tuple[tuple[int, int], .
 def _packed_counts(s: dict[str, int]) -> dict[str, int]:
     """Numbers in each array of packed weights."""
     n, d, gates, values = s["n"], s["d"], s["g"] * s["d"], s["m"] * s["dv"]
-    return {
-        "p_hh": n * d * s["gate"], "p_qkv": n * d * s["width"], "p_out": values * s["pair"],
+    counts = {
+        "p_hh": n * d * s["gate"], "p_out": values * s["pair"],
         "p_b_ih": n * gates, "p_b_hh": n * gates, "p_b_out": 2 * d,
         "p_hh_back": n * gates * s["unit"],
         "p_qkv_back": n * (2 * s["m"] * s["dk"] + values) * s["unit"],
         "p_out_back": 2 * d * s["heads"],
     }  # fmt: skip
+    if "query" not in _as_given(s):
+        counts |= {"p_query": n * d * s["asks"], "p_key": n * d * s["asks"]}
+    if "value" not in _as_given(s):
+        counts["p_value"] = n * d * s["heads"]
+    return counts
+
+
+def _as_given(s: dict[str, int]) -> tuple[str, ...]:
+    """Weights of the communication whose lines are whole vectors as they are."""
+    whole_keys, whole_values = s["m"] * s["dk"] == s["asks"], s["m"] * s["dv"] == s["heads"]
+    return ("query", "key") * whole_keys + ("value",) * whole_values
 
 
 def _scratch_counts(s: dict[str, int]) -> dict[str, int]:

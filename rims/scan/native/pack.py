@@ -22,12 +22,9 @@ def pack(a: Any) -> None:
         hh = shifted(a.p_hh, m * d * a.gate)
         turned(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.gate)
         clear_ends(a, hh, d, gates, a.gate)
-        qkv = shifted(a.p_qkv, m * d * a.width)
-        copied(a, shifted(a.w_query, m * d * keys), d, keys, qkv, a.width)
-        copied(a, shifted(a.w_key, m * d * keys), d, keys, shifted(qkv, keys), a.width)
-        behind = shifted(qkv, 2 * keys)
-        copied(a, shifted(a.w_value, m * d * values), d, values, behind, a.width)
-        clear_ends(a, qkv, d, 2 * keys + values, a.width)
+        widened(a, m, a.w_query, keys, a.p_query, a.asks)
+        widened(a, m, a.w_key, keys, a.p_key, a.asks)
+        widened(a, m, a.w_value, values, a.p_value, a.heads)
         of_ih, of_hh = shifted(a.b_ih, m * gates), shifted(a.b_hh, m * gates)
         # Both halves of an LSTM's gates are only ever added.
         added(a, of_ih, of_hh, a.has_bias, a.g == 4, shifted(a.p_b_ih, m * gates), gates)
@@ -87,6 +84,15 @@ def clear_ends(a: Any, target: Any, lines: int, count: int, room: int) -> None:
     for i in range(lines):
         for j in range(count, room, a.lanes):
             store_up_to(target, i * room + j, room - j, a.zero)
+
+
+@kernel
+def widened(a: Any, m: int, source: Any, count: int, target: Any, room: int) -> None:
+    """The d lines of mechanism ``m``; where they are as long already they are taken as they are."""
+    if count < room:
+        own = shifted(target, m * a.d * room)
+        copied(a, shifted(source, m * a.d * count), a.d, count, own, room)
+        clear_ends(a, own, a.d, count, room)
 
 
 @kernel

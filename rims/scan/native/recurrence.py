@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from array import array
+
 import torch
 from torch import Tensor
 
@@ -38,14 +39,14 @@ class NativeRecurrence(Recurrence):
             rules, w.hh.element_size(), self.num_threads,
         )  # fmt: skip
         self.sizes = layout.sizes
-        self._entries = list(layout.entries)
-        self._table = np.empty((1 + self.sizes["blocks"]) * e.SIZE, dtype=np.int64)
-        self._address = self._table.ctypes.data
+        # A table that all share, and behind it room for one of each block.
+        self._table = array("q", layout.entries) * (1 + self.sizes["blocks"])
         self._arena = self._room(layout.arena_bytes, layout.scratch)
         self._packed = self._room(layout.packed_bytes, layout.packed)
         self.num_bytes = layout.arena_bytes + layout.packed_bytes
         self._given = self._find_given()
         self._set(self._given)
+        self._set({f"p_{name}": self._given[f"w_{name}"] for name in layout.as_given})
         self._pack("forward")
         self._is_packed_back = False
 
@@ -54,7 +55,7 @@ class NativeRecurrence(Recurrence):
         room = torch.empty(count, dtype=torch.uint8, device="cpu")  # whatever the default device
         start = round_up(room.data_ptr(), 64)
         for index, offset in places:
-            self._entries[index] = start + offset
+            self._table[index] = start + offset
         return room
 
     def is_stale(self) -> bool:
@@ -99,13 +100,14 @@ class NativeRecurrence(Recurrence):
         self._set({"packs": 0})
 
     def _run(self, name: str) -> None:
-        self._table[: e.SIZE] = self._entries
+        self._set({"next": 0})
+        address, _ = self._table.buffer_info()
         count = min(self.num_threads, self.sizes["blocks"])
-        threads.run(build.address(name, self.double), self._address, count)
+        threads.run(build.address(name, self.double), address, count)
 
     def _set(self, entries: dict[str, int]) -> None:
         for name, value in entries.items():
-            self._entries[e.INDEX[name]] = value
+            self._table[e.INDEX[name]] = value
 
     def _find_given(self) -> dict[str, int]:
         states, flags, w = self.states, self.flags, self.w
@@ -128,7 +130,7 @@ class NativeRecurrence(Recurrence):
     def _bias_sums(self) -> Tensor:
         """Gradients of the gates' bias, which every block summed up for itself."""
         s, item = self.sizes, self.w.hh.element_size()
-        begin = self._entries[e.INDEX["s_d_bias"]] - self._arena.data_ptr()
+        begin = self._table[e.INDEX["s_d_bias"]] - self._arena.data_ptr()
         end = begin + (s["blocks"] - 1) * s["scratch_bytes"] + s["n"] * s["gate"] * item
         numbers = self._arena[begin:end].view(self.w.hh.dtype)
         shape = (s["blocks"], s["n"], s["g"] * s["d"])

@@ -2,8 +2,8 @@
 
 Sizes use the letters of ``docs/notation.md``; R is the rows (samples) of a block, the share of a
 batch that one thread takes at a time. What a block writes for itself alone, its scratch (``s_*``),
-has rows padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``width`` for queries, keys and
-values side by side, ``heads`` for M dv, ``pair`` for 2 d, ``lines`` for k M.
+has rows padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``asks`` for M dk, ``heads`` for
+M dv, ``width`` for queries, keys and values side by side, ``pair`` for 2 d, ``lines`` for k M.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUMBERS = [
     "next", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
     "n", "k", "d", "g", "m", "dk", "dv", "reads_state", "has_reset", "has_valid", "has_fresh",
     "has_bias", "has_speech_bias", "packs",
-    "unit", "gate", "width", "heads", "pair", "lines", "scratch_bytes",
+    "unit", "gate", "asks", "heads", "width", "pair", "lines", "scratch_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
 BYTES = ["reset", "valid", "active"]
@@ -36,7 +36,7 @@ ARRAYS = [
     # weights as a cell has them, and packed for the way there and the way back
     "w_hh", "w_query", "w_key", "w_value", "w_output", "w_gate",
     "b_ih", "b_hh", "b_output", "b_gate",
-    "p_hh", "p_qkv", "p_out", "p_b_ih", "p_b_hh", "p_b_out",
+    "p_hh", "p_query", "p_key", "p_value", "p_out", "p_b_ih", "p_b_hh", "p_b_out",
     "p_hh_back", "p_qkv_back", "p_out_back",
     # gradients: of outputs, carried through time, and what LoopGradients names
     "grad_h", "carry_h", "carry_c", "carry_fresh_h", "carry_fresh_c",
