@@ -271,6 +271,7 @@ def _cross_entropy(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
 def _predicted(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
     """Logits of all frames but the first; those of the last ``rollout`` follow on each other."""
     true = len(video) - max(1, rollout)
+    logits: Tensor
     logits, state = model(video[:true])
     if rollout <= 1:
         return logits

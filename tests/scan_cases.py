@@ -206,5 +206,5 @@ def threads(count: int) -> Iterator[None]:
 @contextmanager
 def chunks_of(rows: int) -> Iterator[None]:
     """Sequences are computed in ranges of about ``rows`` rows (steps times batch)."""
-    with patch.object(hoisted, "CHUNK_ROWS", rows):
+    with patch.object(hoisted, "chunk_rows", lambda w: rows):
         yield

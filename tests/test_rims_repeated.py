@@ -67,7 +67,7 @@ def test_repeated_input_equals_rows_at_their_places(kind: LayerKind, path: Path)
 def test_repeated_input_over_several_chunks(
     kind: LayerKind, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hoisted, "CHUNK_ROWS", 4 * B)
+    monkeypatch.setattr(hoisted, "chunk_rows", lambda w: 4 * B)
     with rims.scan_path(path):
         check(make(kind), torch.randint(U, (T, B)), reset=torch.rand(T, B) < 0.3)
 

@@ -13,6 +13,7 @@ import time
 import traceback
 from dataclasses import replace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -232,9 +233,8 @@ def _run(case: Case, problem: Problem, device: str) -> tuple[Sequence, dict[str,
     carry = _carry(case, problem, device)
     no_dot = device == "cpu" and case.dtype == torch.bfloat16
     kind = _WithoutDot if no_dot else TritonRecurrence
-    before = hoisted.CHUNK_ROWS
-    hoisted.CHUNK_ROWS = case.steps_per_range * case.batch
-    try:
+    rows = case.steps_per_range * case.batch
+    with patch.object(hoisted, "chunk_rows", lambda w: rows):
         recurrence = kind(a.w, a.rules, a.states, a.flags)
         out, saved = hoisted.forward(recurrence, a.input, save=True)
         assert saved is not None
@@ -242,8 +242,6 @@ def _run(case: Case, problem: Problem, device: str) -> tuple[Sequence, dict[str,
         grad = hoisted.backward(
             recurrence, grad_output, carry, a.input, saved, input_needs_grad=True
         )
-    finally:
-        hoisted.CHUNK_ROWS = before
     assert grad.input is not None
     grads = {"input": grad.input, "h": carry.h, "initial_h": carry.fresh_h.sum(0)}
     if carry.c is not None and carry.fresh_c is not None:

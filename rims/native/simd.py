@@ -214,6 +214,50 @@ def total(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
+def store_totals(typingctx: Any, base: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Write the sums over the lanes of four vectors side by side, from ``index`` on."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        pointer, place, *vectors = args
+        four = _four_totals(builder, a.lanes, vectors)
+        target = builder.gep(pointer, [place])
+        builder.store(four, builder.bitcast(target, four.type.as_pointer()), align=a.bytes)
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, a, a, a, a), codegen
+
+
+def _four_totals(builder: ir.IRBuilder, lanes: int, vectors: list[Any]) -> Any:
+    """A vector of four sums, which share what additions they can.
+
+    A sum is spread over a group of lanes. Two vectors of groups become one with groups half as
+    wide, until all four share one vector.
+    """
+
+    def picked(one: Any, other: Any, places: list[int]) -> Any:
+        mask = ir.Constant(ir.VectorType(I32, len(places)), places)
+        return builder.shuffle_vector(one, other, mask)
+
+    def halved(one: Any, other: Any, width: int) -> Any:
+        starts = [*range(0, lanes, width), *range(lanes, 2 * lanes, width)]
+        low = [start + i for start in starts for i in range(width // 2)]
+        high = [place + width // 2 for place in low]
+        return builder.fadd(picked(one, other, low), picked(one, other, high))
+
+    width = lanes
+    while len(vectors) > 1 and width > 1:
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors, width = [halved(one, other, width) for one, other in pairs], width // 2
+    sums = vectors[0]
+    if len(vectors) > 1:  # two lanes: a vector of two sums each
+        return picked(sums, vectors[1], list(range(4)))
+    while width > 1:
+        turned = [i - i % width + (i + width // 2) % width for i in range(lanes)]
+        sums, width = builder.fadd(sums, picked(sums, sums, turned)), width // 2
+    return picked(sums, sums, list(range(0, lanes, lanes // 4)))
+
+
+@intrinsic
 def larger(typingctx: Any, a: Any, b: Any) -> Any:
     """The larger of each pair of lanes; the second where one is NaN."""
     return a(a, b), lambda context, builder, sig, args: _larger(builder, *args)

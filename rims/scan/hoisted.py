@@ -1,9 +1,9 @@
 r"""A whole sequence, the input side before the loop and the weights' gradients after it.
 
 Everything that does not depend on the state is a product over all T B rows at once; the rest is a
-:class:`rims.scan.recurrence.Recurrence`. Steps go in chunks of about a thousand rows, so that what
-one part writes is still in the cache when the next reads it, and temporary memory does not grow
-with T.
+:class:`rims.scan.recurrence.Recurrence`. Steps go in chunks of a thousand rows or more, so that
+what one part writes is still in the cache when the next reads it, and temporary memory does not
+grow with T.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from rims.scan.input_side import Apart, InputSide, Joined, as_rows, choose, part
 from rims.scan.problem import Weights
 from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
 
-#: Rows (steps times batch) of a chunk: enough for full speed of a matrix product.
-CHUNK_ROWS = 1024
+#: Numbers of a chunk's gradients: enough rows for full speed of a matrix product, not too many for
+#: the outermost cache.
+_CHUNK_NUMBERS = 5_500_000
 
 
 class Saved(NamedTuple):
@@ -67,9 +68,9 @@ def _forward(
 ) -> tuple[Sequence, Saved | None]:
     steps, batch, _ = input.shape
     out = _empty_sequence(recurrence, input, steps)
-    length = steps if save else _chunk_length(batch, steps)
+    length = steps if save else _chunk_length(recurrence.w, batch, steps)
     key_value, whole = side.room(input, length, batch)
-    for first, last in _chunks(batch, steps):
+    for first, last in _chunks(recurrence.w, batch, steps):
         where = (first, last) if save else (0, last - first)
         inputs = Hoisted(*(_steps(part, *where) for part in whole))
         kept = None if key_value is None else _steps(key_value, *where)
@@ -85,7 +86,7 @@ def _forward_repeated(
     out = _empty_sequence(recurrence, input, steps)
     key_value, different = side.room(input, len(input))
     side.project(input, key_value, different)
-    for first, last in _chunks(batch, steps):
+    for first, last in _chunks(recurrence.w, batch, steps):
         recurrence.forward(first, _placed(different, place[first:last]), out)
     return out, Saved(out, key_value, different) if save else None
 
@@ -134,7 +135,7 @@ class _Back:
         self.sums = _LoopSums(w)
         steps, batch, _ = grad_output.shape
         slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
-        self.buffer = _empty_gradients(grad_output, w, _chunk_length(batch, steps), slots)
+        self.buffer = _empty_gradients(grad_output, w, _chunk_length(w, batch, steps), slots)
 
     def each_step(self, input: Tensor, input_needs_grad: bool) -> Tensor | None:
         """Every step has an input of its own; returns its gradient."""
@@ -171,7 +172,7 @@ class _Back:
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         steps, batch = self.grad_output.shape[:2]
-        return reversed(list(_chunks(batch, steps)))
+        return reversed(list(_chunks(self.recurrence.w, batch, steps)))
 
     def _retreat(self, first: int, last: int, inputs: Hoisted) -> LoopGradients:
         part = self.buffer.first_steps(last - first)
@@ -266,20 +267,7 @@ def _empty_sequence(recurrence: Recurrence, input: Tensor, steps: int) -> Sequen
 
 def _empty_gradients(sequence: Tensor, w: Weights, length: int, slots: int) -> LoopGradients:
     """Room for those of ``length`` steps of ``sequence``, (T, B, ...)."""
-    batch = sequence.shape[1]
-    state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
-    gates = w.num_rims * w.hh.shape[1]
-    qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values
-    shapes: list[tuple[int, ...]] = [
-        (state,),  # in the order of LoopGradients
-        (gates,),
-        (gates,),
-        (w.num_rims, qkv),
-        (slots, 2 * w.unit_size),
-        (state,),
-        (state,),
-        (slots, head_values),
-    ]
+    batch, shapes = sequence.shape[1], _gradient_shapes(w, slots)
     # In one piece, which the allocator hands out again and again; single large arrays it would
     # return to the system every time, and fetching them anew costs as much as filling them.
     rows = length * batch
@@ -288,6 +276,23 @@ def _empty_gradients(sequence: Tensor, w: Weights, length: int, slots: int) -> L
     lead = (length, batch)
     steps = [piece.view(*lead, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
     return LoopGradients(*steps, bias_ih=torch.zeros_like(w.hh[..., 0]))  # type: ignore[misc]
+
+
+def _gradient_shapes(w: Weights, slots: int) -> list[tuple[int, ...]]:
+    """Of a step and sample, in the order of LoopGradients."""
+    state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
+    gates = w.num_rims * w.hh.shape[1]
+    qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values
+    return [
+        (state,),
+        (gates,),
+        (gates,),
+        (w.num_rims, qkv),
+        (slots, 2 * w.unit_size),
+        (state,),
+        (state,),
+        (slots, head_values),
+    ]
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -299,11 +304,16 @@ def _groups(sequence: Tensor, num_rims: int) -> Tensor:
     return sequence.view(-1, num_rims, sequence.shape[-1] // num_rims).transpose(0, 1)
 
 
-def _chunk_length(batch: int, steps: int) -> int:
-    return min(steps, max(1, CHUNK_ROWS // max(1, batch)))
+def chunk_rows(w: Weights) -> int:
+    """Rows (steps times batch) of a chunk."""
+    return _CHUNK_NUMBERS // sum(map(math.prod, _gradient_shapes(w, w.num_rims)))
 
 
-def _chunks(batch: int, steps: int) -> Iterator[tuple[int, int]]:
-    length = _chunk_length(batch, steps)
+def _chunk_length(w: Weights, batch: int, steps: int) -> int:
+    return min(steps, max(1, chunk_rows(w) // max(1, batch)))
+
+
+def _chunks(w: Weights, batch: int, steps: int) -> Iterator[tuple[int, int]]:
+    length = _chunk_length(w, batch, steps)
     for first in range(0, steps, length):
         yield first, min(steps, first + length)

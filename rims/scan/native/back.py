@@ -19,6 +19,7 @@ from rims.native.simd import (
     store_up_to,
     total,
 )
+from rims.scan.native.forward import head_by_head, mixed
 from rims.scan.native.matmul import matmul, matmuls
 
 
@@ -146,30 +147,31 @@ def attention_gradient(b: Any, t: int) -> None:
                     store_up_to(own, m * width + j, filled - j, b.zero)
         if is_real:
             weights = shifted(b.s_alpha, r * n * b.lines)
-            for head in range(b.m):
-                value_gradient(b, r, head, shifted(weights, head), own, width)
+            weight_gradient(b, r)
+            value_gradient(b, r, weights, own, width)
             score_gradient(b, weights)
-            for head in range(b.m):
-                key_gradient(b, r, head, own, width)
+            query_gradient(b, r, own, width)
+            key_gradient(b, r, own, width)
 
 
 @kernel
-def value_gradient(b: Any, r: int, head: int, weights: Any, own: Any, width: int) -> None:
-    """Of values, to ``own`` (N, W), and of the weights, to D_ALPHA (N, k M)."""
-    n, k, dv = b.n, b.k, b.dv
-    at = 2 * b.m * b.dk + head * dv
-    for m in range(n):
-        value = (m * b.block_rows + r) * b.width + at
-        for j in range(0, dv, b.lanes):
-            value_j, d_value = load_up_to(b.s_qkv, value + j, dv - j), b.zero
-            for a in range(k):
-                d_read = load_up_to(b.s_d_read, (r * k + a) * b.heads + head * dv + j, dv - j)
-                column = m * b.lines + a * b.m
-                d_value = d_value + splat(weights[column]) * d_read
-                partial = total(d_read * value_j)
-                place = column + head
-                b.s_d_alpha[place] = partial if j == 0 else b.s_d_alpha[place] + partial
-            store_up_to(own, m * width + at + j, dv - j, d_value)
+def weight_gradient(b: Any, r: int) -> None:
+    """Of the weights, to D_ALPHA (N, k M)."""
+    values = shifted(b.s_qkv, r * b.width + 2 * b.m * b.dk)
+    for a in range(b.k):
+        d_read = shifted(b.s_d_read, (r * b.k + a) * b.heads)
+        for m in range(b.n):
+            value = shifted(values, m * b.block_rows * b.width)
+            head_by_head(b, d_read, value, b.dv, shifted(b.s_d_alpha, m * b.lines + a * b.m))
+
+
+@kernel
+def value_gradient(b: Any, r: int, weights: Any, own: Any, width: int) -> None:
+    """Of values, to ``own`` (N, W)."""
+    d_read, values = shifted(b.s_d_read, r * b.k * b.heads), shifted(own, 2 * b.m * b.dk)
+    for m in range(b.n):
+        d_value = shifted(values, m * width)
+        mixed(b, b.k, shifted(weights, m * b.lines), b.m, d_read, b.heads, b.dv, d_value)
 
 
 @kernel
@@ -187,28 +189,25 @@ def score_gradient(b: Any, weights: Any) -> None:
 
 
 @kernel
-def key_gradient(b: Any, r: int, head: int, own: Any, width: int) -> None:
-    """Of keys and of the queries of active mechanisms, to ``own``."""
-    n, k, dk = b.n, b.k, b.dk
-    at = b.m * dk + head * dk
-    d_scores = shifted(b.s_d_alpha, head)
-    for j in range(0, dk, b.lanes):
-        left = dk - j
-        for m in range(n):
-            d_key = b.zero
-            for a in range(k):
-                query = (b.s_picked[r * k + a] * b.block_rows + r) * b.width + head * dk + j
-                d_score = splat(d_scores[m * b.lines + a * b.m])
-                d_key = d_key + d_score * load_up_to(b.s_qkv, query, left)
-            store_up_to(own, m * width + at + j, left, d_key)
-        for a in range(k):
-            d_query = b.zero
-            for m in range(n):
-                key = (m * b.block_rows + r) * b.width + at + j
-                d_score = splat(d_scores[m * b.lines + a * b.m])
-                d_query = d_query + d_score * load_up_to(b.s_qkv, key, left)
-            place = b.s_picked[r * k + a] * width + head * dk + j
-            store_up_to(own, place, left, d_query)
+def query_gradient(b: Any, r: int, own: Any, width: int) -> None:
+    """Of the queries of active mechanisms, to ``own``."""
+    keys, step = shifted(b.s_qkv, r * b.width + b.m * b.dk), b.block_rows * b.width
+    for a in range(b.k):
+        d_query = shifted(own, b.s_picked[r * b.k + a] * width)
+        mixed(b, b.n, shifted(b.s_d_alpha, a * b.m), b.lines, keys, step, b.dk, d_query)
+
+
+@kernel
+def key_gradient(b: Any, r: int, own: Any, width: int) -> None:
+    """Of keys, to ``own``."""
+    size, asked = b.m * b.dk, b.s_asked
+    for a in range(b.k):  # side by side, as those who ask are not
+        query = shifted(b.s_qkv, (b.s_picked[r * b.k + a] * b.block_rows + r) * b.width)
+        for j in range(0, size, b.lanes):
+            store_up_to(asked, a * size + j, size - j, load_up_to(query, j, size - j))
+    for m in range(b.n):
+        d_key = shifted(own, m * width + size)
+        mixed(b, b.k, shifted(b.s_d_alpha, m * b.lines), b.m, asked, size, b.dk, d_key)
 
 
 @kernel

@@ -23,6 +23,7 @@ from rims.native.simd import (
     sigmoid,
     splat,
     store,
+    store_totals,
     store_up_to,
     tanh,
     total,
@@ -236,52 +237,91 @@ def attend(b: Any) -> None:
     In three passes over the readers of a sample, so that no number is fetched as part of a vector
     just after it was written by itself, which would stall.
     """
+    step = b.block_rows * b.width
     for r in range(b.rows):
-        weights = shifted(b.s_alpha, r * b.n * b.lines)
+        row, weights = shifted(b.s_qkv, r * b.width), shifted(b.s_alpha, r * b.n * b.lines)
         for a in range(b.k):
-            for head in range(b.m):
-                scores(b, r, a, head, shifted(weights, a * b.m + head))
+            query = shifted(row, b.s_picked[r * b.k + a] * step)
+            for m in range(b.n):
+                key = shifted(row, m * step + b.m * b.dk)
+                head_by_head(b, query, key, b.dk, shifted(weights, m * b.lines + a * b.m))
         softmax(b, weights)
+        values = shifted(row, 2 * b.m * b.dk)
         for a in range(b.k):
-            for head in range(b.m):
-                read_values(b, r, a, head, shifted(weights, a * b.m + head))
+            read = shifted(b.s_read, (r * b.k + a) * b.heads)
+            mixed(b, b.n, shifted(weights, a * b.m), b.lines, values, step, b.dv, read)
 
 
 @kernel
-def scores(b: Any, r: int, a: int, head: int, out: Any) -> None:
-    """Of active mechanism ``a`` with every mechanism, to a column of ``out`` (N, k M)."""
-    query = (b.s_picked[r * b.k + a] * b.block_rows + r) * b.width + head * b.dk
-    for m in range(b.n):
-        key = (m * b.block_rows + r) * b.width + (b.m + head) * b.dk
+def head_by_head(b: Any, one: Any, other: Any, size: int, out: Any) -> None:
+    """Scalar products of two rows, each of M heads of ``size`` numbers, to ``out`` (M,)."""
+    head, heads = 0, b.m
+    while head + 4 <= heads:
+        first, second, third, fourth = b.zero, b.zero, b.zero, b.zero
+        for j in range(0, size, b.lanes):
+            place, left = head * size + j, size - j
+            first = first + product(one, other, place, left)
+            second = second + product(one, other, place + size, left)
+            third = third + product(one, other, place + 2 * size, left)
+            fourth = fourth + product(one, other, place + 3 * size, left)
+        store_totals(out, head, first, second, third, fourth)
+        head += 4
+    while head < heads:
         sums = b.zero
-        for j in range(0, b.dk, b.lanes):
-            left = b.dk - j
-            query_j = load_up_to(b.s_qkv, query + j, left)
-            sums = sums + query_j * load_up_to(b.s_qkv, key + j, left)
-        out[m * b.lines] = total(sums) * b.scale
+        for j in range(0, size, b.lanes):
+            sums = sums + product(one, other, head * size + j, size - j)
+        out[head] = total(sums)
+        head += 1
+
+
+@inlined
+def product(one: Any, other: Any, place: int, left: int) -> Any:
+    """Of two vectors, of which ``left`` entries count."""
+    return load_up_to(one, place, left) * load_up_to(other, place, left)
 
 
 @kernel
-def read_values(b: Any, r: int, a: int, head: int, weights: Any) -> None:
-    """What active mechanism ``a`` reads with the weights of a column, to READ."""
-    for j in range(0, b.dv, b.lanes):
-        left, sums = b.dv - j, b.zero
-        for m in range(b.n):
-            value = (m * b.block_rows + r) * b.width + 2 * b.m * b.dk + head * b.dv
-            sums = sums + splat(weights[m * b.lines]) * load_up_to(b.s_qkv, value + j, left)
-        store_up_to(b.s_read, (r * b.k + a) * b.heads + head * b.dv + j, left, sums)
+def mixed(
+    b: Any, count: int, weights: Any, step: int, rows: Any, row_step: int, size: int, out: Any
+) -> None:
+    """Head by head the sum of ``count`` rows, each with weights (M,) of its own, to ``out``."""
+    head, heads = 0, b.m
+    while head + 4 <= heads:
+        for j in range(0, size, b.lanes):
+            place, left = head * size + j, size - j
+            first, second, third, fourth = b.zero, b.zero, b.zero, b.zero
+            for i in range(count):
+                own, row = shifted(weights, i * step + head), shifted(rows, i * row_step + place)
+                first = first + splat(own[0]) * load_up_to(row, 0, left)
+                second = second + splat(own[1]) * load_up_to(row, size, left)
+                third = third + splat(own[2]) * load_up_to(row, 2 * size, left)
+                fourth = fourth + splat(own[3]) * load_up_to(row, 3 * size, left)
+            store_up_to(out, place, left, first)
+            store_up_to(out, place + size, left, second)
+            store_up_to(out, place + 2 * size, left, third)
+            store_up_to(out, place + 3 * size, left, fourth)
+        head += 4
+    while head < heads:
+        for j in range(0, size, b.lanes):
+            place, left, sums = head * size + j, size - j, b.zero
+            for i in range(count):
+                weight = splat(weights[i * step + head])
+                sums = sums + weight * load_up_to(rows, i * row_step + place, left)
+            store_up_to(out, place, left, sums)
+        head += 1
 
 
 @kernel
 def softmax(b: Any, values: Any) -> None:
-    """Softmax of every column of ``values`` (N, k M), in place; a lane of a vector is a column."""
+    """Softmax of scores (N, k M) times ``scale``, in place; a lane of a vector is a column."""
+    scale = splat(b.scale)
     for j in range(0, b.lines, b.lanes):
         largest = load(values, j)
         for m in range(1, b.n):
             largest = larger(largest, load(values, m * b.lines + j))
         sums = b.zero
         for m in range(b.n):
-            power = exp(load(values, m * b.lines + j) - largest)
+            power = exp((load(values, m * b.lines + j) - largest) * scale)
             store(values, m * b.lines + j, power)
             sums = sums + power
         for m in range(b.n):

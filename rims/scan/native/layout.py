@@ -131,7 +131,7 @@ def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
         "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
         "s_alpha": rows * s["n"] * s["lines"], "s_d_alpha": s["n"] * s["lines"],
         "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
-        "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"],
+        "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"], "s_asked": s["k"] * s["asks"],
     }  # fmt: skip
 
 

@@ -90,8 +90,29 @@ def _tile_code(
             builder.store(new[r][v], vector_at(builder, vec, c, place), align=align)
 
 
-_wide_tile, _wide_row = _make_tile(TILE_ROWS, TILE_VECTORS), _make_tile(1, TILE_VECTORS)
-_narrow_tile, _narrow_row = _make_tile(TILE_ROWS, 1), _make_tile(1, 1)
+def _make_band(vectors: int) -> Any:
+    # Sums enough to hide how long each addition takes: 4 rows of few vectors would not be.
+    tall = 8 if vectors <= TILE_VECTORS // 2 else TILE_ROWS
+    tallest, middle, row = (_make_tile(rows, vectors) for rows in (tall, TILE_ROWS, 1))
+
+    @kernel
+    def band(a: Any, lda: int, w: Any, ldw: int, c: Any, ldc: int, rows: int, depth: int) -> None:
+        """All rows of as many vectors of columns."""
+        r = 0
+        while r + tall <= rows:
+            tallest(shifted(a, r * lda), lda, w, ldw, shifted(c, r * ldc), ldc, depth)
+            r += tall
+        while r + TILE_ROWS <= rows:
+            middle(shifted(a, r * lda), lda, w, ldw, shifted(c, r * ldc), ldc, depth)
+            r += TILE_ROWS
+        while r < rows:
+            row(shifted(a, r * lda), lda, w, ldw, shifted(c, r * ldc), ldc, depth)
+            r += 1
+
+    return band
+
+
+_one_wide, _two_wide, _three_wide, _four_wide = (_make_band(vectors) for vectors in (1, 2, 3, 4))
 
 
 @kernel
@@ -115,22 +136,18 @@ def matmul(
     W and C must have room for them.
     """
     lanes = lanes_of(a[0])
-    wide = TILE_VECTORS * lanes
     j = 0
     while j < columns:
-        is_wide = columns - j > wide - lanes
-        w_j = shifted(w, j)
-        r = 0
-        while r < rows:
-            a_r, c_r = shifted(a, r * lda), shifted(c, r * ldc + j)
-            is_tall = r + TILE_ROWS <= rows
-            if is_wide and is_tall:
-                _wide_tile(a_r, lda, w_j, ldw, c_r, ldc, depth)
-            elif is_wide:
-                _wide_row(a_r, lda, w_j, ldw, c_r, ldc, depth)
-            elif is_tall:
-                _narrow_tile(a_r, lda, w_j, ldw, c_r, ldc, depth)
-            else:
-                _narrow_row(a_r, lda, w_j, ldw, c_r, ldc, depth)
-            r += TILE_ROWS if is_tall else 1
-        j += wide if is_wide else lanes
+        left, w_j, c_j = columns - j, shifted(w, j), shifted(c, j)
+        if TILE_VECTORS > 2 and left > 3 * lanes:
+            _four_wide(a, lda, w_j, ldw, c_j, ldc, rows, depth)
+            j += 4 * lanes
+        elif TILE_VECTORS > 2 and left > 2 * lanes:
+            _three_wide(a, lda, w_j, ldw, c_j, ldc, rows, depth)
+            j += 3 * lanes
+        elif left > lanes:
+            _two_wide(a, lda, w_j, ldw, c_j, ldc, rows, depth)
+            j += 2 * lanes
+        else:
+            _one_wide(a, lda, w_j, ldw, c_j, ldc, rows, depth)
+            j += lanes

@@ -50,7 +50,7 @@ SCRATCH = [
     # communication
     "s_qkv", "s_alpha", "s_read", "s_out",
     # gradients
-    "s_grad_h", "s_grad_c", "s_d_read", "s_d_spoken", "s_d_alpha", "s_d_h", "s_d_bias",
+    "s_grad_h", "s_grad_c", "s_asked", "s_d_read", "s_d_spoken", "s_d_alpha", "s_d_h", "s_d_bias",
 ]
 # fmt: on
 
