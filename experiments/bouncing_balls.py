@@ -53,7 +53,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
     selection = Selection("validation_cross_entropy", "lower")
     curves = (
         Curve("loss", "cross-entropy of the next frame, nats per pixel"),
-        Curve("validation_cross_entropy", "the same on validation videos"),
+        Curve("validation_cross_entropy", "the same on validation videos"),  # as it is trained
     )
 
     def make_model(self) -> nn.Module:
@@ -147,8 +147,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         Returns:
             ``(context - 1 + rollout, B, Y X)``, values in [0, 1]; the first is of the second frame.
         """
-        seen, rollout = self.config.context + self.config.rollout, self.config.rollout
-        return _predicted(model, video[:seen], rollout).sigmoid()
+        return _predicted(model, video[: self.config.context], self.config.rollout).sigmoid()
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """For each number of balls, with and without curtain: next frame and roll-out."""
@@ -264,16 +263,20 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
 
 def _cross_entropy(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
     """Of every next frame, per pixel."""
-    logits = _predicted(model, video, rollout)
+    rollout = max(1, rollout)
+    logits = _predicted(model, video[: len(video) - rollout], rollout)
     return F.binary_cross_entropy_with_logits(logits, video[1:])
 
 
-def _predicted(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
-    """Logits of all frames but the first; those of the last ``rollout`` follow on each other."""
-    true = len(video) - max(1, rollout)
+def _predicted(model: nn.Module, true: Tensor, rollout: int) -> Tensor:
+    """Logits of the frame behind each true one, and of others, each behind the one predicted.
+
+    The last ``rollout`` are those a roll-out consists of, the first of which follows on the last
+    true frame.
+    """
     logits: Tensor
-    logits, state = model(video[:true])
-    if rollout <= 1:
+    logits, state = model(true)
+    if rollout == 1:
         return logits
     found = list(logits)
     for _ in range(rollout - 1):

@@ -239,7 +239,7 @@ class BouncingBallsConfig(SequenceConfig):
     train_rollout: int = option(
         0,
         "Training",
-        "Frames at the end of a video trained on that are predicted as in a roll-out.",
+        "Frames at the end of a video trained on that are predicted as in a roll-out, if above 1.",
         low=0,
         high=_LONGEST,
     )

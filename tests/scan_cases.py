@@ -20,6 +20,7 @@ from torch import Tensor
 
 import rims
 from rims.scan import ScanOutput, hoisted, scan, scan_path
+from rims.scan.input_side import Apart, InputSide, Joined
 from rims.scan.paths import Path
 from rims.step import RIMCell, State
 
@@ -27,6 +28,8 @@ needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is no
 FAST = [pytest.param("torch"), pytest.param("native", marks=needs_numba)]
 fast_paths = pytest.mark.parametrize("path", FAST)
 all_paths = pytest.mark.parametrize("path", ["reference", *FAST])
+
+both_sides = pytest.mark.parametrize("side", [Apart, Joined])
 
 CELLS = [rims.RIM_LSTMCell, rims.RIM_GRUCell]
 both_cells = pytest.mark.parametrize("kind", CELLS)
@@ -102,7 +105,7 @@ def cases(draw: st.DrawFn) -> Case:
         bias=draw(st.booleans()),
         input_key_size=size(1, 9),
         input_value_size=size(1, 17),
-        num_comm_heads=size(1, 3),
+        num_comm_heads=size(1, 6),
         comm_key_size=size(1, 9),
         comm_value_size=size(1, 9),
         comm_reads=draw(st.sampled_from(["candidate", "state"])),
@@ -201,6 +204,13 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def input_side(side: type[InputSide]) -> Iterator[None]:
+    """Sequences read their input this way, whatever their sizes."""
+    with patch.object(hoisted, "choose", lambda *sizes: side):
+        yield
 
 
 @contextmanager

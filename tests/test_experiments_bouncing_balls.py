@@ -99,6 +99,7 @@ def test_roll_out_goes_on_from_its_own_frames() -> None:
     changed = video.clone()
     changed[4:] = 0.0  # what comes later is not looked at
     torch.testing.assert_close(experiment.roll_out(Shift(0.5), changed), told)
+    torch.testing.assert_close(experiment.roll_out(Shift(0.5), video[:4]), told)
 
 
 @pytest.mark.parametrize("told", [0, 1, 3, 6])

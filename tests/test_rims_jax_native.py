@@ -78,7 +78,7 @@ CASES: list[Any] = [
     ("gru", (15, 3, 1), 5, 3, "reset", {}),
     ("lstm", (36, 2, 2), 4, 37, "mask", {"bias": False, "comm_reads": "state"}),
     ("gru", (40, 10, 7), 4, 70, "reset", {"learned_initial_state": True}),
-    ("lstm", (34, 17, 5), 3, 9, "reset", {"learned_initial_state": True, "num_comm_heads": 3}),
+    ("lstm", (34, 17, 5), 3, 9, "reset", {"learned_initial_state": True, "num_comm_heads": 5}),
     ("gru", (5, 1, 1), 1, 2, "mask", {"bias": False}),
 ]
 

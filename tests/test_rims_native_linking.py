@@ -95,3 +95,24 @@ def test_a_numba_of_another_make_compiles_as_ever(
         compiled = numba.cfunc(numba.types.void(ARRAY))(entry)
     assert outcome(compiled) == [7, 14, 49]
     assert len(machine_code) == 3
+
+
+def test_an_entry_inside_another_is_refused() -> None:
+    _, _, entry = kernels()
+    with (
+        linking.at_once("another"),
+        pytest.raises(RuntimeError, match="another entry is being compiled"),
+        linking.at_once(entry.__qualname__),
+    ):
+        pass
+    with linking.at_once(entry.__qualname__):
+        compiled = numba.cfunc(numba.types.void(ARRAY))(entry)
+    assert outcome(compiled) == [7, 14, 49]
+
+
+def test_a_part_that_python_calls_raises() -> None:
+    twice, _, entry = kernels()
+    with linking.at_once(entry.__qualname__):
+        numba.cfunc(numba.types.void(ARRAY))(entry)
+    with pytest.raises(ValueError, match="not in list"):
+        twice(5)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import rims
-from rims.scan import hoisted
+from rims.scan.input_side import InputSide
 from rims.scan.paths import Path
-from scan_cases import LayerKind, all_paths, fast_paths
+from scan_cases import LayerKind, all_paths, both_sides, chunks_of, fast_paths, input_side
 
 I, D, N, K = 7, 12, 4, 2  # noqa: E741
 T, B, U = 11, 5, 3
@@ -63,12 +63,12 @@ def test_repeated_input_equals_rows_at_their_places(kind: LayerKind, path: Path)
 
 
 @fast_paths
+@both_sides
 @both_layers
 def test_repeated_input_over_several_chunks(
-    kind: LayerKind, path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: LayerKind, side: type[InputSide], path: Path
 ) -> None:
-    monkeypatch.setattr(hoisted, "chunk_rows", lambda w: 4 * B)
-    with rims.scan_path(path):
+    with rims.scan_path(path), chunks_of(4 * B), input_side(side):
         check(make(kind), torch.randint(U, (T, B)), reset=torch.rand(T, B) < 0.3)
 
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import rims
 from layer_cases import both
 from rims.scan import scan_path
+from rims.scan.input_side import InputSide
 from rims.scan.paths import Path
 from scan_cases import (
     Case,
@@ -26,11 +27,13 @@ from scan_cases import (
     assert_equal,
     assert_near,
     both_cells,
+    both_sides,
     cases,
     cotangents,
     double,
     fast_paths,
     flat,
+    input_side,
     layer_results,
     leaf,
     make_case,
@@ -271,12 +274,16 @@ def test_checkpoints_change_no_bit(path: Path, kind: LayerKind, use_reentrant: b
 
 
 @fast_paths
+@both_sides
 @both_cells
-def test_what_is_kept_may_be_moved_away_meanwhile(path: Path, kind: Any) -> None:
+def test_what_is_kept_may_be_moved_away_meanwhile(
+    path: Path, side: type[InputSide], kind: Any
+) -> None:
     case = make_case(kind, (5, 3, 4, 2), 6, 3, resets=True)
-    expected = results(path, case)
-    with save_on_cpu():
-        assert_equal(results(path, case), expected)
+    with input_side(side):
+        expected = results(path, case)
+        with save_on_cpu():
+            assert_equal(results(path, case), expected)
 
 
 # --- memory

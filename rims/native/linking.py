@@ -5,13 +5,14 @@ that calls it, and so on up to the entry. Of kernels only the entry is ever call
 what it calls waits here, as LLVM code, until the entry is put together.
 
 Numba has no option for that: two of its internal functions are replaced while an entry is compiled.
-If a version of it has other ones, compilation takes its time, and the results are the same.
+A version of it without functions of these names compiles as it does otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
 
 from numba.core import codegen, cpu
@@ -46,6 +47,10 @@ class _Part(_Library):
         self._finalized = True
 
 
+_create_library: Any = getattr(_Codegen, "create_library", None)
+_get_executable: Any = getattr(cpu.CPUContext, "get_executable", None)
+
+
 @contextmanager
 def at_once(entry: str) -> Iterator[None]:
     """Compile what a function calls as parts of it.
@@ -53,25 +58,32 @@ def at_once(entry: str) -> Iterator[None]:
     Args:
         entry: ``__qualname__`` of that function. Those that are compiled for its sake can
             afterwards be called from what Numba compiles, and not from Python.
+
+    Raises:
+        RuntimeError: inside another one: its entry would be a part of the other.
     """
     with global_compiler_lock:  # no other thread compiles meanwhile
         if not POSSIBLE:
             yield
             return
-        create_library, get_executable = _Codegen.create_library, cpu.CPUContext.get_executable
-
-        def create(self: Any, name: str, **options: Any) -> Any:
-            make = create_library if name == entry else _Part
-            return make(self, name, **options)
-
-        def executable(self: Any, library: Any, fndesc: Any, env: Any) -> Any:
-            if isinstance(library, _Part):
-                return [].append  # Numba tells functions apart by this, a built-in one
-            return get_executable(self, library, fndesc, env)
-
-        _Codegen.create_library, cpu.CPUContext.get_executable = create, executable
+        if isinstance(vars(_Codegen).get("create_library"), partialmethod):
+            raise RuntimeError("at_once: another entry is being compiled.")
+        _Codegen.create_library = partialmethod(_create, entry)
+        cpu.CPUContext.get_executable = _executable
         try:
             yield
         finally:
-            _Codegen.create_library = create_library
-            cpu.CPUContext.get_executable = get_executable
+            _Codegen.create_library = _create_library
+            cpu.CPUContext.get_executable = _get_executable
+
+
+def _create(self: Any, entry: str, name: str, **options: Any) -> Any:
+    make: Any = _create_library if name == entry else _Part
+    return make(self, name, **options)
+
+
+def _executable(self: Any, library: Any, fndesc: Any, env: Any) -> Any:
+    if isinstance(library, _Part):
+        # Numba tells functions apart by this, a built-in one; called from Python it raises.
+        return [].remove
+    return _get_executable(self, library, fndesc, env)

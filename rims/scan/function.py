@@ -42,7 +42,9 @@ class ScanFunction(torch.autograd.Function):
         states = States(h, c, fresh_h, fresh_c)
         w = Weights(*weights)  # type: ignore[arg-type]
         recurrence = kind(w, rules, states, Flags(reset, valid))
-        out, saved = hoisted.forward(recurrence, input, place=place, save=True)
+        out, saved = hoisted.forward(
+            recurrence, input, place=place, save=True, input_needs_grad=ctx.needs_input_grad[0]
+        )
         assert saved is not None
         ctx.rules, ctx.kind = rules, kind
         # For the way back, unless it is more than what is kept anyway, as of single steps.

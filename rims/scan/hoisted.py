@@ -22,13 +22,17 @@ from rims.scan.input_side import Apart, InputSide, Joined, as_rows, choose, part
 from rims.scan.problem import Weights
 from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
 
-#: Numbers of a chunk's gradients: enough rows for full speed of a matrix product, not too many for
-#: the outermost cache.
+#: Rows (steps times batch) of a chunk at least: enough for full speed of a matrix product.
+_CHUNK_ROWS = 1024
+#: Numbers of its gradients: small layers have more rows, to have fewer chunks.
 _CHUNK_NUMBERS = 5_500_000
 
 
 class Saved(NamedTuple):
-    """What the gradient needs besides the arguments; the rest of a step is computed again."""
+    """What the gradient needs besides the arguments; the rest of a step is computed again.
+
+    Without keys and values the input side was :class:`Joined`, and its gradient is.
+    """
 
     sequence: Sequence
     key_value: Tensor | None  # (T, B, dk + A), x W^k beside x W^v, or (U, ...) of repeated inputs
@@ -49,15 +53,18 @@ def forward(
     *,
     place: Tensor | None = None,
     save: bool,
+    input_needs_grad: bool = False,
     join: bool = True,
 ) -> tuple[Sequence, Saved | None]:
     """Run ``input`` (T, B, I) and, if ``save``, keep what :func:`backward` needs.
 
-    Without ``join`` that includes keys and values of the input, whatever the sizes.
+    Whether the input needs a gradient counts for the order of products alone. Without ``join``
+    keys and values of the input are always kept.
     """
     with _exactly(input):
         rows, w = input.shape[:-1].numel(), recurrence.w
-        side = (choose(w, rows, save=save) if join else Apart)(w)
+        kind = choose(w, rows, save, input_needs_grad) if join else Apart
+        side = kind(w)
         if place is None:
             return _forward(recurrence, side, input.contiguous(), save)
         return _forward_repeated(recurrence, side, input.contiguous(), place, save)
@@ -306,7 +313,8 @@ def _groups(sequence: Tensor, num_rims: int) -> Tensor:
 
 def chunk_rows(w: Weights) -> int:
     """Rows (steps times batch) of a chunk."""
-    return _CHUNK_NUMBERS // sum(map(math.prod, _gradient_shapes(w, w.num_rims)))
+    numbers = sum(map(math.prod, _gradient_shapes(w, w.num_rims)))
+    return max(_CHUNK_ROWS, _CHUNK_NUMBERS // numbers)
 
 
 def _chunk_length(w: Weights, batch: int, steps: int) -> int:

@@ -4,6 +4,7 @@ r"""The input side of a sequence: what all steps read of the input, and the grad
 
 :class:`Apart` multiplies as it is written, through keys and values. :class:`Joined` multiplies the
 weights with each other first: fewer operations where the input is narrow and its rows are many.
+Their roundings differ.
 """
 
 from __future__ import annotations
@@ -170,25 +171,33 @@ class Joined(InputSide):
         )
 
 
-def choose(w: Weights, rows: int, *, save: bool) -> type[InputSide]:
-    """The way that takes fewer multiplications, for as many rows; with those of the way back.
+def choose(w: Weights, rows: int, save: bool, input_needs_grad: bool) -> type[InputSide]:
+    """The way that takes fewer multiplications.
+
+    Args:
+        w: the weights.
+        rows: of the input, all of which differ.
+        save: whether the way back counts too.
+        input_needs_grad: whether the input's gradient does.
 
     Example:
         >>> import rims
         >>> wide, narrow = rims.RIM_LSTM(600, 300, 6, 4), rims.RIM_LSTM(64, 64, 4, 3)
-        >>> choose(Weights.of(wide.rim_cells[0]), 6400, save=True).__name__
+        >>> choose(Weights.of(wide.rim_cells[0]), 6400, True, False).__name__
         'Apart'
-        >>> choose(Weights.of(narrow.rim_cells[0]), 512, save=True).__name__
+        >>> choose(Weights.of(narrow.rim_cells[0]), 512, True, False).__name__
         'Joined'
     """
     size, keys = w.input_key.shape
     values, queries, gates = w.input_value.shape[1], w.hh[..., 0, :].numel(), w.hh[..., 0].numel()
-    behind = keys * queries + values * gates  # from keys and values to U and G, per row
-    apart, joined = rows * (size * (keys + values) + behind), rows * size * (queries + gates)
-    once = size * behind  # from weights to their products, whatever the rows
-    if save:  # every product has two gradients, but that of the input is not always asked for
-        apart, joined, once = 2 * apart + rows * behind, 2 * joined, 3 * once
-    return Joined if joined + once < apart else Apart
+    to_keys, behind = size * (keys + values), keys * queries + values * gates
+    at_once = size * (queries + gates)
+    apart, joined, once = to_keys + behind, at_once, size * behind
+    if save:  # gradients of the weights, and of keys and values
+        apart, joined, once = apart + to_keys + 2 * behind, joined + at_once, once + 2 * once
+        if input_needs_grad:
+            apart, joined = apart + to_keys, joined + at_once
+    return Joined if rows * joined + once < rows * apart else Apart
 
 
 def as_rows(sequence: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from rims.native.simd import (
 )
 
 _ARM = binding.get_process_triple().startswith(("aarch64", "arm64"))
-#: Vectors side by side in a tile: 4 rows of them and what feeds them must fit the registers.
+#: Vectors side by side in a tile at most: 4 rows of them, or 8 of half as many, and what feeds them
+#: must fit the registers.
 TILE_VECTORS = 4 if FEATURES.get("avx512f") or _ARM else 2
 TILE_ROWS = 4
 
@@ -112,7 +113,9 @@ def _make_band(vectors: int) -> Any:
     return band
 
 
-_one_wide, _two_wide, _three_wide, _four_wide = (_make_band(vectors) for vectors in (1, 2, 3, 4))
+_bands = [_make_band(vectors) for vectors in range(1, TILE_VECTORS + 1)]
+# Where a tile has two vectors the last two are never called, but Numba asks what they are.
+_one_wide, _two_wide, _three_wide, _four_wide = (_bands * 2)[:4]
 
 
 @kernel
