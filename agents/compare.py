@@ -13,6 +13,7 @@ from agents.comparison import Comparison, Flag, Run, grouped
 from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
 from agents.cores import require_usable
 from agents.evaluations import cached_results, evaluate_run
+from agents.initial_weights import initial_weights
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import Outcome, run_all
 from agents.resuming import trainer_for
@@ -82,6 +83,8 @@ def plan(
     if not as_found:
         for run in runs:
             _check_same_experiment(run)
+            if not has_checkpoint(run.folder):
+                initial_weights(run.config)
     for task in (base.task, *tasks):
         require_makeable(task, base.backend)
     return runs

@@ -190,7 +190,7 @@ def preset_settings(suite: Suite) -> dict[str, Any]:
 
 
 #: What is trained, not how.
-NOT_OF_A_PRESET = ("suite", "env", "core", "seed")
+NOT_OF_A_PRESET = ("suite", "env", "core", "seed", "init_from")
 
 #: Headings under which the options stand in the help of the command line, in this order.
 Group = Literal["Task", "Network", "Learning", "Machine"]
@@ -251,6 +251,12 @@ class PPOConfig:
         "Let the policy read the mission text; auto: where it differs between levels.",
     )
 
+    init_from: str = _option(
+        "",
+        "Learning",
+        "Run folder whose agent to begin with, as it was last saved; {core} and {seed} in it stand "
+        "for those of this run.",
+    )
     num_envs: int = _option(64, "Learning", "Environments stepped together.")
     rollout_steps_per_env: int = _option(
         32, "Learning", "Steps per environment between two updates."
@@ -294,6 +300,8 @@ class PPOConfig:
             raise TaskChoiceError
         if self.suite.endswith(".toml"):  # the run may be looked at from another folder
             object.__setattr__(self, "suite", str(Path(self.suite).resolve()))
+        if self.init_from:
+            object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         check_core(self.core)
         for name, choices in _CHOICES.items():

@@ -1,7 +1,8 @@
-"""Torch devices: which there are, and which of them a process uses."""
+"""Torch devices: which there are, which of them a process uses, and what the machine holds."""
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -45,3 +46,12 @@ def require_devices(name: str) -> None:
         raise ConfigError("device", rule)
     else:
         usable_device(name)
+
+
+def physical_memory() -> float:
+    """Bytes of memory of this machine; infinity where the system does not say."""
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return math.inf
+    return size if size > 0 else math.inf  # it says -1 for what it does not know

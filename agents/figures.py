@@ -31,6 +31,7 @@ COLOURS = {
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#8C6D31", "#332288")
 _DARK = "#222222"
 _CHANCE = "chance"
+_CHARACTER = 0.08  # inches of one, on average
 
 #: With up to so many seeds, each of them is drawn too.
 FEW_SEEDS = 3
@@ -141,7 +142,7 @@ def plot_tasks(comparison: Comparison) -> Figure:
             draw_intervals(ax, x, estimates)
             draw_dots(ax, x, dots, width)
     for ax, label in zip(axes, ("success rate", "return"), strict=True):
-        ax.set_xticks(places, [_task_label(comparison, i) for i in range(len(places))])
+        _name_tasks(ax, comparison, figure.get_figwidth() / 2)
         ax.set_ylabel(label)
         ax.set_ylim(0, 1.04)
         tidy(ax)
@@ -159,6 +160,15 @@ def _bar_note(comparison: Comparison) -> str:
     if all(len(comparison.seeds_of(core)) == 1 for core in comparison.cores):
         return "one seed"
     return "bars: mean and 95 % interval over seeds; dots: seeds"
+
+
+def _name_tasks(ax: Axes, comparison: Comparison, width: float) -> None:
+    """Below an axis of so many inches."""
+    names = [_task_label(comparison, i) for i in range(len(comparison.tasks))]
+    ax.set_xticks(np.arange(len(names)), names)
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    if longest * _CHARACTER > 0.85 * width / len(names):
+        slant(ax)
 
 
 def _task_label(comparison: Comparison, index: int) -> str:
@@ -207,6 +217,13 @@ def legend_below(figure: Figure, ax: Axes, last: str = _CHANCE) -> None:
     handles, names = zip(*sorted(pairs, key=lambda pair: pair[1] == last), strict=True)
     columns = min(len(names), 6)
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def slant(ax: Axes) -> None:
+    """Turn what stands below the x axis, so that long words do not meet."""
+    ax.tick_params(axis="x", labelrotation=30)
+    for tick in ax.get_xticklabels():
+        tick.set_horizontalalignment("right")
 
 
 def tidy(ax: Axes) -> None:

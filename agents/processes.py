@@ -135,6 +135,9 @@ def _call(work: bytes, sender: Connection) -> None:
         # Else Ctrl-C in a terminal would come twice, from there and from the parent, and a second
         # one means to stop without saving.
         os.setpgrp()
+        # In the background of a script SIGINT is ignored, which is inherited. Here it only comes
+        # from the parent, which passes on with it whatever asked itself to stop.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = called(_call_pickled, (work,))

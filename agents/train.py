@@ -21,6 +21,7 @@ from agents.cores import require_usable
 from agents.devices import usable_device
 from agents.encoder import Observations
 from agents.guards import CannotSave, NotFinite, RunStopped, TrainingError, first_not_finite
+from agents.initial_weights import initial_weights
 from agents.optimizer import make_optimizer
 from agents.policy import RecurrentActorCritic, reads_mission
 from agents.ppo import UPDATE_METRICS, update
@@ -61,11 +62,13 @@ class Trainer:
 
     Raises:
         ValueError: before any work, for a task the backend cannot run, an unusable device, a core
-            given by import path that cannot be used, or a folder that is not empty or in use.
+            given by import path that cannot be used, another run's weights that cannot be, or a
+            folder that is not empty or in use.
     """
 
     def __init__(self, config: PPOConfig, folder: Path, world: World | None = None) -> None:
         self._begin(config, folder, world or World(), config.backend)
+        self._initial = initial_weights(config)
         self._made_folder = not folder.exists()
         self._lock = claim_run_folder(folder) if self.world.is_first else None
 
@@ -97,6 +100,7 @@ class Trainer:
         backend = config.backend if checkpoint is None else checkpoint.backend
         trainer._begin(config, folder, world or World(), backend)
         trainer._saved = checkpoint
+        trainer._initial = initial_weights(config) if checkpoint is None else None
         trainer._resumed = True
         trainer._lock = lock
         return trainer
@@ -401,6 +405,8 @@ class Trainer:
         self.num_actions = env.num_actions
         self.read_mission = reads_mission(config)
         policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
+        if self._initial is not None:
+            policy.load_state_dict(self._initial)
         self.policy = policy.to(self.device)
         self.optimizer = make_optimizer(self.policy, config)
         for group in self.optimizer.param_groups:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from agents.devices import physical_memory
 from agents.guards import NotFinite, first_not_finite
 from experiments.config import ExperimentConfig
 
@@ -151,14 +152,26 @@ class Experiment(ABC, Generic[Config, Batch]):
     def check(self) -> None:
         """See that this can be run, before any run is: files are there, the model can be built.
 
+        The model is built without its numbers, which takes no memory whatever its size.
+
         Raises:
             ValueError: in one line, if it cannot.
         """
         try:
-            self.make_model()
-        except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory holds
+            with torch.device("meta"):  # there tensors have a shape and no content
+                model = self.make_model()
+        except (RuntimeError, TypeError) as error:  # of torch, for sizes beyond any memory
             what = " ".join(str(error).split())[:200]
             raise ValueError(f"model {self.config.model} cannot be built: {what}") from None
+        # It is built on the CPU, and its gradients are where it is trained.
+        needed = sum(part.numel() * part.element_size() for part in model.parameters())
+        if self.device.type == "cpu":
+            needed *= 2
+        if needed > (limit := physical_memory()):
+            raise ValueError(
+                f"model {self.config.model} cannot be built: its weights and their gradients take "
+                f"{needed / 1e9:,.0f} GB; this machine has {limit / 1e9:,.0f} GB. Make it smaller."
+            )
         if self.config.patience and self.selection is None:
             raise ValueError(
                 f"--patience is by what an evaluation chooses the best epoch; {self.config.task} "
@@ -167,7 +180,11 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @abstractmethod
     def make_model(self) -> nn.Module:
-        """The network, on the CPU; the seed has been set before."""
+        """The network, on the CPU; the seed has been set before.
+
+        :meth:`check` calls it too, with ``meta`` as torch's default device: weights must not be
+        read in here.
+        """
 
     def make_optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
         """The optimisers by name; by default one, of all parameters, as the settings say."""

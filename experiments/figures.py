@@ -21,6 +21,7 @@ from agents.figures import (
     drawn,
     legend_below,
     save_figures,
+    slant,
     tidy,
 )
 from agents.run_folder import write_bytes
@@ -127,9 +128,7 @@ def _draw_bars(ax: Axes, comparison: Comparison, rows: list[Row]) -> None:
             ax.plot([], [], "--", color=_DARK, lw=1.2, label=_PUBLISHED)
     ax.set_xticks(places, [row.label.replace(", ", ",\n") for row in rows])
     if len(rows) > 4 or max(len(row.label) for row in rows) > 20:
-        ax.tick_params(axis="x", labelrotation=30)
-        for tick in ax.get_xticklabels():
-            tick.set_horizontalalignment("right")
+        slant(ax)
     ax.set_ylabel("per cent" if rows[0].unit == "%" else "")
     if rows[0].unit == "%":
         ax.set_ylim(0, 104)

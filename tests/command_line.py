@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = "MiniGrid-Empty-5x5-v0"
@@ -31,9 +31,19 @@ class Result(NamedTuple):
 Rims = Callable[..., Result]
 
 
-def process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+class Process(subprocess.Popen[str]):
+    """Is killed, with all of its group, where the block that it is used in fails."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        super().__exit__(kind, error, traceback)
+
+
+def process(*arguments: str, folder: Path) -> Process:
     """A real process, the first of a group of its own, as a terminal starts it."""
-    return subprocess.Popen(
+    return Process(
         [sys.executable, "-m", "cli", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -41,7 +51,14 @@ def process(*arguments: str, folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_obey_signals,
     )
+
+
+def _obey_signals() -> None:
+    """Tests may be run in the background or by nohup, where these are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for_rows(running: subprocess.Popen[str], progress: Path, *, more_than: int = 2) -> None:

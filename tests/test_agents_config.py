@@ -42,7 +42,7 @@ NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
 POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
 FLAGS = ("learned_initial_state", "direction", "anneal_learning_rate", "bootstrap_truncated")
-TEXTS = ("suite", "env", "core", "encoder", "mission", "backend", "device")
+TEXTS = ("suite", "env", "core", "encoder", "mission", "init_from", "backend", "device")
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, value) for name in COUNTS for value in (0, -1, 2**40 + 1)),
@@ -318,6 +318,7 @@ CHANGED = PPOConfig(
     learned_initial_state=False,
     direction=True,
     mission="off",
+    init_from="/runs/{core}-seed{seed}",
     num_envs=12,
     rollout_steps_per_env=5,
     minibatches=3,

@@ -20,6 +20,15 @@ from test_agents_processes import linger
 run_all(linger, [(sys.argv[1], 1), (sys.argv[1], 2)], 2)
 """
 
+#: As a shell starts what a script has in the background; Ctrl-C is for others.
+_IN_BACKGROUND = f"""
+import signal
+from agents.signals import raise_when_stopped
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+raise_when_stopped()
+{_CALL}
+"""
+
 
 def linger(folder: str, number: int) -> None:
     """Wait for signals, and note them."""
@@ -37,9 +46,9 @@ def linger(folder: str, number: int) -> None:
         raise
 
 
-def _begin(folder: Path) -> subprocess.Popen[str]:
+def _begin(folder: Path, program: str = _CALL) -> subprocess.Popen[str]:
     running = subprocess.Popen(
-        [sys.executable, "-c", _CALL, str(folder)],
+        [sys.executable, "-c", program, str(folder)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -63,6 +72,16 @@ def test_signal_to_the_parent_alone_reaches_all(tmp_path: Path, number: signal.S
     running = _begin(tmp_path)
     running.send_signal(number)
     running.communicate(timeout=30)  # until all that hold its outputs have ended
+    assert _noted(tmp_path) == ["saved", "saved"]
+
+
+def test_termination_in_the_background_reaches_all(tmp_path: Path) -> None:
+    running = _begin(tmp_path, _IN_BACKGROUND)
+    running.send_signal(signal.SIGINT)
+    time.sleep(0.4)
+    assert _noted(tmp_path) == ["begun", "begun"]
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=30)
     assert _noted(tmp_path) == ["saved", "saved"]
 
 
