@@ -401,7 +401,7 @@ def test_options_of_the_documentation_have_their_defaults() -> None:
         if isinstance(value, bool):
             assert shown.strip() == ("on" if value else "off"), name
         elif isinstance(value, str):
-            assert shown.strip() == value, name
+            assert shown.strip() == (value or "none"), name
         else:
             assert float(shown.replace(" ", "")) == value, name
 
