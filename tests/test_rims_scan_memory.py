@@ -121,6 +121,7 @@ class Fence:
 def fenced_recurrence(fence: Fence) -> Any:
     """The native recurrence with a fence around every array it is given."""
     native: Any = paths.recurrence("native", torch.device("cpu"))
+    module: Any = sys.modules[native.__module__]
 
     class Fenced(native):  # type: ignore[misc]
         def __init__(self, w: Any, rules: Any, states: Any, flags: Any) -> None:
@@ -139,6 +140,11 @@ def fenced_recurrence(fence: Fence) -> Any:
             super().backward(first, *given, own_carry, own)
             give_back(own_carry, carry)
             give_back(own, out)
+
+        def _begin_sums(self) -> Any:
+            sums = fence.each(super()._begin_sums())
+            module._SUMS.set(self._table, [part.data_ptr() for part in sums])
+            return sums
 
     return Fenced
 

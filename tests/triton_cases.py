@@ -21,7 +21,8 @@ from torch import Tensor
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.scan import hoisted
 from rims.scan.problem import Flags, Rules, States, Weights
-from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Sequence
+from rims.scan.products import LoopGradients, empty_gradients
+from rims.scan.recurrence import Carry, Hoisted, Sequence
 from rims.scan.reference import loop
 from rims.scan.triton import TritonRecurrence
 from rims.step import RIMCell
@@ -260,9 +261,10 @@ def _loop_gradients(case: Case, problem: Problem, did: Sequence, device: str) ->
     rest = hoisted.forward(recurrence, a.input, save=True)[1]
     assert rest is not None
     inputs = Hoisted(rest.inputs.query_side, rest.inputs.gate_side)
-    out = hoisted._empty_gradients(a.input, a.w, case.steps, a.w.num_rims)
+    room = Hoisted(*map(torch.empty_like, inputs))
+    out = empty_gradients(room, a.w, a.w.num_rims, torch.zeros_like(a.w.hh[..., 0]))
     grad_output = problem.grad_output.to(device, case.dtype)
-    recurrence.backward(0, inputs, did, grad_output, _carry(case, problem, device), out)
+    recurrence.retreat(0, inputs, did, grad_output, _carry(case, problem, device), out)
     return out
 
 

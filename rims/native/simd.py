@@ -133,12 +133,13 @@ def load_up_to(typingctx: Any, base: Any, index: Any, left: Any) -> Any:
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
         whole = builder.icmp_signed(">=", args[2], I64(vec.lanes))
+        place = vector_at(builder, vec, args[0], args[1])
         with builder.if_else(whole) as (all_lanes, some_lanes):
             with all_lanes:
-                place = vector_at(builder, vec, args[0], args[1])
                 full, full_block = builder.load(place, align=vec.bytes), builder.block
             with some_lanes:
-                part, part_block = _masked(builder, vec, "load", *args), builder.block
+                mask = first_lanes(builder, vec, args[2])
+                part, part_block = masked_load(builder, vec, place, mask), builder.block
         result = builder.phi(llvm_type(vec))
         result.add_incoming(full, full_block)
         result.add_incoming(part, part_block)
@@ -153,12 +154,13 @@ def store_up_to(typingctx: Any, base: Any, index: Any, left: Any, value: Any) ->
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
         whole = builder.icmp_signed(">=", args[2], I64(value.lanes))
+        place = vector_at(builder, value, args[0], args[1])
         with builder.if_else(whole) as (all_lanes, some_lanes):
             with all_lanes:
-                place = vector_at(builder, value, args[0], args[1])
                 builder.store(args[3], place, align=value.bytes)
             with some_lanes:
-                _masked(builder, value, "store", *args)
+                mask = first_lanes(builder, value, args[2])
+                masked_store(builder, value, args[3], place, mask)
         return context.get_dummy_value()
 
     return types.void(base, types.int64, types.int64, value), codegen
@@ -169,24 +171,27 @@ def vector_at(builder: ir.IRBuilder, vec: Vec, base: Any, index: Any) -> Any:
     return builder.bitcast(builder.gep(base, [index]), llvm_type(vec).as_pointer())
 
 
-def _masked(
-    builder: ir.IRBuilder, vec: Vec, kind: str, base: Any, index: Any, count: Any, *value: Any
-) -> Any:
-    """A load or store of the first ``count`` lanes; the others are zero, or left alone."""
-    full = llvm_type(vec)
+def first_lanes(builder: ir.IRBuilder, vec: Vec, count: Any) -> Any:
+    """A mask that is true for the first ``count`` lanes."""
     integers = ir.VectorType(I64, vec.lanes)
     lane = ir.Constant(integers, list(range(vec.lanes)))
-    mask = builder.icmp_signed("<", lane, broadcast(builder, integers, count))
-    place = vector_at(builder, vec, base, index)
-    align = I32(vec.bytes)
-    name = f"masked.{kind}.{suffix(vec)}.p0"
-    masks = ir.VectorType(ir.IntType(1), vec.lanes)
-    if kind == "load":
-        shape = ir.FunctionType(full, [place.type, I32, masks, full])
-        zero = ir.Constant(full, [0.0] * vec.lanes)
-        return call(builder, name, shape, [place, align, mask, zero])
-    shape = ir.FunctionType(ir.VoidType(), [full, place.type, I32, masks])
-    return call(builder, name, shape, [*value, place, align, mask])
+    return builder.icmp_signed("<", lane, broadcast(builder, integers, count))
+
+
+def masked_load(builder: ir.IRBuilder, vec: Vec, place: Any, mask: Any) -> Any:
+    """The lanes that ``mask`` has of the vector at ``place``; the others are zero."""
+    full = llvm_type(vec)
+    shape = ir.FunctionType(full, [place.type, I32, mask.type, full])
+    zero = ir.Constant(full, [0.0] * vec.lanes)
+    name = f"masked.load.{suffix(vec)}.p0"
+    return call(builder, name, shape, [place, I32(vec.bytes), mask, zero])
+
+
+def masked_store(builder: ir.IRBuilder, vec: Vec, value: Any, place: Any, mask: Any) -> Any:
+    """Write the lanes that ``mask`` has; the others are left alone."""
+    shape = ir.FunctionType(ir.VoidType(), [llvm_type(vec), place.type, I32, mask.type])
+    name = f"masked.store.{suffix(vec)}.p0"
+    return call(builder, name, shape, [value, place, I32(vec.bytes), mask])
 
 
 # Arithmetic

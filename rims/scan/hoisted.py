@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rims.checks import is_autocasting
-from rims.scan.input_side import Apart, InputSide, Joined, as_rows, choose, parted
+from rims.scan.input_side import Apart, InputSide, Joined, as_rows, choose
 from rims.scan.problem import Weights
-from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
+from rims.scan.products import gradient_shapes
+from rims.scan.recurrence import Carry, Hoisted, Recurrence, Sequence
 
 #: Rows (steps times batch) of a chunk at least: enough for full speed of a matrix product.
 _CHUNK_ROWS = 1024
@@ -139,53 +140,53 @@ class _Back:
         self.grad_output, self.carry = grad_output, carry
         w = recurrence.w
         self.side = (Joined if saved.key_value is None else Apart)(w)
-        self.sums = _LoopSums(w)
         steps, batch, _ = grad_output.shape
-        slots = recurrence.rules.k if recurrence.packs_active else w.num_rims
-        self.buffer = _empty_gradients(grad_output, w, _chunk_length(w, batch, steps), slots)
+        self.buffer = _room(grad_output, w, _chunk_length(w, batch, steps))
 
     def each_step(self, input: Tensor, input_needs_grad: bool) -> Tensor | None:
         """Every step has an input of its own; returns its gradient."""
         grad_input = torch.empty_like(input) if input_needs_grad else None
         key_value, inputs = self.saved.key_value, self.saved.inputs
         for first, last in self._chunks():
-            part = self._retreat(first, last, Hoisted(*(_steps(p, first, last) for p in inputs)))
             self.side.add(
-                Hoisted(part.query_side, part.gate_side),
+                self._retreat(first, last, _range(inputs, first, last)),
                 _steps(input, first, last),
                 None if key_value is None else _steps(key_value, first, last),
                 None if grad_input is None else _steps(grad_input, first, last),
             )
-            self.sums.add(part)
         return grad_input
 
     def repeated(self, input: Tensor, place: Tensor, input_needs_grad: bool) -> Tensor | None:
         """Steps share inputs: their gradients are summed before they go through the weights."""
-        d_query_side, d_gate_side = (torch.zeros_like(part) for part in self.saved.inputs)
+        d = Hoisted(*(torch.zeros_like(part) for part in self.saved.inputs))
         for first, last in self._chunks():
             read = place[first:last]
             part = self._retreat(first, last, _placed(self.saved.inputs, read))
-            d_query_side.index_add_(0, read.flatten(), as_rows(part.query_side))
-            d_gate_side.index_add_(0, read.flatten(), as_rows(part.gate_side))
-            self.sums.add(part)
+            for total, rows in zip(d, part, strict=True):
+                total.index_add_(0, read.flatten(), as_rows(rows))
         grad_input = torch.empty_like(input) if input_needs_grad else None
-        d = Hoisted(d_query_side, d_gate_side)
         self.side.add(d, input, self.saved.key_value, grad_input)
         return grad_input
 
     def weights(self) -> Weights:
         """Gradients of all weights."""
-        return self.sums.result(self.side.gradients(), self.buffer.bias_ih)
+        given = (*self.side.gradients(), *self.recurrence.gradients())
+        pairs = zip(given, self.recurrence.w, strict=True)
+        return Weights(*(None if weight is None else grad for grad, weight in pairs))  # type: ignore[arg-type]
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         steps, batch = self.grad_output.shape[:2]
         return reversed(list(_chunks(self.recurrence.w, batch, steps)))
 
-    def _retreat(self, first: int, last: int, inputs: Hoisted) -> LoopGradients:
-        part = self.buffer.first_steps(last - first)
+    def _retreat(self, first: int, last: int, inputs: Hoisted) -> Hoisted:
+        part = _range(self.buffer, 0, last - first)
         grad_output = _steps(self.grad_output, first, last)
         self.recurrence.backward(first, inputs, self.saved.sequence, grad_output, self.carry, part)
         return part
+
+
+def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
+    return Hoisted(*(_steps(part, first, last) for part in inputs))
 
 
 def _steps(sequence: Tensor, first: int, last: int) -> Tensor:
@@ -204,63 +205,6 @@ def _exactly(input: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if is_autocasting(device) else nullcontext()
 
 
-class _LoopSums:
-    """Gradients of the weights of the loop, a chunk of steps at a time."""
-
-    def __init__(self, w: Weights) -> None:
-        self.w = w
-        self.hh = torch.empty_like(w.hh, memory_format=torch.contiguous_format)
-        # An LSTM only ever adds its two biases, so that they have the same gradient.
-        self.bias_hh = None if w.num_gates == 4 else w.hh.new_empty(w.hh[..., 0].numel())
-        self.qkv_sizes = [p.shape[2] for p in (w.comm_query, w.comm_key, w.comm_value)]
-        self.qkv = w.hh.new_empty(w.num_rims, w.unit_size, sum(self.qkv_sizes))
-        self.output_gate = w.output.new_empty(2 * w.unit_size, w.output.shape[1])
-        self.output_gate_bias = w.output.new_empty(2 * w.unit_size)
-        self._so_far = 0.0  # what the sums count for: nothing before the first chunk
-
-    def add(self, part: LoopGradients) -> None:
-        """Add what the loop over a chunk contributes."""
-        w, beta = self.w, self._so_far
-        d_gates, h_prev = _groups(part.state_gates, w.num_rims), _groups(part.h_prev, w.num_rims)
-        self.hh.baddbmm_(d_gates.mT, h_prev, beta=beta)
-        spoken, d_qkv = _groups(part.spoken, w.num_rims), _groups(part.qkv.flatten(2), w.num_rims)
-        self.qkv.baddbmm_(spoken.mT, d_qkv, beta=beta)
-        d_output_gate = part.output_gate.flatten(0, 2)
-        self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2), beta=beta)
-        if self.bias_hh is not None:
-            _add_sum(self.bias_hh, as_rows(part.state_gates), beta)
-        _add_sum(self.output_gate_bias, d_output_gate, beta)
-        self._so_far = 1.0
-
-    def result(self, of_input: tuple[Tensor, Tensor, Tensor, Tensor], bias_ih: Tensor) -> Weights:
-        """The sums, in the shapes of the parameters, none in memory of another."""
-        w = self.w
-        comm_query, comm_key, comm_value = parted(self.qkv, self.qkv_sizes, dim=2)
-        output, gate = parted(self.output_gate, [w.unit_size] * 2, dim=0)
-        output_bias, gate_bias = parted(self.output_gate_bias, [w.unit_size] * 2, dim=0)
-        bias_hh = bias_ih.clone() if self.bias_hh is None else self.bias_hh
-        return Weights(
-            *of_input,
-            self.hh,
-            comm_query,
-            comm_key,
-            comm_value,
-            output,
-            gate,
-            None if w.bias_ih is None else bias_ih,
-            None if w.bias_hh is None else bias_hh.view_as(w.bias_hh),
-            None if w.output_bias is None else output_bias,
-            None if w.gate_bias is None else gate_bias,
-        )
-
-
-def _add_sum(total: Tensor, rows: Tensor, beta: float) -> None:
-    if beta:
-        total.add_(rows.sum(0))
-    else:
-        torch.sum(rows, 0, out=total)
-
-
 def _empty_sequence(recurrence: Recurrence, input: Tensor, steps: int) -> Sequence:
     states, w = recurrence.states, recurrence.w
     lead = steps, states.h.shape[0]
@@ -272,48 +216,23 @@ def _empty_sequence(recurrence: Recurrence, input: Tensor, steps: int) -> Sequen
     )
 
 
-def _empty_gradients(sequence: Tensor, w: Weights, length: int, slots: int) -> LoopGradients:
-    """Room for those of ``length`` steps of ``sequence``, (T, B, ...)."""
-    batch, shapes = sequence.shape[1], _gradient_shapes(w, slots)
+def _room(sequence: Tensor, w: Weights, length: int) -> Hoisted:
+    """For gradients of the input side of ``length`` steps of ``sequence``, (T, B, ...)."""
+    (n, gates, d), rows = w.hh.shape, length * sequence.shape[1]
+    sizes = n * d, n * gates
     # In one piece, which the allocator hands out again and again; single large arrays it would
     # return to the system every time, and fetching them anew costs as much as filling them.
-    rows = length * batch
-    sizes = [rows * math.prod(shape) for shape in shapes]
-    pieces = sequence.new_empty(sum(sizes)).split_with_sizes(sizes)
-    lead = (length, batch)
-    steps = [piece.view(*lead, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    return LoopGradients(*steps, bias_ih=torch.zeros_like(w.hh[..., 0]))  # type: ignore[misc]
-
-
-def _gradient_shapes(w: Weights, slots: int) -> list[tuple[int, ...]]:
-    """Of a step and sample, in the order of LoopGradients."""
-    state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
-    gates = w.num_rims * w.hh.shape[1]
-    qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values
-    return [
-        (state,),
-        (gates,),
-        (gates,),
-        (w.num_rims, qkv),
-        (slots, 2 * w.unit_size),
-        (state,),
-        (state,),
-        (slots, head_values),
-    ]
+    pieces = sequence.new_empty(rows * sum(sizes)).split_with_sizes([rows * s for s in sizes])
+    return Hoisted(*(piece.view(length, -1, s) for piece, s in zip(pieces, sizes, strict=True)))
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _groups(sequence: Tensor, num_rims: int) -> Tensor:
-    """(L, B, N X) -> (N, L B, X), a view: the rows of every mechanism."""
-    return sequence.view(-1, num_rims, sequence.shape[-1] // num_rims).transpose(0, 1)
-
-
 def chunk_rows(w: Weights) -> int:
     """Rows (steps times batch) of a chunk."""
-    numbers = sum(map(math.prod, _gradient_shapes(w, w.num_rims)))
+    numbers = sum(map(math.prod, gradient_shapes(w, w.num_rims)))
     return max(_CHUNK_ROWS, _CHUNK_NUMBERS // numbers)
 
 

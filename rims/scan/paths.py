@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rims.scan.problem import Weights, why_not
-from rims.scan.recurrence import Recurrence, TorchRecurrence
+from rims.scan.recurrence import Recurrence
+from rims.scan.torch_recurrence import TorchRecurrence
 from rims.step import RIMCell
 
 #: ``reference``: the readable loop. ``torch``: hoisted, PyTorch only. ``native``: machine code for

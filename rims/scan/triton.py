@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rims.scan.problem import Flags, Rules, States, Weights
-from rims.scan.recurrence import Carry, Hoisted, LoopGradients, Recurrence, Sequence
+from rims.scan.products import LoopGradients, ProductRecurrence
+from rims.scan.recurrence import Carry, Hoisted, Sequence
 
 if TYPE_CHECKING:
     from rims.scan.triton_kernels.shape import Shape
@@ -73,7 +74,7 @@ def _not_fitting(dtype: torch.dtype, w: Weights) -> str | None:
     return None
 
 
-class TritonRecurrence(Recurrence):
+class TritonRecurrence(ProductRecurrence):
     """In Triton: one kernel for a range of steps, and one for its gradient.
 
     Arithmetic and, within a range, the state are in float32 for every type but float64; what is
@@ -106,7 +107,7 @@ class TritonRecurrence(Recurrence):
             out.h[part], _part(out.c, part), out.active[part].view(torch.uint8), steps=steps,
         )  # fmt: skip
 
-    def backward(
+    def retreat(
         self,
         first: int,
         inputs: Hoisted,
@@ -115,7 +116,7 @@ class TritonRecurrence(Recurrence):
         carry: Carry,
         out: LoopGradients,
     ) -> None:
-        """See :meth:`Recurrence.backward`."""
+        """See :meth:`ProductRecurrence.retreat`."""
         from rims.scan.triton_kernels.backward import backward_kernel
 
         steps, batch, _ = inputs.query_side.shape

@@ -122,42 +122,40 @@ def _chunk(way: _Way, length: int, carry: _Carry, first: Any) -> tuple[_Carry, A
 
 
 def _written(sizes: Sizes, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the kernel writes, as rows."""
+    """What the kernel writes: rows, and sums over them in the shapes of the weights."""
     s, rows = sizes.layout.sizes, length * sizes.batch
-    state, gates = s["n"] * s["d"], s["n"] * s["g"] * s["d"]
+    n, d, gates, keys, values = s["n"], s["d"], s["g"] * s["d"], sizes.keys, sizes.values
     return {
-        "d_query_side": sizes.array(rows, state),
-        "d_gate_side": sizes.array(rows, gates),
-        "d_state_gates": sizes.array(rows, gates),
-        "d_qkv": sizes.array(rows, s["n"] * (2 * sizes.keys + sizes.values)),
-        "d_output_gate": sizes.array(rows * s["k"], 2 * s["d"]),
-        "h_prev": sizes.array(rows, state),
-        "spoken": sizes.array(rows, state),
-        "read": sizes.array(rows * s["k"], sizes.values),
+        "d_query_side": sizes.array(rows, n * d),
+        "d_gate_side": sizes.array(rows, n * gates),
+        "sum_hh": sizes.array(n, gates, d),
+        "sum_query": sizes.array(n, d, keys),
+        "sum_key": sizes.array(n, d, keys),
+        "sum_value": sizes.array(n, d, values),
+        "sum_output": sizes.array(d, values),
+        "sum_gate": sizes.array(d, values),
+        "sum_b_ih": sizes.array(n, gates),
+        "sum_b_hh": sizes.array(n, gates),
+        "sum_b_output": sizes.array(d),
+        "sum_b_gate": sizes.array(d),
     }
 
 
 def _add(sums: _Sums, w: Weights, key_value: Array, found: dict[str, Array]) -> tuple[_Sums, Array]:
-    dk, (n, gates, d) = w.query.shape[1], w.hh.shape
+    dk = w.query.shape[1]
     d_query_side, d_gate_side = found["d_query_side"], found["d_gate_side"]
-    d_state_gates, d_talk = found["d_state_gates"], found["d_output_gate"]
+    qkv = [found[f"sum_{name}"] for name in ("query", "key", "value")]
     bias_hh = sums.bias_hh
-    if gates == 3 * d:  # an LSTM has none of its own
-        bias_hh = bias_hh + d_state_gates.sum(0).reshape(n, gates)
+    if w.hh.shape[1] == 3 * w.hh.shape[2]:  # an LSTM has none of its own
+        bias_hh = bias_hh + found["sum_b_hh"]
     new = _Sums(
         query=sums.query + d_query_side.T @ key_value[:, :dk],
         ih=sums.ih + d_gate_side.T @ key_value[:, dk:],
-        hh=sums.hh + _grouped(d_state_gates, found["h_prev"], n),
-        bias_ih=sums.bias_ih + found["s_d_bias"].sum(0),
+        hh=sums.hh + found["sum_hh"],
+        bias_ih=sums.bias_ih + found["sum_b_ih"],
         bias_hh=bias_hh,
-        qkv=sums.qkv + _grouped(found["spoken"], found["d_qkv"], n),
-        talk=sums.talk + d_talk.T @ found["read"],
-        talk_bias=sums.talk_bias + d_talk.sum(0),
+        qkv=sums.qkv + jnp.concatenate(qkv, axis=-1),
+        talk=sums.talk + jnp.concatenate([found["sum_output"], found["sum_gate"]]),
+        talk_bias=sums.talk_bias + jnp.concatenate([found["sum_b_output"], found["sum_b_gate"]]),
     )
     return new, jnp.concatenate([d_query_side @ w.query, d_gate_side @ w.ih], axis=1)
-
-
-def _grouped(a: Array, b: Array, n: int) -> Array:
-    """a^T b for each of n mechanisms, whose columns lie side by side."""
-    pairs = zip(jnp.split(a, n, axis=1), jnp.split(b, n, axis=1), strict=True)
-    return jnp.stack([one.T @ other for one, other in pairs])

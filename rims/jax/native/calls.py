@@ -75,13 +75,13 @@ def call(
         updated: operands that it changes, which makes them results too.
 
     Returns:
-        The results by entry, and those ``updated``, and ``s_d_bias`` as (blocks, N, G d).
+        The results by entry, and those ``updated``.
     """
     shapes = dict(results)
     for name in updated:
         shapes[name] = unwritten(operands[name].array.shape, operands[name].array.dtype)
     outputs, inputs = list(shapes), list(operands)
-    bytes_ = _scratch_start(sizes.layout) + sizes.layout.arena_bytes
+    places, bytes_ = _places(sizes.layout, kernel == "back")
     found = jax.ffi.ffi_call(
         _target(kernel, sizes.dtype == np.float64),
         [*shapes.values(), sizes.array(bytes_ // sizes.dtype.itemsize)],
@@ -90,32 +90,35 @@ def call(
     )(
         jnp.asarray(first, jnp.int32),
         *(operand.array for operand in operands.values()),
-        plan=_plan(sizes.layout, length, operands, outputs),
+        plan=_plan(sizes.layout, length, operands, outputs, places),
     )
-    named = dict(zip(outputs, found, strict=False))
-    return named | {"s_d_bias": _bias_sums(sizes.layout, found[-1])}
+    return dict(zip(outputs, found, strict=False))
 
 
 def _plan(
-    layout: Layout, length: int, operands: dict[str, Operand], results: list[str]
+    layout: Layout,
+    length: int,
+    operands: dict[str, Operand],
+    results: list[str],
+    scratch: list[tuple[int, int]],
 ) -> np.ndarray:
     """What a handler makes the table from; see :mod:`rims.jax.native.handler`."""
     entries = list(layout.entries)
+    entries[e.INDEX["reduces"]] = 1  # every call gives the sums of its own steps
     flags = {"has_reset": "reset", "has_valid": "valid", "has_fresh": "fresh_h"}
     for name, array in flags.items():
         entries[e.INDEX[name]] = int(array in operands)
     entries[e.INDEX["last"]] = length
-    start = _scratch_start(layout)
     header = {
         handler.SIZE: e.SIZE,
         handler.HELPERS: layout.sizes["blocks"] - 1,
         handler.FIRST: e.INDEX["first"],
         handler.LAST: e.INDEX["last"],
-        handler.NUM_SCRATCH: len(layout.scratch),
+        handler.NUM_SCRATCH: len(scratch),
     }
     places = [number for name, o in operands.items() for number in (e.INDEX[name], _stride(o))]
     places += [e.INDEX[name] for name in results]
-    places += [number for index, offset in layout.scratch for number in (index, start + offset)]
+    places += [number for place in scratch for number in place]
     ordered = [header[place] for place in range(handler.HEADER)]
     return np.array(ordered + entries + places, dtype=np.int64)
 
@@ -126,18 +129,16 @@ def _stride(operand: Operand) -> int:
     return array.size // len(array) * array.dtype.itemsize if operand.by_step else 0
 
 
-def _scratch_start(layout: Layout) -> int:
-    """Bytes before the scratch: the job and all tables, the shared one and one per block."""
-    return round_up((handler.TABLE + (1 + layout.sizes["blocks"]) * e.SIZE) * 8, 64)
-
-
-def _bias_sums(layout: Layout, job: Array) -> Array:
-    s, item = layout.sizes, job.dtype.itemsize
-    begin = _scratch_start(layout) // item
-    blocks = job[begin : begin + s["blocks"] * s["scratch_bytes"] // item]
-    offset = dict(layout.scratch)[e.INDEX["s_d_bias"]] // item
-    sums = blocks.reshape(s["blocks"], -1)[:, offset : offset + s["n"] * s["gate"]]
-    return sums.reshape(s["blocks"], s["n"], -1)[..., : s["g"] * s["d"]]
+def _places(layout: Layout, is_back: bool) -> tuple[list[tuple[int, int]], int]:
+    """Entries of scratch and where it lies in the job, behind all tables; bytes of the job."""
+    tables = handler.TABLE + (1 + layout.sizes["blocks"]) * e.SIZE  # the shared and one per block
+    start = round_up(tables * 8, 64)
+    places = [(index, start + offset) for index, offset in layout.scratch]
+    start += round_up(layout.arena_bytes, 64)
+    if is_back:
+        places += [(index, start + offset) for index, offset in layout.held]
+        start += round_up(layout.held_bytes, 64)
+    return places, start
 
 
 @functools.cache

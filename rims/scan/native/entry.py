@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rims.native.simd import kernel, store_up_to
+from rims.native.simd import kernel
 from rims.scan.native.back import carry, retreat
 from rims.scan.native.forward import advance, begin, commit, restore
 from rims.scan.native.pack import pack, pack_back
-from rims.scan.native.table import own_block, take_next
+from rims.scan.native.sums import add_rows, clear, reduce
+from rims.scan.native.table import count_done, own_block, take_next
 
 
 @kernel
@@ -40,12 +41,19 @@ def back(a: Any) -> None:
         if block >= a.blocks:
             return
         b = own_block(a, block)
-        for j in range(0, b.n * b.gate, b.lanes):
-            store_up_to(b.s_d_bias, j, b.n * b.gate - j, b.zero)
+        if not b.so_far:
+            clear(b)
         carry(b, False)
+        count = 0
         for t in range(b.last - 1, b.first - 1, -1):
             restore(b, t)
             begin(b, t)
             advance(b, t)
-            retreat(b, t)
+            retreat(b, t, count)
+            count += b.rows
+            if t == b.first or count >= b.held * b.rows:
+                add_rows(b, count)
+                count = 0
         carry(b, True)
+        if count_done(a) == a.blocks - 1 and a.reduces:
+            reduce(a)

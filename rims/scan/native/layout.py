@@ -15,6 +15,8 @@ from rims.scan.problem import Rules
 #: Samples of a block at most: a weight fetched from the second-level cache serves so many, and
 #: what they leave within a step still fits there beside all weights.
 MAX_BLOCK_ROWS = 32
+#: Rows that a block holds, if it has fewer, before it multiplies them for the weights' gradients.
+HELD_ROWS = 32
 
 
 class Layout(NamedTuple):
@@ -26,7 +28,9 @@ class Layout(NamedTuple):
     arena_bytes: int
     packed: tuple[tuple[int, int], ...]  # the same for packed weights, in memory of their own
     packed_bytes: int
-    as_given: tuple[str, ...]  # weights that are taken as they are
+    as_given: tuple[tuple[int, int], ...]  # entries of packed weights taken as they are, and whose
+    held: tuple[tuple[int, int], ...]  # what blocks hold for the weights' gradients, in its memory
+    held_bytes: int
 
 
 # A layer is called with few different sizes, and for a single step this would take a tenth of it.
@@ -56,6 +60,9 @@ def lay_out(
     # One vector more each: the last row of an array is read in whole vectors too.
     bytes_ = [round_up(count * item, 64) + VECTOR_BYTES for count in counts.values()]
     sizes["scratch_bytes"] = round_up(sum(bytes_), 64)
+    counts_held = _held_counts(sizes)
+    bytes_held = [round_up(count * item, 64) for count in counts_held.values()]
+    sizes["held_bytes"] = sum(bytes_held)
     entries = [0] * e.SIZE
     for name, value in sizes.items():
         entries[e.INDEX[name]] = value
@@ -65,8 +72,11 @@ def lay_out(
     counts = _packed_counts(sizes)
     bytes_ = [round_up(count * item, 64) for count in counts.values()]
     packed, packed_bytes = _places(counts, bytes_), sum(bytes_) + 64
-    as_given = _as_given(sizes)
-    return Layout(sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes, as_given)
+    as_given = tuple((e.INDEX[f"p_{name}"], e.INDEX[f"w_{name}"]) for name in _as_given(sizes))
+    return Layout(
+        sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes, as_given,
+        _places(counts_held, bytes_held), sizes["blocks"] * sizes["held_bytes"] + 64,
+    )  # fmt: skip
 
 
 def _sizes(
@@ -83,6 +93,7 @@ def _sizes(
     rows = min(MAX_BLOCK_ROWS, round_up(share, 4) if batch > 1 else 1)
     return {
         "blocks": -(-batch // rows), "block_rows": rows, "batch": batch,
+        "held": max(1, HELD_ROWS // rows),
         "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
         "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
         "reads_state": int(rules.reads_state),
@@ -131,7 +142,20 @@ def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
         "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
         "s_alpha": rows * s["n"] * s["lines"], "s_d_alpha": s["n"] * s["lines"],
         "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
-        "s_out": readers * s["pair"], "s_d_bias": s["n"] * s["gate"], "s_asked": s["k"] * s["asks"],
+        "s_out": readers * s["pair"], "s_asked": s["k"] * s["asks"],
+    }  # fmt: skip
+
+
+def _held_counts(s: dict[str, int]) -> dict[str, int]:
+    """Numbers in each array that a block holds for the gradients of the weights."""
+    n, d, gates, values = s["n"], s["d"], s["g"] * s["d"], s["m"] * s["dv"]
+    width, rows = 2 * s["m"] * s["dk"] + values, s["held"] * s["block_rows"]
+    return {
+        "d_state_gates": rows * n * gates, "d_qkv": rows * n * width,
+        "d_output_gate": rows * s["k"] * 2 * d, "read": rows * s["k"] * values,
+        "h_prev": rows * n * d, "spoken": rows * n * d,
+        "own_hh": n * gates * d, "own_qkv": n * d * width, "own_out": 2 * d * values,
+        "own_b_ih": n * gates, "own_b_hh": n * gates, "own_b_out": 2 * d,
     }  # fmt: skip
 
 

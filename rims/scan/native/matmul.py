@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import binding, ir
@@ -39,7 +40,27 @@ def _make_tile(rows: int, vectors: int) -> Any:
         vec = Vec(a.dtype)
 
         def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-            _tile_code(builder, vec, rows, vectors, *args)
+            a, lda, w, ldw, c, ldc, depth = args
+            zeros = [[constant(vec, 0.0)] * vectors for _ in range(rows)]
+
+            def factors(i: Any) -> Iterator[Any]:
+                for r in range(rows):
+                    place = builder.gep(a, [builder.add(builder.mul(I64(r), lda), i)])
+                    yield builder.load(place, align=vec.bytes)
+
+            def columns(i: Any) -> list[Any]:
+                line = builder.mul(i, ldw)
+                return [
+                    builder.load(vector_at(builder, vec, w, place), align=vec.bytes)
+                    for place in side_by_side(builder, vec, line, vectors)
+                ]
+
+            sums = accumulated(builder, vec, zeros, depth, factors, columns)
+            for r in range(rows):
+                line = builder.mul(I64(r), ldc)
+                for v, place in enumerate(side_by_side(builder, vec, line, vectors)):
+                    target = vector_at(builder, vec, c, place)
+                    builder.store(sums[r][v], target, align=vec.bytes)
             return context.get_dummy_value()
 
         step = types.int64
@@ -48,47 +69,50 @@ def _make_tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-def _tile_code(
-    builder: ir.IRBuilder, vec: Vec, rows: int, vectors: int,
-    a: Any, lda: Any, w: Any, ldw: Any, c: Any, ldc: Any, depth: Any,
-) -> None:  # fmt: skip
+def side_by_side(builder: ir.IRBuilder, vec: Vec, line: Any, vectors: int) -> list[Any]:
+    """Where the vectors of a line begin."""
+    return [builder.add(line, I64(v * vec.lanes)) for v in range(vectors)]
+
+
+def accumulated(
+    builder: ir.IRBuilder,
+    vec: Vec,
+    start: list[list[Any]],
+    depth: Any,
+    factors: Callable[[Any], Iterator[Any]],
+    columns: Callable[[Any], list[Any]],
+) -> list[list[Any]]:
+    """``start`` and the sum over i < depth of ``factors(i)`` times ``columns(i)``, rows of vectors.
+
+    Both callables emit what fetches them; the sums stay in registers.
+    """
     full = llvm_type(vec)
-    align = vec.bytes
     entry, loop = builder.block, builder.append_basic_block("depth")
     done = builder.append_basic_block("done")
     builder.branch(loop)
     builder.position_at_end(loop)
     i = builder.phi(I64)
     i.add_incoming(I64(0), entry)
-    sums = [[builder.phi(full) for _ in range(vectors)] for _ in range(rows)]
-    line = builder.mul(i, ldw)
-    columns = [
-        builder.load(vector_at(builder, vec, w, builder.add(line, I64(v * vec.lanes))), align=align)
-        for v in range(vectors)
-    ]
+    sums = [[builder.phi(full) for _ in row] for row in start]
+    vectors = columns(i)
     fma = ir.FunctionType(full, [full] * 3)
     new = []
-    for r in range(rows):
-        place = builder.gep(a, [builder.add(builder.mul(I64(r), lda), i)])
-        factor = broadcast(builder, full, builder.load(place, align=align))
+    for factor, row in zip(factors(i), sums, strict=True):
+        whole = broadcast(builder, full, factor)
+        pairs = zip(vectors, row, strict=True)
         new.append(
-            [
-                call(builder, f"fma.{suffix(vec)}", fma, [factor, columns[v], sums[r][v]])
-                for v in range(vectors)
-            ]
+            [call(builder, f"fma.{suffix(vec)}", fma, [whole, column, s]) for column, s in pairs]
         )
     following = builder.add(i, I64(1))
-    i.add_incoming(following, loop)
-    for r in range(rows):
-        for v in range(vectors):
-            sums[r][v].add_incoming(constant(vec, 0.0), entry)
-            sums[r][v].add_incoming(new[r][v], loop)
+    here = builder.block
+    i.add_incoming(following, here)
+    for row, first, then in zip(sums, start, new, strict=True):
+        for phi, at_first, afterwards in zip(row, first, then, strict=True):
+            phi.add_incoming(at_first, entry)
+            phi.add_incoming(afterwards, here)
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
     builder.position_at_end(done)
-    for r in range(rows):
-        for v in range(vectors):
-            place = builder.add(builder.mul(I64(r), ldc), I64(v * vec.lanes))
-            builder.store(new[r][v], vector_at(builder, vec, c, place), align=align)
+    return new
 
 
 def _make_band(vectors: int) -> Any:

@@ -4,6 +4,7 @@ Sizes use the letters of ``docs/notation.md``; R is the rows (samples) of a bloc
 batch that one thread takes at a time. What a block writes for itself alone, its scratch (``s_*``),
 has rows padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``asks`` for M dk, ``heads`` for
 M dv, ``width`` for queries, keys and values side by side, ``pair`` for 2 d, ``lines`` for k M.
+What it holds for the gradients of the weights is not padded.
 """
 
 from __future__ import annotations
@@ -21,27 +22,42 @@ from rims.native.simd import Vec, constant, inlined
 # fmt: off
 NUMBERS = [
     "next", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
-    "n", "k", "d", "g", "m", "dk", "dv", "reads_state", "has_reset", "has_valid", "has_fresh",
-    "has_bias", "has_speech_bias", "packs",
-    "unit", "gate", "asks", "heads", "width", "pair", "lines", "scratch_bytes",
+    "n", "k", "d", "g", "m", "dk", "dv", "reads_state",
+    "has_reset", "has_valid", "has_fresh", "has_bias", "has_speech_bias",
+    "packs", "so_far", "reduces", "done", "held",
+    "unit", "gate", "asks", "heads", "width", "pair", "lines", "scratch_bytes", "held_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
 BYTES = ["reset", "valid", "active"]
 INTEGERS = ["s_picked", "s_chosen"]
-ARRAYS = [
-    # the sequence: (T, B, .) from its first step
-    "h", "c", "h0", "c0", "fresh_h", "fresh_c",
-    # the input side of the steps from ``first`` on
-    "query_side", "gate_side",
-    # weights as a cell has them, and packed for the way there and the way back
+#: What a cell and a sequence give: states, flags, and weights as a cell has them.
+GIVEN = [
+    "h0", "c0", "fresh_h", "fresh_c", "reset", "valid",
     "w_hh", "w_query", "w_key", "w_value", "w_output", "w_gate",
     "b_ih", "b_hh", "b_output", "b_gate",
+]
+#: Weights packed for the way there and the way back.
+PACKED = [
     "p_hh", "p_query", "p_key", "p_value", "p_out", "p_b_ih", "p_b_hh", "p_b_out",
     "p_hh_back", "p_qkv_back", "p_out_back",
-    # gradients: of outputs, carried through time, and what LoopGradients names
+]
+#: The input side of the steps from ``first`` on, and the sequence (T, B, .) from its first step.
+STEPS = ["query_side", "gate_side", "h", "c", "active"]
+#: Gradients: of outputs, carried through time, and of the input side.
+GRADIENTS = [
     "grad_h", "carry_h", "carry_c", "carry_fresh_h", "carry_fresh_c",
-    "d_query_side", "d_gate_side", "d_state_gates", "d_qkv", "d_output_gate",
-    "h_prev", "spoken", "read",
+    "d_query_side", "d_gate_side",
+]
+#: Gradients of the weights, in their shapes.
+SUMS = [
+    "sum_hh", "sum_query", "sum_key", "sum_value", "sum_output", "sum_gate",
+    "sum_b_ih", "sum_b_hh", "sum_b_output", "sum_b_gate",
+]
+#: What a block holds for the gradients of the weights: rows of ``held`` steps, whose products are
+#: then added to its own sums.
+HELD = [
+    "d_state_gates", "d_qkv", "d_output_gate", "h_prev", "spoken", "read",
+    "own_hh", "own_qkv", "own_out", "own_b_ih", "own_b_hh", "own_b_out",
 ]
 SCRATCH = [
     *INTEGERS,
@@ -50,15 +66,17 @@ SCRATCH = [
     # communication
     "s_qkv", "s_alpha", "s_read", "s_out",
     # gradients
-    "s_grad_h", "s_grad_c", "s_asked", "s_d_read", "s_d_spoken", "s_d_alpha", "s_d_h", "s_d_bias",
+    "s_grad_h", "s_grad_c", "s_asked", "s_d_read", "s_d_spoken", "s_d_alpha", "s_d_h",
 ]
 # fmt: on
 
-NAMES = [*NUMBERS, "scale", *BYTES, *ARRAYS, *SCRATCH]
+NAMES = [*NUMBERS, "scale", *GIVEN, *PACKED, *STEPS, *GRADIENTS, *SUMS, *HELD, *SCRATCH]
 INDEX = {name: index for index, name in enumerate(NAMES)}
 SIZE = len(NAMES)
-_FIRST_SCRATCH = INDEX[SCRATCH[0]]
-_NEXT, _BLOCKS, _ROW, _ROWS = (INDEX[name] for name in ("next", "blocks", "row", "rows"))
+_FIRST_HELD, _FIRST_SCRATCH = INDEX[HELD[0]], INDEX[SCRATCH[0]]
+_NEXT, _DONE, _BLOCKS, _ROW, _ROWS = (
+    INDEX[name] for name in ("next", "done", "blocks", "row", "rows")
+)
 
 
 class Table(types.Type):
@@ -114,15 +132,23 @@ def as_table(typingctx: Any, address: Any, like: Any) -> Any:
     return Table(like)(address, like), lambda context, builder, sig, args: args[0]
 
 
-@intrinsic
-def take_next(typingctx: Any, table: Any) -> Any:
-    """The number ``next``, leaving one more there; safe between threads."""
+def _counter(index: int, ordering: str) -> Any:
+    @intrinsic
+    def count(typingctx: Any, table: Any) -> Any:
+        """A number of the table, leaving one more there; safe between threads."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        counter = builder.gep(args[0], [ir.IntType(64)(_NEXT)])
-        return builder.atomic_rmw("add", counter, ir.IntType(64)(1), "monotonic")
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            counter = builder.gep(args[0], [ir.IntType(64)(index)])
+            return builder.atomic_rmw("add", counter, ir.IntType(64)(1), ordering)
 
-    return types.int64(table), codegen
+        return types.int64(table), codegen
+
+    return count
+
+
+take_next = _counter(_NEXT, "monotonic")
+#: How many blocks were done before; whoever is last sees what the others wrote.
+count_done = _counter(_DONE, "acq_rel")
 
 
 @intrinsic
@@ -143,6 +169,8 @@ def own_block(a: Any, block: int) -> Any:
         own[i] = shared[i]
         if i >= _FIRST_SCRATCH:
             own[i] += block * a.scratch_bytes
+        elif i >= _FIRST_HELD:
+            own[i] += block * a.held_bytes
     own[_ROW] = block * a.block_rows
     own[_ROWS] = min(a.block_rows, a.batch - own[_ROW])
     return as_table(own, a.scale)

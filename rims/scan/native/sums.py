@@ -1,0 +1,201 @@
+"""Kernels of the gradients of the loop's weights: products A^T B of what a few steps left.
+
+A block adds them up for itself, while the rows are still in the cache; whoever is done last adds
+the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from rims.native.simd import (
+    I64,
+    VECTOR_BYTES,
+    Vec,
+    first_lanes,
+    kernel,
+    lanes_of,
+    load_up_to,
+    masked_load,
+    masked_store,
+    shifted,
+    store_up_to,
+    vector_at,
+)
+from rims.scan.native.matmul import TILE_VECTORS, accumulated, side_by_side
+
+#: Lines of a tile: for one vector of columns, and for two where there are registers enough.
+_LINES = 8
+
+
+@kernel
+def clear(b: Any) -> None:
+    """Nothing is summed up yet."""
+    n, d, gates = b.n, b.d, b.g * b.d
+    values = b.m * b.dv
+    zeros(b, b.own_hh, n * gates * d)
+    zeros(b, b.own_qkv, n * d * (2 * b.m * b.dk + values))
+    zeros(b, b.own_out, 2 * d * values)
+    zeros(b, b.own_b_ih, n * gates)
+    zeros(b, b.own_b_hh, n * gates)
+    zeros(b, b.own_b_out, 2 * d)
+
+
+@kernel
+def zeros(b: Any, target: Any, count: int) -> None:
+    """So many of them."""
+    for j in range(0, count, b.lanes):
+        store_up_to(target, j, count - j, b.zero)
+
+
+@kernel
+def add_rows(b: Any, rows: int) -> None:
+    """Add the products of the rows held by the block."""
+    n, d, k, gates, values = b.n, b.d, b.k, b.g * b.d, b.m * b.dv
+    width = 2 * b.m * b.dk + values
+    for m in range(n):
+        d_gates, h = shifted(b.d_state_gates, m * gates), shifted(b.h_prev, m * d)
+        product(d_gates, n * gates, h, n * d, shifted(b.own_hh, m * gates * d), gates, d, rows)
+        spoken, d_qkv = shifted(b.spoken, m * d), shifted(b.d_qkv, m * width)
+        own = shifted(b.own_qkv, m * d * width)
+        product(spoken, n * d, d_qkv, n * width, own, d, width, rows)
+    product(b.d_output_gate, 2 * d, b.read, values, b.own_out, 2 * d, values, rows * k)
+    column_sums(b, b.d_output_gate, b.own_b_out, 2 * d, rows * k)
+    if b.g == 3:
+        column_sums(b, b.d_state_gates, b.own_b_hh, n * gates, rows)
+
+
+@kernel
+def reduce(a: Any) -> None:
+    """Write the sums of all blocks, in the shapes of the weights."""
+    n, d, gates, keys, values = a.n, a.d, a.g * a.d, a.m * a.dk, a.m * a.dv
+    width = 2 * keys + values
+    total(a, a.own_hh, 0, n * gates * d, 1, a.sum_hh)
+    total(a, a.own_qkv, width, keys, n * d, a.sum_query)
+    total(a, shifted(a.own_qkv, keys), width, keys, n * d, a.sum_key)
+    total(a, shifted(a.own_qkv, 2 * keys), width, values, n * d, a.sum_value)
+    total(a, a.own_out, 0, d * values, 1, a.sum_output)
+    total(a, shifted(a.own_out, d * values), 0, d * values, 1, a.sum_gate)
+    total(a, a.own_b_ih, 0, n * gates, 1, a.sum_b_ih)
+    # An LSTM only ever adds its two biases, so that they have the same gradient.
+    total(a, a.own_b_hh if a.g == 3 else a.own_b_ih, 0, n * gates, 1, a.sum_b_hh)
+    total(a, a.own_b_out, 0, d, 1, a.sum_b_output)
+    total(a, shifted(a.own_b_out, d), 0, d, 1, a.sum_b_gate)
+
+
+@kernel
+def total(a: Any, own: Any, step: int, columns: int, lines: int, out: Any) -> None:
+    """Over all blocks the sum of ``lines`` lines of ``columns`` numbers, ``step`` apart."""
+    to_next = a.held_bytes * a.lanes // VECTOR_BYTES
+    for i in range(lines):
+        for j in range(0, columns, a.lanes):
+            left, sums = columns - j, a.zero
+            for block in range(a.blocks):
+                sums = sums + load_up_to(own, block * to_next + i * step + j, left)
+            store_up_to(out, i * columns + j, left, sums)
+
+
+@kernel
+def product(
+    a: Any, lda: int, b: Any, ldb: int, c: Any, lines: int, columns: int, depth: int
+) -> None:
+    """C += A^T B: A is (depth, lines), B (depth, columns)."""
+    lanes = lanes_of(a[0])
+    j = 0
+    while j < columns:
+        left, b_j, c_j = columns - j, shifted(b, j), shifted(c, j)
+        if TILE_VECTORS > 2 and left > lanes:
+            _wide(a, lda, b_j, ldb, c_j, columns, lines, depth, left)
+            j += 2 * lanes
+        else:
+            _narrow(a, lda, b_j, ldb, c_j, columns, lines, depth, left)
+            j += lanes
+
+
+@kernel
+def column_sums(b: Any, rows: Any, out: Any, columns: int, count: int) -> None:
+    """Add the sum of ``count`` rows."""
+    for j in range(0, columns, b.lanes):
+        left = columns - j
+        sums = load_up_to(out, j, left)
+        for i in range(count):
+            sums = sums + load_up_to(rows, i * columns + j, left)
+        store_up_to(out, j, left, sums)
+
+
+def _make_tile(lines: int, vectors: int) -> Any:
+    @intrinsic
+    def tile(
+        typingctx: Any, a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any,
+        depth: Any, left: Any,
+    ) -> Any:  # fmt: skip
+        """``lines`` lines of C and ``vectors`` vectors of each, of which ``left`` numbers count."""
+        vec = Vec(a.dtype)
+
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            _tile_code(builder, vec, lines, vectors, *args)
+            return context.get_dummy_value()
+
+        step = types.int64
+        return types.void(a, step, b, step, c, step, step, step), codegen
+
+    return tile
+
+
+def _tile_code(
+    builder: ir.IRBuilder, vec: Vec, lines: int, vectors: int,
+    a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any, depth: Any, left: Any,
+) -> None:  # fmt: skip
+    last = first_lanes(builder, vec, builder.sub(left, I64((vectors - 1) * vec.lanes)))
+    places = [
+        [vector_at(builder, vec, c, at) for at in side_by_side(builder, vec, line, vectors)]
+        for line in (builder.mul(I64(r), ldc) for r in range(lines))
+    ]
+
+    def fetched(row: list[Any]) -> list[Any]:
+        whole = [builder.load(place, align=vec.bytes) for place in row[:-1]]
+        return [*whole, masked_load(builder, vec, row[-1], last)]
+
+    def columns(i: Any) -> list[Any]:
+        starts = side_by_side(builder, vec, builder.mul(i, ldb), vectors)
+        return fetched([vector_at(builder, vec, b, at) for at in starts])
+
+    def factors(i: Any) -> Iterator[Any]:
+        line = builder.mul(i, lda)
+        for r in range(lines):
+            yield builder.load(builder.gep(a, [builder.add(line, I64(r))]), align=vec.bytes)
+
+    start = [fetched(row) for row in places]
+    sums = accumulated(builder, vec, start, depth, factors, columns)
+    for row, values in zip(places, sums, strict=True):
+        for place, value in zip(row[:-1], values[:-1], strict=True):
+            builder.store(value, place, align=vec.bytes)
+        masked_store(builder, vec, values[-1], row[-1], last)
+
+
+def _make_band(vectors: int) -> Any:
+    tall, line = _make_tile(_LINES, vectors), _make_tile(1, vectors)
+
+    @kernel
+    def band(
+        a: Any, lda: int, b: Any, ldb: int, c: Any, ldc: int,
+        lines: int, depth: int, left: int,
+    ) -> None:  # fmt: skip
+        """All lines of as many vectors of columns."""
+        r = 0
+        while r + _LINES <= lines:
+            tall(shifted(a, r), lda, b, ldb, shifted(c, r * ldc), ldc, depth, left)
+            r += _LINES
+        while r < lines:
+            line(shifted(a, r), lda, b, ldb, shifted(c, r * ldc), ldc, depth, left)
+            r += 1
+
+    return band
+
+
+_narrow, _wide = _make_band(1), _make_band(min(2, TILE_VECTORS // 2))
