@@ -202,7 +202,9 @@ def flip_time(sequence: Tensor, valid: Tensor | None) -> Tensor:
 def side_by_side(outputs: list[Tensor]) -> Tensor:
     """What each direction gives, joined; a copy where the gradient needs what the caller gets."""
     only, *others = outputs
-    # A trace is the same with and without gradients.
-    if others or only.requires_grad or torch._C._get_tracing_state() is not None:
+    if others:
         return torch.cat(outputs, dim=-1)
+    # A trace is the same with and without gradients.
+    if only.requires_grad or torch._C._get_tracing_state() is not None:
+        return only.clone()
     return only

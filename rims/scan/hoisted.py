@@ -8,7 +8,6 @@ grow with T.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -20,13 +19,12 @@ from torch.nn import functional as F
 from rims.checks import is_autocasting
 from rims.scan.input_side import Apart, InputSide, Joined, as_rows, choose
 from rims.scan.problem import Weights
-from rims.scan.products import gradient_shapes
 from rims.scan.recurrence import Carry, Hoisted, Recurrence, Sequence
 
 #: Rows (steps times batch) of a chunk at least: enough for full speed of a matrix product.
 _CHUNK_ROWS = 1024
-#: Numbers of its gradients: small layers have more rows, to have fewer chunks.
-_CHUNK_NUMBERS = 5_500_000
+#: Numbers of the gradients of its input side: small layers have more rows, to have fewer chunks.
+_CHUNK_NUMBERS = 1_500_000
 
 
 class Saved(NamedTuple):
@@ -232,8 +230,8 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 def chunk_rows(w: Weights) -> int:
     """Rows (steps times batch) of a chunk."""
-    numbers = sum(map(math.prod, gradient_shapes(w, w.num_rims)))
-    return max(_CHUNK_ROWS, _CHUNK_NUMBERS // numbers)
+    n, gates, d = w.hh.shape
+    return max(_CHUNK_ROWS, _CHUNK_NUMBERS // (n * (d + gates)))
 
 
 def _chunk_length(w: Weights, batch: int, steps: int) -> int:

@@ -36,7 +36,7 @@ class InputSide:
     def room(self, input: Tensor, *lead: int) -> tuple[Tensor | None, Hoisted]:
         """Where :meth:`project` can write for as many inputs."""
         kept = self._room_to_keep(input, *lead)
-        sides = (input.new_empty(*lead, len(weight)) for weight in (self.query, self.ih))
+        sides = (input.new_empty(*lead, weight.shape[0]) for weight in (self.query, self.ih))
         return kept, Hoisted(*sides)
 
     def _room_to_keep(self, input: Tensor, *lead: int) -> Tensor | None:
@@ -83,7 +83,7 @@ class Apart(InputSide):
         assert kept is not None
         rows = as_rows(input)
         key, value = as_rows(kept).split_with_sizes(self.sizes, dim=1)
-        if len(rows) < FEW_ROWS:
+        if rows.shape[0] < FEW_ROWS:
             torch.mm(rows, self.w.input_key, out=key)
             torch.mm(rows, self.w.input_value, out=value)
         else:
@@ -123,13 +123,15 @@ class Joined(InputSide):
     def __init__(self, w: Weights) -> None:
         super().__init__(w)
         self._d_to_query, self._d_to_gate = (
-            w.input_key.new_empty(len(w.input_key), len(weight)) for weight in (self.query, self.ih)
+            w.input_key.new_empty(w.input_key.shape[0], weight.shape[0])
+            for weight in (self.query, self.ih)
         )
 
     @cached_property
     def to_query(self) -> Tensor:
         """W^k Q^T / sqrt(dk), (I, N d)."""
-        return (self.w.input_key * self.scale) @ self.query.mT
+        product = torch.empty_like(self._d_to_query)
+        return product.addmm_(self.w.input_key, self.query.mT, beta=0.0, alpha=self.scale)
 
     @cached_property
     def to_gate(self) -> Tensor:
@@ -151,7 +153,8 @@ class Joined(InputSide):
         """See :meth:`InputSide.add`."""
         d_query_side, d_gate_side = map(as_rows, d)
         columns = as_rows(input).mT
-        self._d_to_query.addmm_(columns, d_query_side, beta=self._so_far)
+        # Of W^k Q^T alone: the scale is already part of it.
+        self._d_to_query.addmm_(columns, d_query_side, beta=self._so_far, alpha=self.scale)
         self._d_to_gate.addmm_(columns, d_gate_side, beta=self._so_far)
         self._so_far = 1.0
         if grad_input is not None:
@@ -161,10 +164,10 @@ class Joined(InputSide):
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :meth:`InputSide.gradients`."""
-        w, d_to_query = self.w, self._d_to_query.mul_(self.scale)
-        query, ih = d_to_query.mT @ w.input_key, self._d_to_gate.mT @ w.input_value
+        w = self.w
+        query, ih = self._d_to_query.mT @ w.input_key, self._d_to_gate.mT @ w.input_value
         return (
-            d_to_query @ self.query,
+            self._d_to_query @ self.query,
             self._d_to_gate @ self.ih,
             query.view_as(w.input_query),
             ih.view_as(w.ih),
@@ -188,8 +191,8 @@ def choose(w: Weights, rows: int, save: bool, input_needs_grad: bool) -> type[In
         >>> choose(Weights.of(narrow.rim_cells[0]), 512, True, False).__name__
         'Joined'
     """
-    size, keys = w.input_key.shape
-    values, queries, gates = w.input_value.shape[1], w.hh[..., 0, :].numel(), w.hh[..., 0].numel()
+    (size, keys), (n, g, d), values = w.input_key.shape, w.hh.shape, w.input_value.shape[1]
+    queries, gates = n * d, n * g
     to_keys, behind = size * (keys + values), keys * queries + values * gates
     at_once = size * (queries + gates)
     apart, joined, once = to_keys + behind, at_once, size * behind

@@ -52,13 +52,13 @@ def _make_tile(rows: int, vectors: int) -> Any:
                 line = builder.mul(i, ldw)
                 return [
                     builder.load(vector_at(builder, vec, w, place), align=vec.bytes)
-                    for place in side_by_side(builder, vec, line, vectors)
+                    for place in vector_starts(builder, vec, line, vectors)
                 ]
 
             sums = accumulated(builder, vec, zeros, depth, factors, columns)
             for r in range(rows):
                 line = builder.mul(I64(r), ldc)
-                for v, place in enumerate(side_by_side(builder, vec, line, vectors)):
+                for v, place in enumerate(vector_starts(builder, vec, line, vectors)):
                     target = vector_at(builder, vec, c, place)
                     builder.store(sums[r][v], target, align=vec.bytes)
             return context.get_dummy_value()
@@ -69,7 +69,7 @@ def _make_tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-def side_by_side(builder: ir.IRBuilder, vec: Vec, line: Any, vectors: int) -> list[Any]:
+def vector_starts(builder: ir.IRBuilder, vec: Vec, line: Any, vectors: int) -> list[Any]:
     """Where the vectors of a line begin."""
     return [builder.add(line, I64(v * vec.lanes)) for v in range(vectors)]
 

@@ -27,7 +27,7 @@ from rims.native.simd import (
     store_up_to,
     vector_at,
 )
-from rims.scan.native.matmul import TILE_VECTORS, accumulated, side_by_side
+from rims.scan.native.matmul import TILE_VECTORS, accumulated, vector_starts
 
 #: Lines of a tile: for one vector of columns, and for two where there are registers enough.
 _LINES = 8
@@ -153,7 +153,7 @@ def _tile_code(
 ) -> None:  # fmt: skip
     last = first_lanes(builder, vec, builder.sub(left, I64((vectors - 1) * vec.lanes)))
     places = [
-        [vector_at(builder, vec, c, at) for at in side_by_side(builder, vec, line, vectors)]
+        [vector_at(builder, vec, c, at) for at in vector_starts(builder, vec, line, vectors)]
         for line in (builder.mul(I64(r), ldc) for r in range(lines))
     ]
 
@@ -162,7 +162,7 @@ def _tile_code(
         return [*whole, masked_load(builder, vec, row[-1], last)]
 
     def columns(i: Any) -> list[Any]:
-        starts = side_by_side(builder, vec, builder.mul(i, ldb), vectors)
+        starts = vector_starts(builder, vec, builder.mul(i, ldb), vectors)
         return fetched([vector_at(builder, vec, b, at) for at in starts])
 
     def factors(i: Any) -> Iterator[Any]:
