@@ -77,7 +77,7 @@ class ProductRecurrence(Recurrence):
 
 def empty_gradients(out: Hoisted, w: Weights, slots: int, bias_ih: Tensor) -> LoopGradients:
     """Room for those of as many steps as ``out`` (L, B, ...) has."""
-    lead, shapes = out.gate_side.shape[:2], gradient_shapes(w, slots)[2:]
+    lead, shapes = out.gate_side.shape[:2], _shapes(w, slots)
     # In one piece, which the allocator hands out again and again; single large arrays it would
     # return to the system every time, and fetching them anew costs as much as filling them.
     sizes = [math.prod((*lead, *shape)) for shape in shapes]
@@ -86,14 +86,12 @@ def empty_gradients(out: Hoisted, w: Weights, slots: int, bias_ih: Tensor) -> Lo
     return LoopGradients(*out, *parts, bias_ih=bias_ih)  # type: ignore[misc]
 
 
-def gradient_shapes(w: Weights, slots: int) -> list[tuple[int, ...]]:
-    """Of a step and sample, in the order of LoopGradients."""
+def _shapes(w: Weights, slots: int) -> list[tuple[int, ...]]:
+    """Of a step and sample, in the order of LoopGradients from ``state_gates`` on."""
     state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
     gates = w.num_rims * w.hh.shape[1]
     qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values
     return [
-        (state,),
-        (gates,),
         (gates,),
         (w.num_rims, qkv),
         (slots, 2 * w.unit_size),

@@ -8,7 +8,7 @@ from rims.native.simd import kernel
 from rims.scan.native.back import carry, retreat
 from rims.scan.native.forward import advance, begin, commit, restore
 from rims.scan.native.pack import pack, pack_back
-from rims.scan.native.sums import add_rows, clear, reduce
+from rims.scan.native.sums import add_blocks, add_rows, clear
 from rims.scan.native.table import count_done, own_block, take_next
 
 
@@ -56,4 +56,4 @@ def back(a: Any) -> None:
                 count = 0
         carry(b, True)
         if count_done(a) == a.blocks - 1 and a.reduces:
-            reduce(a)
+            add_blocks(a)

@@ -71,25 +71,25 @@ def add_rows(b: Any, rows: int) -> None:
 
 
 @kernel
-def reduce(a: Any) -> None:
+def add_blocks(a: Any) -> None:
     """Write the sums of all blocks, in the shapes of the weights."""
     n, d, gates, keys, values = a.n, a.d, a.g * a.d, a.m * a.dk, a.m * a.dv
     width = 2 * keys + values
-    total(a, a.own_hh, 0, n * gates * d, 1, a.sum_hh)
-    total(a, a.own_qkv, width, keys, n * d, a.sum_query)
-    total(a, shifted(a.own_qkv, keys), width, keys, n * d, a.sum_key)
-    total(a, shifted(a.own_qkv, 2 * keys), width, values, n * d, a.sum_value)
-    total(a, a.own_out, 0, d * values, 1, a.sum_output)
-    total(a, shifted(a.own_out, d * values), 0, d * values, 1, a.sum_gate)
-    total(a, a.own_b_ih, 0, n * gates, 1, a.sum_b_ih)
+    over_blocks(a, a.own_hh, 0, n * gates * d, 1, a.sum_hh)
+    over_blocks(a, a.own_qkv, width, keys, n * d, a.sum_query)
+    over_blocks(a, shifted(a.own_qkv, keys), width, keys, n * d, a.sum_key)
+    over_blocks(a, shifted(a.own_qkv, 2 * keys), width, values, n * d, a.sum_value)
+    over_blocks(a, a.own_out, 0, d * values, 1, a.sum_output)
+    over_blocks(a, shifted(a.own_out, d * values), 0, d * values, 1, a.sum_gate)
+    over_blocks(a, a.own_b_ih, 0, n * gates, 1, a.sum_b_ih)
     # An LSTM only ever adds its two biases, so that they have the same gradient.
-    total(a, a.own_b_hh if a.g == 3 else a.own_b_ih, 0, n * gates, 1, a.sum_b_hh)
-    total(a, a.own_b_out, 0, d, 1, a.sum_b_output)
-    total(a, shifted(a.own_b_out, d), 0, d, 1, a.sum_b_gate)
+    over_blocks(a, a.own_b_hh if a.g == 3 else a.own_b_ih, 0, n * gates, 1, a.sum_b_hh)
+    over_blocks(a, a.own_b_out, 0, d, 1, a.sum_b_output)
+    over_blocks(a, shifted(a.own_b_out, d), 0, d, 1, a.sum_b_gate)
 
 
 @kernel
-def total(a: Any, own: Any, step: int, columns: int, lines: int, out: Any) -> None:
+def over_blocks(a: Any, own: Any, step: int, columns: int, lines: int, out: Any) -> None:
     """Over all blocks the sum of ``lines`` lines of ``columns`` numbers, ``step`` apart."""
     to_next = a.held_bytes * a.lanes // VECTOR_BYTES
     for i in range(lines):
