@@ -262,7 +262,7 @@ def _loop_gradients(case: Case, problem: Problem, did: Sequence, device: str) ->
     assert rest is not None
     inputs = Hoisted(rest.inputs.query_side, rest.inputs.gate_side)
     room = Hoisted(*map(torch.empty_like, inputs))
-    out = empty_gradients(room, a.w, a.w.num_rims, torch.zeros_like(a.w.hh[..., 0]))
+    out = empty_gradients(room, a.w, torch.zeros_like(a.w.hh[..., 0]))
     grad_output = problem.grad_output.to(device, case.dtype)
     recurrence.retreat(0, inputs, did, grad_output, _carry(case, problem, device), out)
     return out

@@ -1,4 +1,4 @@
-r"""A whole sequence, the input side before the loop and the weights' gradients after it.
+r"""A whole sequence, the input side before the loop and its gradients after it.
 
 Everything that does not depend on the state is a product over all T B rows at once; the rest is a
 :class:`rims.scan.recurrence.Recurrence`. Steps go in chunks of a thousand rows or more, so that

@@ -191,8 +191,8 @@ def choose(w: Weights, rows: int, save: bool, input_needs_grad: bool) -> type[In
         >>> choose(Weights.of(narrow.rim_cells[0]), 512, True, False).__name__
         'Joined'
     """
-    (size, keys), (n, g, d), values = w.input_key.shape, w.hh.shape, w.input_value.shape[1]
-    queries, gates = n * d, n * g
+    (size, keys), values = w.input_key.shape, w.input_value.shape[1]
+    queries, gates = w.num_rims * w.unit_size, w.num_rims * w.hh.shape[1]
     to_keys, behind = size * (keys + values), keys * queries + values * gates
     at_once = size * (queries + gates)
     apart, joined, once = to_keys + behind, at_once, size * behind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,28 +17,25 @@ from rims.scan.recurrence import Carry, Hoisted, LoopWeights, Recurrence, Sequen
 class LoopGradients(NamedTuple):
     """What the loop leaves of consecutive steps for products over all of them at once.
 
-    A gradient of a weight is a product of one of these with another. V is how many mechanisms per
-    sample are given where only active ones count: k where a path packs them, else N.
+    A gradient of a weight is a product of one of these with another.
     """
 
     query_side: Tensor  # (L, B, N d), gradient of U
     gate_side: Tensor  # (L, B, N G d), of G
     state_gates: Tensor  # (L, B, N G d), of the state's half of the gates
     qkv: Tensor  # (L, B, N, W), of queries, keys and values of the communication
-    output_gate: Tensor  # (L, B, V, 2 d), of its output and gate before tanh and sigmoid
+    output_gate: Tensor  # (L, B, N, 2 d), of its output and gate before tanh and sigmoid
     h_prev: Tensor  # (L, B, N d), the state before each step, resets made
     spoken: Tensor  # (L, B, N d), what mechanisms read of each other
-    read: Tensor  # (L, B, V, M dv), what they got
+    read: Tensor  # (L, B, N, M dv), what they got
     bias_ih: Tensor  # (N, G d), of the input's half of the gates, summed over all steps so far
 
 
 class ProductRecurrence(Recurrence):
     """Leaves of every step what the products need, and multiplies a chunk of steps at a time."""
 
-    #: Whether ``output_gate`` and ``read`` hold only the k active mechanisms of a sample.
-    packs_active: ClassVar[bool] = False
-
     _sums: _Sums | None = None
+    _buffer: LoopGradients | None = None
 
     @abstractmethod
     def retreat(
@@ -64,8 +61,11 @@ class ProductRecurrence(Recurrence):
         """See :meth:`Recurrence.backward`."""
         if self._sums is None:
             self._sums = _Sums(self.w)
-        slots = self.rules.k if self.packs_active else self.w.num_rims
-        part = empty_gradients(out, self.w, slots, self._sums.bias_ih)
+        steps = out.gate_side.shape[0]
+        if self._buffer is None or len(self._buffer.read) < steps:
+            self._buffer = empty_gradients(out, self.w, self._sums.bias_ih)
+        rest = (part[:steps] for part in self._buffer[2:-1])
+        part = LoopGradients(*out, *rest, bias_ih=self._sums.bias_ih)  # type: ignore[misc]
         self.retreat(first, inputs, did, grad_output, carry, part)
         self._sums.add(part)
 
@@ -75,18 +75,16 @@ class ProductRecurrence(Recurrence):
         return self._sums.result()
 
 
-def empty_gradients(out: Hoisted, w: Weights, slots: int, bias_ih: Tensor) -> LoopGradients:
+def empty_gradients(out: Hoisted, w: Weights, bias_ih: Tensor) -> LoopGradients:
     """Room for those of as many steps as ``out`` (L, B, ...) has."""
-    lead, shapes = out.gate_side.shape[:2], _shapes(w, slots)
-    # In one piece, which the allocator hands out again and again; single large arrays it would
-    # return to the system every time, and fetching them anew costs as much as filling them.
+    lead, shapes = out.gate_side.shape[:2], _shapes(w)
     sizes = [math.prod((*lead, *shape)) for shape in shapes]
     pieces = out.gate_side.new_empty(sum(sizes)).split_with_sizes(sizes)
     parts = [piece.view(*lead, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
     return LoopGradients(*out, *parts, bias_ih=bias_ih)  # type: ignore[misc]
 
 
-def _shapes(w: Weights, slots: int) -> list[tuple[int, ...]]:
+def _shapes(w: Weights) -> list[tuple[int, ...]]:
     """Of a step and sample, in the order of LoopGradients from ``state_gates`` on."""
     state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
     gates = w.num_rims * w.hh.shape[1]
@@ -94,10 +92,10 @@ def _shapes(w: Weights, slots: int) -> list[tuple[int, ...]]:
     return [
         (gates,),
         (w.num_rims, qkv),
-        (slots, 2 * w.unit_size),
+        (w.num_rims, 2 * w.unit_size),
         (state,),
         (state,),
-        (slots, head_values),
+        (w.num_rims, head_values),
     ]
 
 
@@ -107,9 +105,9 @@ class _Sums:
     def __init__(self, w: Weights) -> None:
         self.w = w
         self.hh = torch.empty_like(w.hh, memory_format=torch.contiguous_format)
-        self.bias_ih = torch.zeros_like(w.hh[..., 0])
+        self.bias_ih = w.hh.new_zeros(w.hh.shape[:2])
         # An LSTM only ever adds its two biases, so that they have the same gradient.
-        self.bias_hh = None if w.num_gates == 4 else torch.empty_like(self.bias_ih)
+        self.bias_hh = None if w.num_gates == 4 else w.hh.new_empty(w.hh.shape[:2])
         self.qkv_sizes = [p.shape[2] for p in (w.comm_query, w.comm_key, w.comm_value)]
         self.qkv = w.hh.new_empty(w.num_rims, w.unit_size, sum(self.qkv_sizes))
         self.output_gate = w.output.new_empty(2 * w.unit_size, w.output.shape[1])
@@ -126,7 +124,7 @@ class _Sums:
         d_output_gate = part.output_gate.flatten(0, 2)
         self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2), beta=beta)
         if self.bias_hh is not None:
-            _add_sum(self.bias_hh.flatten(), as_rows(part.state_gates), beta)
+            _add_sum(self.bias_hh.view(-1), as_rows(part.state_gates), beta)
         _add_sum(self.output_gate_bias, d_output_gate, beta)
         self._so_far = 1.0
 

@@ -104,14 +104,14 @@ def _plan(
 ) -> np.ndarray:
     """What a handler makes the table from; see :mod:`rims.jax.native.handler`."""
     entries = list(layout.entries)
-    entries[e.INDEX["reduces"]] = 1  # every call gives the sums of its own steps
+    entries[e.INDEX["is_end"]] = 1  # every call gives the sums of its own steps
     flags = {"has_reset": "reset", "has_valid": "valid", "has_fresh": "fresh_h"}
     for name, array in flags.items():
         entries[e.INDEX[name]] = int(array in operands)
     entries[e.INDEX["last"]] = length
     header = {
         handler.SIZE: e.SIZE,
-        handler.HELPERS: layout.sizes["blocks"] - 1,
+        handler.HELPERS: layout.sizes["groups"] - 1,
         handler.FIRST: e.INDEX["first"],
         handler.LAST: e.INDEX["last"],
         handler.NUM_SCRATCH: len(scratch),
@@ -131,7 +131,7 @@ def _stride(operand: Operand) -> int:
 
 def _places(layout: Layout, is_back: bool) -> tuple[list[tuple[int, int]], int]:
     """Entries of scratch and where it lies in the job, behind all tables; bytes of the job."""
-    tables = handler.TABLE + (1 + layout.sizes["blocks"]) * e.SIZE  # the shared and one per block
+    tables = handler.TABLE + (1 + layout.sizes["groups"]) * e.SIZE  # the shared and one per group
     start = round_up(tables * 8, 64)
     places = [(index, start + offset) for index, offset in layout.scratch]
     start += round_up(layout.arena_bytes, 64)

@@ -24,28 +24,29 @@ from rims.scan.native.matmul import matmul, matmuls
 
 
 @inlined
-def retreat(b: Any, t: int, held: int) -> None:
+def retreat(b: Any, t: int, base: int) -> None:
     """Take the gradients from after step ``t``, just computed again, to before it.
 
-    What gradients of weights need goes to the rows from ``held`` on.
+    What gradients of weights need goes to the rows held from ``base`` on.
     """
     n, d, k, rows, block = b.n, b.d, b.k, b.rows, b.block_rows
     unit, gates, values = b.unit, b.g * b.d, b.m * b.dv
     width = 2 * b.m * b.dk + values
-    receive(b, t, held)
-    speech_gradient(b, held)
-    matmul(shifted(b.d_output_gate, held * k * 2 * d), 2 * d, b.p_out_back, b.heads,
+    receive(b, t, base)
+    speech_gradient(b, base)
+    matmul(shifted(b.d_output_gate, base * k * 2 * d), 2 * d, b.p_out_back, b.heads,
            b.s_d_read, b.heads, rows * k, 2 * d, values)  # fmt: skip
-    attention_gradient(b, held)
-    matmuls(n, shifted(b.d_qkv, held * n * width), width, n * width,
+    attention_gradient(b, base)
+    matmuls(n, shifted(b.d_qkv, base * n * width), width, n * width,
             b.p_qkv_back, width * unit, unit,
             b.s_d_spoken, block * unit, unit, rows, width, d)  # fmt: skip
     if b.g == 4:
-        lstm_gradient(b, held)
+        lstm_gradient(b, base)
     else:
-        gru_gradient(b, held)
-    input_gradient(b, t, held)
-    matmuls(n, shifted(b.d_state_gates, held * n * gates), gates, n * gates,
+        gru_gradient(b, base)
+        candidate_bias(b)
+    input_gradient(b, t, base)
+    matmuls(n, shifted(b.d_state_gates, base * n * gates), gates, n * gates,
             b.p_hh_back, gates * unit, unit,
             b.s_d_h, block * unit, unit, rows, gates, d)  # fmt: skip
     hand_back(b, t)
@@ -76,7 +77,7 @@ def carry(b: Any, out: bool) -> None:
 
 
 @kernel
-def receive(b: Any, t: int, held: int) -> None:
+def receive(b: Any, t: int, base: int) -> None:
     """Add the gradient of the output; leave what the weights' gradients need of the step.
 
     In padding nothing was active: the gradient of the state passes by unchanged.
@@ -98,7 +99,7 @@ def receive(b: Any, t: int, held: int) -> None:
             if is_padding:
                 chosen[r * n + m] = 0
             unit, place = (m * block + r) * b.unit, (line * n + m) * d
-            own = ((held + r) * n + m) * d
+            own = ((base + r) * n + m) * d
             for j in range(0, d, b.lanes):
                 left = d - j
                 gradient = load(grad, unit + j) + load_up_to(output, place + j, left)
@@ -106,18 +107,18 @@ def receive(b: Any, t: int, held: int) -> None:
                 store_up_to(h_prev, own + j, left, load(h, unit + j))
                 store_up_to(spoken, own + j, left, load(h_cand, unit + j))
         for a in range(k):
-            place = ((held + r) * k + a) * values
+            place = ((base + r) * k + a) * values
             for j in range(0, values, b.lanes):
                 value = load(read, (r * k + a) * b.heads + j)
                 store_up_to(all_read, place + j, values - j, value)
 
 
 @kernel
-def speech_gradient(b: Any, held: int) -> None:
+def speech_gradient(b: Any, base: int) -> None:
     """Through output and gate of the communication of active mechanisms."""
     n, d, k, rows = b.n, b.d, b.k, b.rows
     grad, out = b.s_grad_h, b.s_out
-    d_pair = shifted(b.d_output_gate, held * k * 2 * d)
+    d_pair = shifted(b.d_output_gate, base * k * 2 * d)
     picked, chosen = b.s_picked, b.s_chosen
     one = b.one
     for r in range(rows):
@@ -137,11 +138,11 @@ def speech_gradient(b: Any, held: int) -> None:
 
 
 @kernel
-def attention_gradient(b: Any, held: int) -> None:
+def attention_gradient(b: Any, base: int) -> None:
     """Through the attention of active readers: gradients of queries, keys and values."""
     n, width = b.n, 2 * b.m * b.dk + b.m * b.dv
     for r in range(b.rows):
-        own = shifted(b.d_qkv, (held + r) * n * width)
+        own = shifted(b.d_qkv, (base + r) * n * width)
         is_real = b.s_chosen[r * n + b.s_picked[r * b.k]] != 0  # in padding nothing is active
         for m in range(n):
             if not b.s_chosen[r * n + m]:  # what is idle asked nothing
@@ -214,7 +215,7 @@ def key_gradient(b: Any, r: int, own: Any, width: int) -> None:
 
 
 @kernel
-def lstm_gradient(b: Any, held: int) -> None:
+def lstm_gradient(b: Any, base: int) -> None:
     """Gradients of gates i, f, g, o; the gradient of c goes back in place."""
     n, d = b.n, b.d
     pre, chosen = b.s_pre, b.s_chosen
@@ -226,7 +227,7 @@ def lstm_gradient(b: Any, held: int) -> None:
         for r in range(b.rows):
             row = m * b.block_rows + r
             gates, unit = shifted(pre, row * b.gate), row * b.unit
-            out = shifted(d_gates, ((held + r) * n + m) * 4 * d)
+            out = shifted(d_gates, ((base + r) * n + m) * 4 * d)
             is_active = chosen[r * n + m] != 0
             for j in range(0, d, b.lanes):
                 left = d - j
@@ -249,7 +250,7 @@ def lstm_gradient(b: Any, held: int) -> None:
 
 
 @kernel
-def gru_gradient(b: Any, held: int) -> None:
+def gru_gradient(b: Any, base: int) -> None:
     """Gradients of gates r, z, n; the direct way to the old h is left in place.
 
     n is the only gate whose halves differ: what its input's half gets goes to AUX.
@@ -264,7 +265,7 @@ def gru_gradient(b: Any, held: int) -> None:
         for sample in range(b.rows):
             row = m * b.block_rows + sample
             gates, unit = shifted(pre, row * b.gate), row * b.unit
-            out = shifted(d_gates, ((held + sample) * n + m) * 3 * d)
+            out = shifted(d_gates, ((base + sample) * n + m) * 3 * d)
             is_active = chosen[sample * n + m] != 0
             for j in range(0, d, b.lanes):
                 left = d - j
@@ -284,17 +285,32 @@ def gru_gradient(b: Any, held: int) -> None:
 
 
 @kernel
-def input_gradient(b: Any, t: int, held: int) -> None:
-    """Of the input's half of the gates: to its bias, to G, and to the score."""
+def candidate_bias(b: Any) -> None:
+    """Of the input's half of a GRU's n, to its bias; that of every other gate is its state's."""
+    d, chosen, aux = b.d, b.s_chosen, b.s_aux
+    for m in range(b.n):
+        for j in range(0, d, b.lanes):
+            left, sums = d - j, b.zero
+            for r in range(b.rows):
+                if chosen[r * b.n + m] != 0:
+                    unit = (m * b.block_rows + r) * b.unit
+                    sums = sums + load_up_to(aux, unit + j, left)
+            place = m * d + j
+            store_up_to(b.own_b_n, place, left, load_up_to(b.own_b_n, place, left) + sums)
+
+
+@kernel
+def input_gradient(b: Any, t: int, base: int) -> None:
+    """Of the input's half of the gates: to G and to the score."""
     n, d, gates = b.n, b.d, b.g * b.d
     side, d_side = b.gate_side, b.d_gate_side
     d_state, aux = b.d_state_gates, b.s_aux
     share, d_score = b.s_share, b.s_score
-    chosen, d_bias = b.s_chosen, b.own_b_ih
+    chosen = b.s_chosen
     for m in range(n):
         for r in range(b.rows):
             place = (line_of(b, t, r) * n + m) * gates
-            own = ((held + r) * n + m) * gates
+            own = ((base + r) * n + m) * gates
             p = share[r * n + m]
             is_active = chosen[r * n + m] != 0
             sums = b.zero
@@ -307,8 +323,6 @@ def input_gradient(b: Any, t: int, held: int) -> None:
                         if b.g == 3 and gate == 2:
                             gradient = load_up_to(aux, (m * b.block_rows + r) * b.unit + i, left)
                         sums = sums + gradient * load_up_to(side, j, left)
-                        bias = m * gates + gate * d + i
-                        store_up_to(d_bias, bias, left, load_up_to(d_bias, bias, left) + gradient)
                     store_up_to(d_side, j, left, gradient * splat(p))
             d_score[r * n + m] = total(sums) * (p - p * p)
 

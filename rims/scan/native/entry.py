@@ -1,4 +1,4 @@
-"""Kernels as threads enter them: every thread takes blocks until none is left."""
+"""Kernels as threads enter them: every thread takes groups of blocks until none is left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rims.native.simd import kernel
 from rims.scan.native.back import carry, retreat
 from rims.scan.native.forward import advance, begin, commit, restore
 from rims.scan.native.pack import pack, pack_back
-from rims.scan.native.sums import add_blocks, add_rows, clear
-from rims.scan.native.table import count_done, own_block, take_next
+from rims.scan.native.sums import add_groups, add_rows, clear
+from rims.scan.native.table import count_done, first_block, own_block, take_next
 
 
 @kernel
@@ -19,41 +19,44 @@ def forward(a: Any) -> None:
         pack(a)
         return
     while True:
-        block = take_next(a)
-        if block >= a.blocks:
+        group = take_next(a)
+        if group >= a.groups:
             return
-        b = own_block(a, block)
-        restore(b, b.first)
-        for t in range(b.first, b.last):
-            begin(b, t)
-            advance(b, t)
-            commit(b, t)
+        for block in range(first_block(a, group), first_block(a, group + 1)):
+            b = own_block(a, group, block)
+            restore(b, b.first)
+            for t in range(b.first, b.last):
+                begin(b, t)
+                advance(b, t)
+                commit(b, t)
 
 
 @kernel
 def back(a: Any) -> None:
-    """The same for gradients of blocks, from the last step to the first."""
+    """The same for gradients of blocks, from the last step to the first, and of the weights."""
     if a.packs:
         pack_back(a)
         return
     while True:
-        block = take_next(a)
-        if block >= a.blocks:
+        group = take_next(a)
+        if group >= a.groups:
             return
-        b = own_block(a, block)
-        if not b.so_far:
-            clear(b)
-        carry(b, False)
-        count = 0
-        for t in range(b.last - 1, b.first - 1, -1):
-            restore(b, t)
-            begin(b, t)
-            advance(b, t)
-            retreat(b, t, count)
-            count += b.rows
-            if t == b.first or count >= b.held * b.rows:
-                add_rows(b, count)
-                count = 0
-        carry(b, True)
-        if count_done(a) == a.blocks - 1 and a.reduces:
-            add_blocks(a)
+        begins = first_block(a, group)
+        for block in range(begins, first_block(a, group + 1)):
+            b = own_block(a, group, block)
+            if block == begins and not b.so_far:
+                clear(b)
+            carry(b, False)
+            count = 0
+            for t in range(b.last - 1, b.first - 1, -1):
+                restore(b, t)
+                begin(b, t)
+                advance(b, t)
+                retreat(b, t, count)
+                count += b.rows
+                if t == b.first or count + b.rows > b.held_steps * b.block_rows:
+                    add_rows(b, count)
+                    count = 0
+            carry(b, True)
+        if count_done(a) == a.groups - 1 and a.is_end:
+            add_groups(a)

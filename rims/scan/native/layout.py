@@ -17,6 +17,8 @@ from rims.scan.problem import Rules
 MAX_BLOCK_ROWS = 32
 #: Rows that a block holds, if it has fewer, before it multiplies them for the weights' gradients.
 HELD_ROWS = 32
+#: Groups of blocks per thread at most: enough to share them out evenly, and each has memory.
+THREAD_GROUPS = 4
 
 
 class Layout(NamedTuple):
@@ -29,7 +31,9 @@ class Layout(NamedTuple):
     packed: tuple[tuple[int, int], ...]  # the same for packed weights, in memory of their own
     packed_bytes: int
     as_given: tuple[tuple[int, int], ...]  # entries of packed weights taken as they are, and whose
-    held: tuple[tuple[int, int], ...]  # what blocks hold for the weights' gradients, in its memory
+    held: tuple[
+        tuple[int, int], ...
+    ]  # what groups hold for the weights' gradients, in a third piece
     held_bytes: int
 
 
@@ -44,7 +48,7 @@ def lay_out(
     item: int,
     num_threads: int,
 ) -> Layout:
-    """Sizes of a call and where in one piece of memory each block's scratch lies.
+    """Sizes of a call, and where in three pieces of memory what kernels write for themselves lies.
 
     Args:
         batch: B.
@@ -53,7 +57,7 @@ def lay_out(
         values: M dv.
         rules: what shapes do not tell.
         item: bytes of a number.
-        num_threads: that may take blocks.
+        num_threads: that may take groups of blocks.
     """
     sizes = _sizes(batch, hh, keys, values, rules, VECTOR_BYTES // item, num_threads)
     counts = _scratch_counts(sizes)
@@ -68,14 +72,14 @@ def lay_out(
         entries[e.INDEX[name]] = value
     entries[e.INDEX["scale"]] = struct.unpack("q", struct.pack("d", sizes["dk"] ** -0.5))[0]
     scratch = _places(counts, bytes_)
-    arena_bytes = sizes["blocks"] * sizes["scratch_bytes"] + 64
+    arena_bytes = sizes["groups"] * sizes["scratch_bytes"] + 64
     counts = _packed_counts(sizes)
     bytes_ = [round_up(count * item, 64) for count in counts.values()]
     packed, packed_bytes = _places(counts, bytes_), sum(bytes_) + 64
     as_given = tuple((e.INDEX[f"p_{name}"], e.INDEX[f"w_{name}"]) for name in _as_given(sizes))
     return Layout(
         sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes, as_given,
-        _places(counts_held, bytes_held), sizes["blocks"] * sizes["held_bytes"] + 64,
+        _places(counts_held, bytes_held), sizes["groups"] * sizes["held_bytes"] + 64,
     )  # fmt: skip
 
 
@@ -91,9 +95,11 @@ def _sizes(
     n, gates, d = hh
     share = -(-batch // num_threads)  # rounded up
     rows = min(MAX_BLOCK_ROWS, round_up(share, 4) if batch > 1 else 1)
+    blocks = -(-batch // rows)
     return {
-        "blocks": -(-batch // rows), "block_rows": rows, "batch": batch,
-        "held": max(1, HELD_ROWS // rows),
+        "groups": min(blocks, THREAD_GROUPS * num_threads),
+        "blocks": blocks, "block_rows": rows, "batch": batch,
+        "held_steps": max(1, HELD_ROWS // rows),
         "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
         "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
         "reads_state": int(rules.reads_state),
@@ -133,7 +139,7 @@ def _as_given(s: dict[str, int]) -> tuple[str, ...]:
 
 
 def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
-    """Numbers in each array that a block writes for itself."""
+    """Numbers in each array that a group writes for itself."""
     rows = s["block_rows"]
     all_units, readers = s["n"] * rows * s["unit"], rows * s["k"]
     return dict.fromkeys(e.SCRATCH, all_units) | {
@@ -147,15 +153,15 @@ def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
 
 
 def _held_counts(s: dict[str, int]) -> dict[str, int]:
-    """Numbers in each array that a block holds for the gradients of the weights."""
+    """Numbers in each array that a group holds for the gradients of the weights."""
     n, d, gates, values = s["n"], s["d"], s["g"] * s["d"], s["m"] * s["dv"]
-    width, rows = 2 * s["m"] * s["dk"] + values, s["held"] * s["block_rows"]
+    width, rows = 2 * s["m"] * s["dk"] + values, s["held_steps"] * s["block_rows"]
     return {
         "d_state_gates": rows * n * gates, "d_qkv": rows * n * width,
         "d_output_gate": rows * s["k"] * 2 * d, "read": rows * s["k"] * values,
         "h_prev": rows * n * d, "spoken": rows * n * d,
         "own_hh": n * gates * d, "own_qkv": n * d * width, "own_out": 2 * d * values,
-        "own_b_ih": n * gates, "own_b_hh": n * gates, "own_b_out": 2 * d,
+        "own_b_hh": n * gates, "own_b_n": n * d, "own_b_out": 2 * d,
     }  # fmt: skip
 
 

@@ -32,9 +32,11 @@ class _Entries:
 _GIVEN, _STEPS, _GRADIENTS, _SUMS = map(_Entries, (e.GIVEN, e.STEPS, e.GRADIENTS, e.SUMS))
 _RANGE = _Entries(("first", "last"))
 _FLAGS = _Entries(("has_reset", "has_valid", "has_fresh", "has_bias", "has_speech_bias"))
-_NEXT, _DONE, _PACKS, _SO_FAR, _REDUCES = (
-    e.INDEX[name] for name in ("next", "done", "packs", "so_far", "reduces")
+_NEXT, _DONE, _PACKS, _SO_FAR, _IS_END = (
+    e.INDEX[name] for name in ("next", "done", "packs", "so_far", "is_end")
 )
+
+_DENSE = torch.contiguous_format
 
 
 class NativeRecurrence(Recurrence):
@@ -51,8 +53,8 @@ class NativeRecurrence(Recurrence):
             states.h.shape[0], w.hh.shape, w.comm_key.shape[2], w.comm_value.shape[2],
             rules, w.hh.element_size(), self.num_threads,
         )  # fmt: skip
-        # A table that all share, and behind it room for one of each block.
-        self._table = array("q", layout.entries) * (1 + layout.sizes["blocks"])
+        # A table that all share, and behind it room for one of each group.
+        self._table = array("q", layout.entries) * (1 + layout.sizes["groups"])
         self._rooms = [
             self._room(layout.arena_bytes, layout.scratch),
             self._room(layout.packed_bytes, layout.packed),
@@ -97,7 +99,7 @@ class NativeRecurrence(Recurrence):
         table[_SO_FAR] = self._sums is not None
         if self._sums is None:
             self._sums = self._begin_sums()
-        table[_REDUCES] = first == 0
+        table[_IS_END] = first == 0
         grad_output = grad_output.contiguous()
         self._set_steps(first, inputs, did)
         _GRADIENTS.set(table, [_address(t) for t in (grad_output, *carry, *out)])
@@ -109,13 +111,14 @@ class NativeRecurrence(Recurrence):
         return self._sums
 
     def _begin_sums(self) -> LoopWeights:
-        """Room for what blocks hold, and for the sums of all."""
+        """Room for what groups hold, and for the sums of all."""
         layout, w = self._layout, self.w
+        # Without a group nothing is written.
+        like = torch.empty_like if layout.sizes["groups"] else torch.zeros_like
         self._pack("back")
         self._rooms.append(self._room(layout.held_bytes, layout.held))
-        biases = (w.hh.new_empty(w.hh.shape[:2]) for _ in range(2))
-        speech_biases = (w.output.new_empty(w.unit_size) for _ in range(2))
-        sums = LoopWeights(*map(torch.empty_like, w[4:10]), *biases, *speech_biases)
+        biases = [w.hh[..., 0]] * 2 + [w.output[:, 0]] * 2
+        sums = LoopWeights(*(like(part, memory_format=_DENSE) for part in (*w[4:10], *biases)))
         _SUMS.set(self._table, [part.data_ptr() for part in sums])
         return sums
 
@@ -128,7 +131,7 @@ class NativeRecurrence(Recurrence):
         table = self._table
         table[_NEXT] = table[_DONE] = 0
         address, _ = table.buffer_info()
-        count = min(self.num_threads, self._layout.sizes["blocks"])
+        count = min(self.num_threads, self._layout.sizes["groups"])
         threads.run(build.address(name, self.double), address, count)
 
     def _set_steps(self, first: int, inputs: Hoisted, did: Sequence) -> None:

@@ -1,7 +1,7 @@
 """Kernels of the gradients of the loop's weights: products A^T B of what a few steps left.
 
-A block adds them up for itself, while the rows are still in the cache; whoever is done last adds
-the blocks.
+A group of blocks adds them up for itself, while the rows are still in the cache; whoever is done
+last adds the groups.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rims.native.simd import (
     I64,
     VECTOR_BYTES,
     Vec,
+    constant,
     first_lanes,
     kernel,
     lanes_of,
@@ -36,13 +37,12 @@ _LINES = 8
 @kernel
 def clear(b: Any) -> None:
     """Nothing is summed up yet."""
-    n, d, gates = b.n, b.d, b.g * b.d
-    values = b.m * b.dv
+    n, d, gates, values = b.n, b.d, b.g * b.d, b.m * b.dv
     zeros(b, b.own_hh, n * gates * d)
     zeros(b, b.own_qkv, n * d * (2 * b.m * b.dk + values))
     zeros(b, b.own_out, 2 * d * values)
-    zeros(b, b.own_b_ih, n * gates)
     zeros(b, b.own_b_hh, n * gates)
+    zeros(b, b.own_b_n, n * d)
     zeros(b, b.own_b_out, 2 * d)
 
 
@@ -55,53 +55,57 @@ def zeros(b: Any, target: Any, count: int) -> None:
 
 @kernel
 def add_rows(b: Any, rows: int) -> None:
-    """Add the products of the rows held by the block."""
+    """Add the products of the rows held."""
     n, d, k, gates, values = b.n, b.d, b.k, b.g * b.d, b.m * b.dv
     width = 2 * b.m * b.dk + values
     for m in range(n):
         d_gates, h = shifted(b.d_state_gates, m * gates), shifted(b.h_prev, m * d)
-        product(d_gates, n * gates, h, n * d, shifted(b.own_hh, m * gates * d), gates, d, rows)
+        own = shifted(b.own_hh, m * gates * d)
+        add_product(d_gates, n * gates, h, n * d, own, gates, d, rows)
         spoken, d_qkv = shifted(b.spoken, m * d), shifted(b.d_qkv, m * width)
         own = shifted(b.own_qkv, m * d * width)
-        product(spoken, n * d, d_qkv, n * width, own, d, width, rows)
-    product(b.d_output_gate, 2 * d, b.read, values, b.own_out, 2 * d, values, rows * k)
-    column_sums(b, b.d_output_gate, b.own_b_out, 2 * d, rows * k)
-    if b.g == 3:
-        column_sums(b, b.d_state_gates, b.own_b_hh, n * gates, rows)
+        add_product(spoken, n * d, d_qkv, n * width, own, d, width, rows)
+    add_product(b.d_output_gate, 2 * d, b.read, values, b.own_out, 2 * d, values, rows * k)
+    add_columns(b, b.d_output_gate, b.own_b_out, 2 * d, rows * k)
+    add_columns(b, b.d_state_gates, b.own_b_hh, n * gates, rows)
 
 
 @kernel
-def add_blocks(a: Any) -> None:
-    """Write the sums of all blocks, in the shapes of the weights."""
+def add_groups(a: Any) -> None:
+    """Write the sums of all groups, in the shapes of the weights."""
     n, d, gates, keys, values = a.n, a.d, a.g * a.d, a.m * a.dk, a.m * a.dv
     width = 2 * keys + values
-    over_blocks(a, a.own_hh, 0, n * gates * d, 1, a.sum_hh)
-    over_blocks(a, a.own_qkv, width, keys, n * d, a.sum_query)
-    over_blocks(a, shifted(a.own_qkv, keys), width, keys, n * d, a.sum_key)
-    over_blocks(a, shifted(a.own_qkv, 2 * keys), width, values, n * d, a.sum_value)
-    over_blocks(a, a.own_out, 0, d * values, 1, a.sum_output)
-    over_blocks(a, shifted(a.own_out, d * values), 0, d * values, 1, a.sum_gate)
-    over_blocks(a, a.own_b_ih, 0, n * gates, 1, a.sum_b_ih)
-    # An LSTM only ever adds its two biases, so that they have the same gradient.
-    over_blocks(a, a.own_b_hh if a.g == 3 else a.own_b_ih, 0, n * gates, 1, a.sum_b_hh)
-    over_blocks(a, a.own_b_out, 0, d, 1, a.sum_b_output)
-    over_blocks(a, shifted(a.own_b_out, d), 0, d, 1, a.sum_b_gate)
+    over_groups(a, a.own_hh, 0, n * gates * d, 1, a.sum_hh, 0)
+    over_groups(a, a.own_qkv, width, keys, n * d, a.sum_query, keys)
+    over_groups(a, shifted(a.own_qkv, keys), width, keys, n * d, a.sum_key, keys)
+    over_groups(a, shifted(a.own_qkv, 2 * keys), width, values, n * d, a.sum_value, values)
+    over_groups(a, a.own_out, 0, d * values, 1, a.sum_output, 0)
+    over_groups(a, shifted(a.own_out, d * values), 0, d * values, 1, a.sum_gate, 0)
+    # Both biases are added to a gate, so that they have the same gradient, but for n of a GRU.
+    over_groups(a, a.own_b_hh, 0, n * gates, 1, a.sum_b_hh, 0)
+    over_groups(a, a.own_b_hh, 0, n * gates, 1, a.sum_b_ih, 0)
+    if a.g == 3:
+        over_groups(a, a.own_b_n, d, d, n, shifted(a.sum_b_ih, 2 * d), gates)
+    over_groups(a, a.own_b_out, 0, d, 1, a.sum_b_output, 0)
+    over_groups(a, shifted(a.own_b_out, d), 0, d, 1, a.sum_b_gate, 0)
 
 
 @kernel
-def over_blocks(a: Any, own: Any, step: int, columns: int, lines: int, out: Any) -> None:
-    """Over all blocks the sum of ``lines`` lines of ``columns`` numbers, ``step`` apart."""
+def over_groups(
+    a: Any, own: Any, step: int, columns: int, lines: int, out: Any, out_step: int
+) -> None:
+    """Over all groups the sum of ``lines`` lines of ``columns`` numbers, ``step`` apart."""
     to_next = a.held_bytes * a.lanes // VECTOR_BYTES
     for i in range(lines):
         for j in range(0, columns, a.lanes):
             left, sums = columns - j, a.zero
-            for block in range(a.blocks):
-                sums = sums + load_up_to(own, block * to_next + i * step + j, left)
-            store_up_to(out, i * columns + j, left, sums)
+            for group in range(a.groups):
+                sums = sums + load_up_to(own, group * to_next + i * step + j, left)
+            store_up_to(out, i * out_step + j, left, sums)
 
 
 @kernel
-def product(
+def add_product(
     a: Any, lda: int, b: Any, ldb: int, c: Any, lines: int, columns: int, depth: int
 ) -> None:
     """C += A^T B: A is (depth, lines), B (depth, columns)."""
@@ -109,26 +113,28 @@ def product(
     j = 0
     while j < columns:
         left, b_j, c_j = columns - j, shifted(b, j), shifted(c, j)
-        if TILE_VECTORS > 2 and left > lanes:
+        if TILE_VECTORS > 2 and left >= 2 * lanes:
             _wide(a, lda, b_j, ldb, c_j, columns, lines, depth, left)
             j += 2 * lanes
-        else:
+        elif left >= lanes:
             _narrow(a, lda, b_j, ldb, c_j, columns, lines, depth, left)
+            j += lanes
+        else:
+            _part(a, lda, b_j, ldb, c_j, columns, lines, depth, left)
             j += lanes
 
 
 @kernel
-def column_sums(b: Any, rows: Any, out: Any, columns: int, count: int) -> None:
+def add_columns(b: Any, rows: Any, out: Any, columns: int, count: int) -> None:
     """Add the sum of ``count`` rows."""
     for j in range(0, columns, b.lanes):
-        left = columns - j
-        sums = load_up_to(out, j, left)
+        left, sums = columns - j, b.zero
         for i in range(count):
             sums = sums + load_up_to(rows, i * columns + j, left)
-        store_up_to(out, j, left, sums)
+        store_up_to(out, j, left, load_up_to(out, j, left) + sums)
 
 
-def _make_tile(lines: int, vectors: int) -> Any:
+def _make_tile(lines: int, vectors: int, whole: bool) -> Any:
     @intrinsic
     def tile(
         typingctx: Any, a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any,
@@ -138,7 +144,9 @@ def _make_tile(lines: int, vectors: int) -> Any:
         vec = Vec(a.dtype)
 
         def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-            _tile_code(builder, vec, lines, vectors, *args)
+            *matrices, left = args
+            mask = None if whole else first_lanes(builder, vec, left)
+            _tile_code(builder, vec, lines, vectors, mask, *matrices)
             return context.get_dummy_value()
 
         step = types.int64
@@ -148,38 +156,39 @@ def _make_tile(lines: int, vectors: int) -> Any:
 
 
 def _tile_code(
-    builder: ir.IRBuilder, vec: Vec, lines: int, vectors: int,
-    a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any, depth: Any, left: Any,
+    builder: ir.IRBuilder, vec: Vec, lines: int, vectors: int, mask: Any,
+    a: Any, lda: Any, b: Any, ldb: Any, c: Any, ldc: Any, depth: Any,
 ) -> None:  # fmt: skip
-    last = first_lanes(builder, vec, builder.sub(left, I64((vectors - 1) * vec.lanes)))
-    places = [
-        [vector_at(builder, vec, c, at) for at in vector_starts(builder, vec, line, vectors)]
-        for line in (builder.mul(I64(r), ldc) for r in range(lines))
-    ]
-
-    def fetched(row: list[Any]) -> list[Any]:
-        whole = [builder.load(place, align=vec.bytes) for place in row[:-1]]
-        return [*whole, masked_load(builder, vec, row[-1], last)]
+    def fetched(place: Any) -> Any:
+        if mask is None:
+            return builder.load(place, align=vec.bytes)
+        return masked_load(builder, vec, place, mask)
 
     def columns(i: Any) -> list[Any]:
         starts = vector_starts(builder, vec, builder.mul(i, ldb), vectors)
-        return fetched([vector_at(builder, vec, b, at) for at in starts])
+        return [fetched(vector_at(builder, vec, b, at)) for at in starts]
 
     def factors(i: Any) -> Iterator[Any]:
         line = builder.mul(i, lda)
         for r in range(lines):
             yield builder.load(builder.gep(a, [builder.add(line, I64(r))]), align=vec.bytes)
 
-    start = [fetched(row) for row in places]
-    sums = accumulated(builder, vec, start, depth, factors, columns)
-    for row, values in zip(places, sums, strict=True):
-        for place, value in zip(row[:-1], values[:-1], strict=True):
-            builder.store(value, place, align=vec.bytes)
-        masked_store(builder, vec, values[-1], row[-1], last)
+    # From zero, as a sum that has grown large would swallow the small terms one by one.
+    zeros = [[constant(vec, 0.0)] * vectors for _ in range(lines)]
+    sums = accumulated(builder, vec, zeros, depth, factors, columns)
+    for r in range(lines):
+        starts = vector_starts(builder, vec, builder.mul(I64(r), ldc), vectors)
+        for at, value in zip(starts, sums[r], strict=True):
+            place = vector_at(builder, vec, c, at)
+            new = builder.fadd(fetched(place), value)
+            if mask is None:
+                builder.store(new, place, align=vec.bytes)
+            else:
+                masked_store(builder, vec, new, place, mask)
 
 
-def _make_band(vectors: int) -> Any:
-    tall, line = _make_tile(_LINES, vectors), _make_tile(1, vectors)
+def _make_band(vectors: int, whole: bool = True) -> Any:
+    tall, line = (_make_tile(lines, vectors, whole) for lines in (_LINES, 1))
 
     @kernel
     def band(
@@ -198,4 +207,4 @@ def _make_band(vectors: int) -> Any:
     return band
 
 
-_narrow, _wide = _make_band(1), _make_band(min(2, TILE_VECTORS // 2))
+_part, _narrow, _wide = _make_band(1, whole=False), _make_band(1), _make_band(TILE_VECTORS // 2)

@@ -1,10 +1,11 @@
 """The table a kernel gets: numbers and addresses of arrays, read as ``b.rows`` or ``b.h[i]``.
 
 Sizes use the letters of ``docs/notation.md``; R is the rows (samples) of a block, the share of a
-batch that one thread takes at a time. What a block writes for itself alone, its scratch (``s_*``),
-has rows padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``asks`` for M dk, ``heads`` for
-M dv, ``width`` for queries, keys and values side by side, ``pair`` for 2 d, ``lines`` for k M.
-What it holds for the gradients of the weights is not padded.
+batch that goes through the steps together. A thread takes a group of blocks at a time, one block
+after the other. What these write for themselves alone, the group's scratch (``s_*``), has rows
+padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``asks`` for M dk, ``heads`` for M dv,
+``width`` for queries, keys and values side by side, ``pair`` for 2 d, ``lines`` for k M. What a
+group holds for the gradients of the weights is not padded.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from rims.native.simd import Vec, constant, inlined
 
 # fmt: off
 NUMBERS = [
-    "next", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
+    "next", "groups", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
     "n", "k", "d", "g", "m", "dk", "dv", "reads_state",
     "has_reset", "has_valid", "has_fresh", "has_bias", "has_speech_bias",
-    "packs", "so_far", "reduces", "done", "held",
+    "packs", "so_far", "is_end", "done", "held_steps",
     "unit", "gate", "asks", "heads", "width", "pair", "lines", "scratch_bytes", "held_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
@@ -53,11 +54,11 @@ SUMS = [
     "sum_hh", "sum_query", "sum_key", "sum_value", "sum_output", "sum_gate",
     "sum_b_ih", "sum_b_hh", "sum_b_output", "sum_b_gate",
 ]
-#: What a block holds for the gradients of the weights: rows of ``held`` steps, whose products are
-#: then added to its own sums.
+#: What a group holds for the gradients of the weights: rows of up to ``held_steps`` steps, whose
+#: products are then added to its own sums.
 HELD = [
     "d_state_gates", "d_qkv", "d_output_gate", "h_prev", "spoken", "read",
-    "own_hh", "own_qkv", "own_out", "own_b_ih", "own_b_hh", "own_b_out",
+    "own_hh", "own_qkv", "own_out", "own_b_hh", "own_b_n", "own_b_out",
 ]
 SCRATCH = [
     *INTEGERS,
@@ -74,9 +75,7 @@ NAMES = [*NUMBERS, "scale", *GIVEN, *PACKED, *STEPS, *GRADIENTS, *SUMS, *HELD, *
 INDEX = {name: index for index, name in enumerate(NAMES)}
 SIZE = len(NAMES)
 _FIRST_HELD, _FIRST_SCRATCH = INDEX[HELD[0]], INDEX[SCRATCH[0]]
-_NEXT, _DONE, _BLOCKS, _ROW, _ROWS = (
-    INDEX[name] for name in ("next", "done", "blocks", "row", "rows")
-)
+_NEXT, _DONE, _ROW, _ROWS = (INDEX[name] for name in ("next", "done", "row", "rows"))
 
 
 class Table(types.Type):
@@ -147,7 +146,7 @@ def _counter(index: int, ordering: str) -> Any:
 
 
 take_next = _counter(_NEXT, "monotonic")
-#: How many blocks were done before; whoever is last sees what the others wrote.
+#: How many groups were done before; whoever is last sees what the others wrote.
 count_done = _counter(_DONE, "acq_rel")
 
 
@@ -162,15 +161,21 @@ def _entries(typingctx: Any, table: Any, index: Any) -> Any:
 
 
 @inlined
-def own_block(a: Any, block: int) -> Any:
-    """The table of a block, which follows the shared one: its own rows and scratch."""
-    shared, own = _entries(a, 0), _entries(a, block + 1)
+def first_block(a: Any, group: int) -> Any:
+    """Of a group, or of the one that would follow the last."""
+    return group * a.blocks // a.groups
+
+
+@inlined
+def own_block(a: Any, group: int, block: int) -> Any:
+    """The group's table, behind the shared one, for a block: its rows and the group's memory."""
+    shared, own = _entries(a, 0), _entries(a, group + 1)
     for i in range(SIZE):
         own[i] = shared[i]
         if i >= _FIRST_SCRATCH:
-            own[i] += block * a.scratch_bytes
+            own[i] += group * a.scratch_bytes
         elif i >= _FIRST_HELD:
-            own[i] += block * a.held_bytes
+            own[i] += group * a.held_bytes
     own[_ROW] = block * a.block_rows
     own[_ROWS] = min(a.block_rows, a.batch - own[_ROW])
     return as_table(own, a.scale)
