@@ -63,12 +63,12 @@ class InputSide:
 class Apart(InputSide):
     """Keys and values first, which are kept for the gradient."""
 
-    def __init__(self, w: Weights) -> None:
-        super().__init__(w)
-        self._d_key_value, self._d_query, self._d_ih = (
-            w.input_key.new_empty(shape)
-            for shape in ((w.input_key.shape[0], sum(self.sizes)), self.query.shape, self.ih.shape)
-        )
+    @cached_property
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Room for those of keys beside values, of Q and of W_ih."""
+        empty = self.w.input_key.new_empty
+        wide = empty(self.w.input_key.shape[0], sum(self.sizes))
+        return wide, empty(self.query.shape), empty(self.ih.shape)
 
     @cached_property
     def key_value(self) -> Tensor:
@@ -98,39 +98,44 @@ class Apart(InputSide):
         assert kept is not None
         d_query_side, d_gate_side = map(as_rows, d)
         key_value, beta = as_rows(kept), self._so_far
+        of_key_value, of_query, of_ih = self._sums
         key, value = key_value.split_with_sizes(self.sizes, dim=1)
-        self._d_query.addmm_(d_query_side.mT, key, alpha=self.scale, beta=beta)
-        self._d_ih.addmm_(d_gate_side.mT, value, beta=beta)
+        of_query.addmm_(d_query_side.mT, key, alpha=self.scale, beta=beta)
+        of_ih.addmm_(d_gate_side.mT, value, beta=beta)
         d_key_value = torch.empty_like(key_value)
         d_key, d_value = d_key_value.split_with_sizes(self.sizes, dim=1)
         d_key.addmm_(d_query_side, self.query, beta=0.0, alpha=self.scale)
         torch.mm(d_gate_side, self.ih, out=d_value)
-        self._d_key_value.addmm_(as_rows(input).mT, d_key_value, beta=beta)
+        of_key_value.addmm_(as_rows(input).mT, d_key_value, beta=beta)
         self._so_far = 1.0
         if grad_input is not None:
             torch.mm(d_key_value, self.key_value.mT, out=as_rows(grad_input))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :meth:`InputSide.gradients`."""
-        input_key, input_value = parted(self._d_key_value, self.sizes, dim=1)
-        query, ih = self._d_query.view_as(self.w.input_query), self._d_ih.view_as(self.w.ih)
-        return input_key, input_value, query, ih
+        of_key_value, of_query, of_ih = self._sums
+        input_key, input_value = parted(of_key_value, self.sizes, dim=1)
+        return (
+            input_key,
+            input_value,
+            of_query.view_as(self.w.input_query),
+            of_ih.view_as(self.w.ih),
+        )
 
 
 class Joined(InputSide):
     """From the input to U and G at once; nothing is kept."""
 
-    def __init__(self, w: Weights) -> None:
-        super().__init__(w)
-        self._d_to_query, self._d_to_gate = (
-            w.input_key.new_empty(w.input_key.shape[0], weight.shape[0])
-            for weight in (self.query, self.ih)
-        )
+    @cached_property
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """Room for those of W^k Q^T and W^v W_ih^T."""
+        empty, size = self.w.input_key.new_empty, self.w.input_key.shape[0]
+        return empty(size, self.query.shape[0]), empty(size, self.ih.shape[0])
 
     @cached_property
     def to_query(self) -> Tensor:
         """W^k Q^T / sqrt(dk), (I, N d)."""
-        product = torch.empty_like(self._d_to_query)
+        product = self.w.input_key.new_empty(self.w.input_key.shape[0], self.query.shape[0])
         return product.addmm_(self.w.input_key, self.query.mT, beta=0.0, alpha=self.scale)
 
     @cached_property
@@ -152,10 +157,10 @@ class Joined(InputSide):
     ) -> None:
         """See :meth:`InputSide.add`."""
         d_query_side, d_gate_side = map(as_rows, d)
-        columns = as_rows(input).mT
+        columns, (to_query, to_gate) = as_rows(input).mT, self._sums
         # Of W^k Q^T alone: the scale is already part of it.
-        self._d_to_query.addmm_(columns, d_query_side, beta=self._so_far, alpha=self.scale)
-        self._d_to_gate.addmm_(columns, d_gate_side, beta=self._so_far)
+        to_query.addmm_(columns, d_query_side, beta=self._so_far, alpha=self.scale)
+        to_gate.addmm_(columns, d_gate_side, beta=self._so_far)
         self._so_far = 1.0
         if grad_input is not None:
             rows = as_rows(grad_input)
@@ -164,11 +169,11 @@ class Joined(InputSide):
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See :meth:`InputSide.gradients`."""
-        w = self.w
-        query, ih = self._d_to_query.mT @ w.input_key, self._d_to_gate.mT @ w.input_value
+        w, (to_query, to_gate) = self.w, self._sums
+        query, ih = to_query.mT @ w.input_key, to_gate.mT @ w.input_value
         return (
-            self._d_to_query @ self.query,
-            self._d_to_gate @ self.ih,
+            to_query @ self.query,
+            to_gate @ self.ih,
             query.view_as(w.input_query),
             ih.view_as(w.ih),
         )
