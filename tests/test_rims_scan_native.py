@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import importlib
 import multiprocessing
@@ -320,8 +321,15 @@ def test_kernels_are_compiled_once_and_kept_on_disk(compiled_anew: list[dict[str
     assert compiled_anew == [{"cache": True}] * 2  # there and back
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cannot cache function 'forward': no locator available"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ],
+)
 def test_without_a_place_for_a_cache_kernels_work(
-    compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    error: Exception, compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     plain = compiler.cfunc
@@ -329,7 +337,7 @@ def test_without_a_place_for_a_cache_kernels_work(
     def nowhere(*args: Any, **options: Any) -> Any:
         if options.get("cache"):
             compiled_anew.append(options)
-            raise RuntimeError("cannot cache function 'forward': no locator available")
+            raise error
         return plain(*args, **options)
 
     monkeypatch.setattr(compiler, "cfunc", nowhere)

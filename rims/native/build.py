@@ -43,10 +43,12 @@ def cached(signature: Any, function: Callable[..., Any]) -> Any:
     with _quickly(), at_once(function.__qualname__):
         try:
             return cfunc(signature, cache=True)(function)
+        except OSError:  # no room on the disk
+            pass
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            return cfunc(signature)(function)  # nowhere to write: compiled anew in every process
+        return cfunc(signature)(function)  # nowhere to write: compiled anew in every process
 
 
 @contextmanager
