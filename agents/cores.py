@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from agents.config import PPOConfig, import_core, one_line
+from agents.resetting import run_with_resets, supports
 from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
 
 #: State of a core: one tensor (layers, E, H), or two for LSTMs.
@@ -89,6 +90,7 @@ class RecurrentCore(nn.Module):
         own_forward = type(self.module).forward
         self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)
         self.handles_packed = own_forward in (nn.LSTM.forward, nn.GRU.forward)
+        self.handles_loop = supports(self.module)
         self.handles_reset = _takes_reset(self.module) and not len(self.starts)
         # Type and device of states; a user's core may have no parameter to tell them by.
         self.register_buffer("like", torch.zeros(()), persistent=False)
@@ -114,6 +116,9 @@ class RecurrentCore(nn.Module):
         if self.is_memoryless or not bool(reset[1:].any()):
             output, hx = self.module(input, self.form.pack(state))
             return output, _as_tuple(hx)
+        if self.handles_loop and input.device.type == "cpu":
+            starts = tuple(self.starts) or self.initial_state(1)
+            return run_with_resets(self.module, input, state, starts, reset)  # type: ignore[arg-type]
         if self.handles_packed:
             return self._run_episodes(input, state, reset)
         return self._run_stretches(input, state, reset)
@@ -139,7 +144,8 @@ class RecurrentCore(nn.Module):
     ) -> tuple[Tensor, CoreState]:
         """Run each part between resets as a sequence of its own, all in one packed call.
 
-        The same numbers as stepping and zeroing, in one call where a loop would need T.
+        The same numbers as stepping and zeroing, in one call where a loop would need T, which
+        is the way for libraries of GPUs and for several layers.
         """
         parts = _split_at(reset)
         padded = input.new_zeros(int(parts.lengths.max()), len(parts.lengths), input.shape[-1])

@@ -1,0 +1,219 @@
+"""nn.LSTM and nn.GRU over sequences with resets inside, in one loop with a gradient by hand.
+
+PyTorch's own layers cannot begin anew inside a sequence, and to cut it into pieces and pack these
+takes twice as long on a CPU. What does not need the state is taken out of the loop, forwards and
+backwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+State = tuple[Tensor, ...]
+
+
+class Gates(NamedTuple):
+    """Weights of one layer, with the names and the order of gates of PyTorch's layers."""
+
+    weight_ih: Tensor  # (G H, I)
+    weight_hh: Tensor  # (G H, H)
+    bias_ih: Tensor | None = None  # (G H,)
+    bias_hh: Tensor | None = None  # (G H,)
+
+
+def supports(module: nn.Module) -> bool:
+    """Whether :func:`run_with_resets` computes what the forward of ``module`` does."""
+    return (
+        isinstance(module, nn.LSTM | nn.GRU)
+        and type(module).forward in (nn.LSTM.forward, nn.GRU.forward)
+        and module.num_layers == 1
+        and not module.bidirectional
+        and not module.proj_size
+        and not module.batch_first
+    )
+
+
+def run_with_resets(
+    module: nn.LSTM | nn.GRU, input: Tensor, state: State, starts: State, reset: Tensor
+) -> tuple[Tensor, State]:
+    """Run a sequence in which the state becomes ``starts`` before every step with a reset.
+
+    Args:
+        module: for which :func:`supports` is true.
+        input: ``(T, B, I)``.
+        state: h, and c of an LSTM, each ``(1, B, H)``.
+        starts: what an episode begins with, each ``(1, 1, H)``.
+        reset: bool ``(T, B)``.
+
+    Returns:
+        The output ``(T, B, H)`` and the state after the last step.
+
+    Example:
+        >>> gru, zero = nn.GRU(2, 3), torch.zeros(1, 1, 3)
+        >>> reset = torch.tensor([[False], [True]])
+        >>> output, _ = run_with_resets(gru, torch.ones(2, 1, 2), (zero,), (zero,), reset)
+        >>> output[0].equal(output[1])  # the second step began anew
+        True
+    """
+    weights = Gates(*module.all_weights[0])
+    loop = _LSTMLoop if isinstance(module, nn.LSTM) else _GRULoop
+    flat = (*(part[0] for part in state), *(part[0] for part in starts))
+    output, *last = loop.apply(input, reset, *weights, *flat)  # type: ignore[no-untyped-call]
+    return output, tuple(part.unsqueeze(0) for part in last)
+
+
+class _Resets:
+    """Where states start anew, forwards and backwards."""
+
+    def __init__(self, reset: Tensor) -> None:
+        self.flag = reset.unsqueeze(-1)  # (T, B, 1)
+        self.any = reset.any(1).tolist()  # most steps may have none, and nothing is done there
+
+    def start(self, t: int, state: Tensor, start: Tensor, out: Tensor) -> Tensor:
+        """The state (B, H) before step ``t``, and where it is kept."""
+        if self.any[t]:
+            return torch.where(self.flag[t], start, state, out=out)
+        return out.copy_(state)
+
+    def back(self, t: int, grad: Tensor, grad_start: Tensor) -> Tensor:
+        """The gradient of the state before step ``t`` resets it; adds up that of the start."""
+        if not self.any[t]:
+            return grad
+        kept = grad.masked_fill(self.flag[t], 0.0)
+        grad_start += (grad - kept).sum(0, keepdim=True)
+        return kept
+
+
+def _over_rows(grad_ih: Tensor, grad_hh: Tensor, input: Tensor, h_prev: Tensor) -> Gates:
+    """Gradients of the weights from those of both halves of the gates, (T, B, G H) each."""
+    ih, hh = grad_ih.flatten(0, 1), grad_hh.flatten(0, 1)
+    bias_ih = ih.sum(0)
+    bias_hh = bias_ih if grad_hh is grad_ih else hh.sum(0)
+    weight_ih, weight_hh = ih.T @ input.flatten(0, 1), hh.T @ h_prev.flatten(0, 1)
+    return Gates(weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+def _of_existing(grads: Gates, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    """None for biases that a layer does not have."""
+    return grads if bias is not None else (grads.weight_ih, grads.weight_hh, None, None)
+
+
+class _LSTMLoop(torch.autograd.Function):
+    """Input, reset, weights, h, c, the h and c of starts -> output, h, c."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        reset: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        *states: Tensor,
+    ) -> tuple[Tensor, ...]:
+        resets = _Resets(reset)
+        h, c, start_h, start_c = states
+        size = weight_hh.shape[1]
+        bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
+        gates = nn.functional.linear(input, weight_ih, bias)  # (T, B, 4 H): i, f, g, o
+        output, cells, tanh_cells, h_prev, c_prev = (
+            input.new_empty(*input.shape[:2], size) for _ in range(5)
+        )
+        by_step = (part.unbind() for part in (h_prev, c_prev, cells, tanh_cells, output))
+        i_and_f = gates[..., : 2 * size].unbind()
+        of_gates = (part.unbind() for part in gates.chunk(4, dim=-1))
+        rows = zip(gates.unbind(), i_and_f, *of_gates, *by_step, strict=True)
+        for t, (gate, i_f, i, f, g, o, h_before, c_before, cell, tanh_cell, out) in enumerate(rows):
+            h = resets.start(t, h, start_h, h_before)
+            c = resets.start(t, c, start_c, c_before)
+            gate.addmm_(h, weight_hh.T)
+            i_f.sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            c = torch.mul(f, c, out=cell).addcmul_(i, g)
+            h = torch.mul(o, torch.tanh(c, out=tanh_cell), out=out)
+        ctx.save_for_backward(input, weight_ih, weight_hh, bias_ih, gates, tanh_cells)
+        ctx.prev, ctx.resets = (h_prev, c_prev), resets
+        return output, h.clone(), c.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight_ih, weight_hh, bias_ih, gates, tanh_cells = ctx.saved_tensors
+        h_prev, c_prev = ctx.prev
+        i, f, g, o = gates.chunk(4, dim=-1)
+        # What gradients of c and h are multiplied with on their way into the gates.
+        from_c = torch.stack([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g)], dim=2)
+        from_h, into_c = tanh_cells * o * (1 - o), o * (1 - tanh_cells * tanh_cells)
+        grad_gates = gates.new_empty(*i.shape[:2], 4, i.shape[2])  # (T, B, 4, H)
+        flat = grad_gates.flatten(2)
+        grad_h, grad_c = grads
+        grad_starts: State = tuple(torch.zeros_like(grad[:1]) for grad in grads)
+        for t in reversed(range(len(gates))):
+            grad_h = grad_h + grad_output[t]
+            grad_c = torch.addcmul(grad_c, grad_h, into_c[t])
+            torch.mul(grad_h, from_h[t], out=grad_gates[t, :, 3])
+            torch.mul(grad_c.unsqueeze(1), from_c[t], out=grad_gates[t, :, :3])
+            grad_h = ctx.resets.back(t, flat[t] @ weight_hh, grad_starts[0])
+            grad_c = ctx.resets.back(t, grad_c * f[t], grad_starts[1])
+        of_weights = _of_existing(_over_rows(flat, flat, input, h_prev), bias_ih)
+        return flat @ weight_ih, None, *of_weights, grad_h, grad_c, *grad_starts
+
+
+class _GRULoop(torch.autograd.Function):
+    """Input, reset, weights, h, the h of starts -> output, h."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        reset: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        h: Tensor,
+        start: Tensor,
+    ) -> tuple[Tensor, ...]:
+        resets = _Resets(reset)
+        size = weight_hh.shape[1]
+        gates = nn.functional.linear(input, weight_ih, bias_ih)  # (T, B, 3 H): r, z, n
+        output, h_prev, spoken = (input.new_empty(*input.shape[:2], size) for _ in range(3))
+        r_and_z = gates[..., : 2 * size].unbind()
+        by_step = (part.unbind() for part in (*gates.chunk(3, dim=-1), h_prev, spoken, output))
+        for t, (r_z, r, z, n, before, of_n, out) in enumerate(zip(r_and_z, *by_step, strict=True)):
+            h = resets.start(t, h, start, before)
+            of_state = nn.functional.linear(h, weight_hh, bias_hh)
+            of_n.copy_(of_state[:, 2 * size :])
+            r_z.add_(of_state[:, : 2 * size]).sigmoid_()
+            n.addcmul_(r, of_n).tanh_()
+            h = torch.lerp(n, h, z, out=out)
+        ctx.save_for_backward(input, weight_ih, weight_hh, bias_ih, gates)
+        ctx.loop = h_prev, spoken, resets
+        return output, h.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight_ih, weight_hh, bias_ih, gates = ctx.saved_tensors
+        h_prev, spoken, resets = ctx.loop
+        r, z, n = gates.chunk(3, dim=-1)
+        # What the gradient of h is multiplied with on its way into the gates.
+        into_n = (1 - z) * (1 - n * n)
+        into_r, into_z = into_n * spoken * r * (1 - r), (h_prev - n) * z * (1 - z)
+        into = torch.stack([into_r, into_z, into_n * r], dim=2)  # (T, B, 3, H)
+        grad_hh, grad_all = torch.empty_like(into), torch.empty_like(h_prev)
+        grad_start = torch.zeros_like(grad_h[:1])
+        for t in reversed(range(len(gates))):
+            grad_h = torch.add(grad_h, grad_output[t], out=grad_all[t])
+            torch.mul(grad_h.unsqueeze(1), into[t], out=grad_hh[t])
+            grad_h = torch.addmm(grad_h * z[t], grad_hh[t].flatten(1), weight_hh)
+            grad_h = resets.back(t, grad_h, grad_start)
+        grad_ih = torch.cat([grad_hh[:, :, :2].flatten(2), grad_all * into_n], dim=-1)
+        grads = _over_rows(grad_ih, grad_hh.flatten(2), input, h_prev)
+        return grad_ih @ weight_ih, None, *_of_existing(grads, bias_ih), grad_h, grad_start
