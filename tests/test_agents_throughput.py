@@ -114,7 +114,7 @@ def test_ours_counts_transitions_of_the_updates_after_the_first(core: str) -> No
 @pytest.mark.parametrize("name", SB3_NAMES)
 def test_sb3_counts_and_times_as_ours(name: str) -> None:
     one = run.measure_once(name, replace(CONFIG, rollout_steps_per_env=64), 2)
-    if name == SB3:  # resets take no step of their own there
+    if name != SB3_ADAPTED:  # resets take no step of their own there
         assert one.env_steps == 2 * 4 * 64
     else:  # episodes end after 100 steps at most
         assert 4 * 64 < one.env_steps < 2 * 4 * 64
@@ -140,6 +140,19 @@ def test_sb3_has_the_settings_of_ours() -> None:
 
 
 @needs_sb3
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_own_policy_of_sb3_is_as_it_comes() -> None:
+    from agents.throughput.sb3 import AdaptedEnv, make_model
+
+    with make_vector_env(CONFIG.task, 4, 0) as env:
+        model = make_model(CONFIG, AdaptedEnv(env, 8), own_policy=True)
+    policy: Any = model.policy
+    assert policy.lstm_actor.hidden_size == policy.lstm_critic.hidden_size == 256
+    assert len(policy.mlp_extractor.policy_net) == 4  # two layers with their activations
+    assert model.batch_size == 2 * 8
+
+
+@needs_sb3
 def test_adapted_environments_count_steps_that_only_reset() -> None:
     from agents.throughput.sb3 import AdaptedEnv
 
@@ -162,7 +175,7 @@ def test_adapted_environments_count_steps_that_only_reset() -> None:
 def test_writes_table_and_rounds(rims: Rims, measured_names: list[str]) -> None:
     result = rims(*AGENTS, "--cores", "lstm,none", "--rounds", "3", "--num-envs", "16", "--sb3")
     assert result.code == 0, result.err
-    assert measured_names == ["lstm", "none", SB3, SB3_ADAPTED] * 3
+    assert measured_names == ["lstm", "none", *SB3_NAMES] * 3
     assert result.out == Path("out", "agents.md").read_text()
     assert "| lstm | 150 [125, 225] | 3.00 [3.00, 3.00] | 0.100 | 0.300 |" in result.out
     assert f"| {SB3} | 50 [42, 75] | 1 | " in result.out
@@ -180,7 +193,7 @@ def test_writes_table_and_rounds(rims: Rims, measured_names: list[str]) -> None:
     assert [r["env_steps"] for r in contender["rounds"]] == [400] * 3
     assert plain["contenders"][SB3]["ratio"] is None
     assert result.err.splitlines()[0] == "[1/3] lstm: 300 steps/s, 1.0 s"
-    assert len(result.err.splitlines()) == 12
+    assert len(result.err.splitlines()) == 15
 
 
 def test_without_sb3_there_is_a_notice_and_no_ratio(

@@ -6,7 +6,16 @@ import dataclasses
 from typing import Any
 
 from agents.throughput.ours import Round
-from agents.throughput.run import SB3, SB3_ADAPTED, SB3_NAMES, Contest, Measured, ratios, spread
+from agents.throughput.run import (
+    SB3,
+    SB3_ADAPTED,
+    SB3_NAMES,
+    SB3_OWN_POLICY,
+    Contest,
+    Measured,
+    ratios,
+    spread,
+)
 from envs import resolve_backend
 
 _TEXT = """\
@@ -31,7 +40,10 @@ ours), heads without hidden layers (net_arch=[]). Its environments are gymnasium
 with minigrid's ImgObsWrapper. Its LSTM reads the 147 numbers of the view as they are, where ours
 has them one-hot and a linear layer of {encoder_size} features before the core. Ratios are to it,
 taken in every round. "{adapted}" is the same on the environments
-that our agents train on, through an adapter that is good for timing only."""
+that our agents train on, through an adapter that is good for timing only. "{own_policy}"
+is what a user gets who sets nothing of the policy: MlpLstmPolicy as it comes, with an LSTM of 256
+features for the actor and one for the critic, and two hidden layers of 64 after each; the rest as
+in the first."""
 
 
 def to_markdown(contest: Contest, measured: Measured, machine: dict[str, Any]) -> str:
@@ -50,6 +62,7 @@ def to_markdown(contest: Contest, measured: Measured, machine: dict[str, Any]) -
         "backend": resolve_backend(config.task, config.backend),
         "batch": config.num_envs * config.rollout_steps_per_env // config.minibatches,
         "adapted": SB3_ADAPTED,
+        "own_policy": SB3_OWN_POLICY,
     }
     parts = [_TEXT.format(**values)]
     if any(name in SB3_NAMES for name in done):

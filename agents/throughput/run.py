@@ -17,7 +17,8 @@ from agents.throughput.ours import Round, measure_ours
 
 SB3 = "sb3-contrib"
 SB3_ADAPTED = "sb3-contrib, our environments"
-SB3_NAMES = (SB3, SB3_ADAPTED)
+SB3_OWN_POLICY = "sb3-contrib, its own policy"
+SB3_NAMES = (SB3, SB3_ADAPTED, SB3_OWN_POLICY)
 
 
 class Spread(NamedTuple):
@@ -91,7 +92,12 @@ def measure_once(name: str, config: PPOConfig, updates: int) -> Round:
         return measure_ours(replace(config, core=name), updates)
     from agents.throughput.sb3 import measure_sb3  # an optional dependency
 
-    return measure_sb3(config, updates, own_environments=name == SB3)
+    return measure_sb3(
+        config,
+        updates,
+        own_environments=name != SB3_ADAPTED,
+        own_policy=name == SB3_OWN_POLICY,
+    )
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -29,7 +29,9 @@ from agents.throughput.ours import Round, total
 from envs import VectorEnv, level_seeds, make_vector_env
 
 
-def measure_sb3(config: PPOConfig, updates: int, *, own_environments: bool) -> Round:
+def measure_sb3(
+    config: PPOConfig, updates: int, *, own_environments: bool, own_policy: bool = False
+) -> Round:
     """Train from the start and time ``updates`` updates after a first one that does not count.
 
     Args:
@@ -37,11 +39,12 @@ def measure_sb3(config: PPOConfig, updates: int, *, own_environments: bool) -> R
         updates: how many.
         own_environments: step gymnasium environments in a DummyVecEnv, as users of sb3-contrib
             do; else those of our backend, through :class:`AdaptedEnv`.
+        own_policy: MlpLstmPolicy as it comes; else of the sizes of ours.
     """
     torch.set_num_threads(config.threads)
     with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
         env = _make_own(config) if own_environments else _make_ours(config)
-        model = make_model(config, env)
+        model = make_model(config, env, own_policy=own_policy)
         clock = _Clock()
         steps = config.num_envs * config.rollout_steps_per_env
         # nothing is logged, nor is it by ours here
@@ -57,8 +60,18 @@ def measure_sb3(config: PPOConfig, updates: int, *, own_environments: bool) -> R
     return total(rounds[1:])
 
 
-def make_model(config: PPOConfig, env: VecEnv) -> RecurrentPPO:
-    """RecurrentPPO with one LSTM that actor and critic share, and heads without hidden layers."""
+def make_model(config: PPOConfig, env: VecEnv, *, own_policy: bool = False) -> RecurrentPPO:
+    """RecurrentPPO with one LSTM that actor and critic share, and heads without hidden layers.
+
+    With ``own_policy`` all of that is as MlpLstmPolicy has it: an LSTM of 256 features for each.
+    """
+    sizes = {
+        "lstm_hidden_size": config.hidden_size,
+        "shared_lstm": True,
+        "enable_critic_lstm": False,
+        "net_arch": [],
+    }
+    optimizer = {"optimizer_kwargs": {"eps": config.adam_epsilon}}
     batch = config.num_envs * config.rollout_steps_per_env // config.minibatches
     return RecurrentPPO(
         "MlpLstmPolicy",
@@ -75,13 +88,7 @@ def make_model(config: PPOConfig, env: VecEnv) -> RecurrentPPO:
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         device="cpu",
-        policy_kwargs={
-            "lstm_hidden_size": config.hidden_size,
-            "shared_lstm": True,
-            "enable_critic_lstm": False,
-            "net_arch": [],
-            "optimizer_kwargs": {"eps": config.adam_epsilon},
-        },
+        policy_kwargs=optimizer if own_policy else {**sizes, **optimizer},
     )
 
 
