@@ -86,7 +86,7 @@ def plan(
             if not has_checkpoint(run.folder):
                 initial_weights(run.config)
     for task in (base.task, *tasks):
-        require_makeable(task, base.backend)
+        require_makeable(task, base.backend, base.action_numbers)
     return runs
 
 

@@ -17,7 +17,15 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import tomli_w
 
-from envs import BackendChoice, Suite, Task, get_suite, get_task
+from envs import (
+    BackendChoice,
+    Suite,
+    Task,
+    action_names,
+    choose_actions,
+    get_suite,
+    get_task,
+)
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
 CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
@@ -250,6 +258,12 @@ class PPOConfig:
         "Network",
         "Let the policy read the mission text; auto: where it differs between levels.",
     )
+    actions: str = _option(
+        "all",
+        "Network",
+        "Actions the policy chooses from: all that the task has, or some of left, right, forward, "
+        "pickup, drop, toggle, done, separated by commas.",
+    )
 
     init_from: str = _option(
         "",
@@ -304,6 +318,7 @@ class PPOConfig:
             object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         check_core(self.core)
+        self._check_actions()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 rule = f"must be one of {', '.join(choices)}; got {getattr(self, name)!r}."
@@ -317,6 +332,14 @@ class PPOConfig:
             raise ConfigError("minibatches", rule)
         if self.core in ("rim_lstm", "rim_gru"):
             self._check_mechanisms()
+
+    def _check_actions(self) -> None:
+        try:
+            chosen = self.action_numbers
+        except ValueError as error:
+            raise ConfigError("actions", str(error)) from None
+        if chosen is not None:
+            object.__setattr__(self, "actions", ",".join(action_names(chosen)))
 
     def _check_mechanisms(self) -> None:
         if self.hidden_size % self.num_rims:
@@ -335,6 +358,11 @@ class PPOConfig:
     def task(self) -> Task:
         """The task trained on."""
         return get_suite(self.suite).train if self.suite else get_task(self.env)
+
+    @property
+    def action_numbers(self) -> tuple[int, ...] | None:
+        """The numbers of the actions to choose from; None for all that a task has."""
+        return choose_actions(self.actions)
 
     @property
     def minibatch_envs(self) -> int:

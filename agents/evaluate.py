@@ -107,9 +107,9 @@ def check_task(policy: RecurrentActorCritic, task: Task, backend: BackendChoice 
         ValueError: if the backend cannot run it or it has another number of actions.
     """
     with make_vector_env(task, 1, [0], backend) as env:
-        if env.num_actions != policy.actor.out_features:
+        if env.num_actions != policy.num_actions:
             raise ValueError(
-                f"the agent has {policy.actor.out_features} actions but {task.id} has "
+                f"the agent has {policy.num_actions} actions but {task.id} has "
                 f"{env.num_actions}; evaluate it on a task like the one it was trained on."
             )
 

@@ -18,8 +18,6 @@ from agents.config import core_label
 from agents.figures import colours
 from agents.record import Recording
 
-ACTION_NAMES = ("left", "right", "forward", "pick up", "drop", "toggle", "done")
-
 #: In inches and dots per inch; width and height in pixels are even, as H.264 wants them.
 SIZE, DPI = (9.6, 5.4), 100
 
@@ -98,8 +96,7 @@ class Overlay:
             self.left.supxlabel(text, fontsize=9)
 
     def _prepare_policy(self) -> None:
-        count = self.recording.probabilities.shape[1]
-        names = ACTION_NAMES[:count] + tuple(map(str, range(len(ACTION_NAMES), count)))
+        names = self.recording.action_names
         self.bars = self.policy.barh(names, self.recording.probabilities[0], color=_GREY)
         self.policy.invert_yaxis()
         self.policy.set_xlim(0, 1)

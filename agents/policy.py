@@ -27,8 +27,13 @@ class RecurrentActorCritic(nn.Module):
 
     Args:
         config: sizes and the name of the core.
-        num_actions: number of discrete actions.
+        num_actions: number of discrete actions of the task, of which ``config.actions`` may
+            leave out some.
         read_mission: whether the mission text is part of the input.
+
+    Attributes:
+        num_actions: of the task.
+        actions: numbers, in the task, of those it chooses from.
 
     Shape:
         observations ``(T, E, ...)``, state, reset ``(T, E)`` -> :class:`PolicyOutput`
@@ -36,6 +41,8 @@ class RecurrentActorCritic(nn.Module):
 
     def __init__(self, config: PPOConfig, num_actions: int, *, read_mission: bool) -> None:
         super().__init__()
+        self.num_actions = num_actions
+        self.actions = config.action_numbers or tuple(range(num_actions))
         self.encoder = ObservationEncoder(
             config.encoder_size,
             kind=config.encoder,
@@ -43,7 +50,7 @@ class RecurrentActorCritic(nn.Module):
             mission=read_mission,
         )
         self.core = RecurrentCore(config.encoder_size, config)
-        self.actor = nn.Linear(self.core.output_size, num_actions)
+        self.actor = nn.Linear(self.core.output_size, len(self.actions))
         self.critic = nn.Linear(self.core.output_size, 1)
         # A small actor head starts near the uniform policy, whatever the core's initialisation.
         for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
@@ -80,7 +87,7 @@ class RecurrentActorCritic(nn.Module):
         drawn: Tensor | None,
         encode: EncodedOnce | None = None,
     ) -> tuple[Tensor, PolicyOutput]:
-        """One step for every environment: actions ``(E,)`` and what led to them.
+        """One step for every environment: places ``(E,)`` in ``actions`` and what led to them.
 
         Args:
             observations: ``(E, ...)``.

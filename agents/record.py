@@ -13,7 +13,7 @@ import rims
 from agents.config import ActionMode
 from agents.policy import RecurrentActorCritic
 from agents.rollout import Episode, Runner
-from envs import VOCABULARY, Task, level_seeds, make_drawable_env, mission_varies
+from envs import VOCABULARY, Task, action_names, level_seeds, make_drawable_env, mission_varies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class Recording:
     mission: str  # as the policy gets it; empty if the task has the same one in every level
     frames: list[NDArray[np.uint8]]  # steps + 1, each (Y, X, 3)
     views: list[NDArray[np.uint8]]  # steps + 1 observations, each (7, 7, 3) category indices
-    actions: list[int]
+    actions: list[int]  # places in action_names
+    action_names: list[str]  # of those the agent chooses from
     probabilities: NDArray[np.float32]  # (steps, actions)
     values: list[float]
     active: NDArray[np.bool_] | None  # (steps, N), for cores with mechanisms
@@ -90,6 +91,7 @@ def record_episode(
         frames=frames,
         views=[*views, step.result.observation.image[0]],
         actions=actions,
+        action_names=action_names(policy.actions),
         probabilities=np.stack(probabilities),
         values=values,
         active=np.concatenate(active, axis=1) if active else None,

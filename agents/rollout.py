@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
 
     observations: RepeatedObservations  # (T, E)
     episode_start: Tensor  # (T, E) bool: the observation is the first of an episode
-    actions: Tensor  # (T, E)
+    actions: Tensor  # (T, E) places in the policy's actions
     log_probs: Tensor  # (T, E) of the actions, when they were taken
     values: Tensor  # (T + 1, E), the last row of the observation after the last step
     rewards: Tensor  # (T, E)
@@ -75,7 +75,7 @@ class Transition(NamedTuple):
 
     observation: Observations  # (E, ...)
     episode_start: Tensor  # (E,) bool: that observation is the first of an episode
-    action: Tensor  # (E,)
+    action: Tensor  # (E,) place in the policy's actions
     output: PolicyOutput  # with T = 1
     result: StepResult  # what the action led to
     episodes: list[Episode]  # that ended with this step
@@ -110,6 +110,7 @@ class Runner:
         self.generator = generator
         self.world = world or World()
         self.device = next(policy.parameters()).device
+        self._numbers = np.array(policy.actions, dtype=np.uint8)  # of actions, in the environments
         self.state = policy.initial_state(env.num_envs)
         self._encode: EncodedOnce | None = None
         self.restart(env)
@@ -176,7 +177,7 @@ class Runner:
         """Let the policy act once in every environment."""
         observation, episode_start = self._observation, self._episode_start
         action, output = self.look()
-        result, episodes = self._tell(action.cpu().numpy().astype(np.uint8))
+        result, episodes = self._tell(self._numbers[action.cpu().numpy()])
         self.state = output.state
         return Transition(observation, episode_start, action, output, result, episodes)
 

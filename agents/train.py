@@ -110,7 +110,7 @@ class Trainer:
         self.folder = folder
         self.world = world
         self.device = usable_device(local_device(config.device))
-        self.backend: BackendName = require_makeable(config.task, backend)
+        self.backend: BackendName = require_makeable(config.task, backend, config.action_numbers)
         require_usable(config)
         require_divisible(config, world.size)
         self.env_steps = 0

@@ -3,6 +3,7 @@
 Importing this package imports neither gymnasium, minigrid nor EnvPool; making something does.
 """
 
+from envs.actions import ACTIONS, action_names, choose_actions
 from envs.base import BackendName, Observation, StepResult, VectorEnv
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
@@ -17,6 +18,7 @@ from envs.vector import (
 )
 
 __all__ = [
+    "ACTIONS",
     "MISSION_LENGTH",
     "SUITES",
     "VOCABULARY",
@@ -27,6 +29,8 @@ __all__ = [
     "Suite",
     "Task",
     "VectorEnv",
+    "action_names",
+    "choose_actions",
     "encode_mission",
     "get_suite",
     "get_task",

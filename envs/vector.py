@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from envs.actions import action_names
 from envs.base import BackendName, VectorEnv
 from envs.seeding import SEED_LIMIT, level_seeds
 from envs.suites import Task, get_task
@@ -134,25 +135,35 @@ def _make(task: Task, backend: BackendName, seeds: list[int], num_threads: int) 
     return GymnasiumVectorEnv(task, seeds)
 
 
-def require_makeable(task: Task | str, backend: BackendChoice = "auto") -> BackendName:
+def require_makeable(
+    task: Task | str, backend: BackendChoice = "auto", actions: Sequence[int] | None = None
+) -> BackendName:
     """The backend that will run a task, after seeing that it can.
 
-    An environment is made only where the task has arguments, which nothing else can check.
+    An environment is made only where nothing else can check what it would say.
 
     Args:
         task: a task or its gymnasium id.
         backend: see :func:`resolve_backend`.
+        actions: numbers of actions that it must have.
 
     Raises:
-        ValueError: as :func:`resolve_backend`, or if the environment refuses its arguments.
+        ValueError: as :func:`resolve_backend`, or if the environment refuses its arguments or does
+            not have one of the actions.
 
     >>> require_makeable("MiniGrid-DoorKey-5x5-v0", "gymnasium")
     'gymnasium'
     """
     task = _as_task(task)
     chosen = resolve_backend(task, backend)
-    if task.gym_kwargs or task.envpool_kwargs:
-        make_vector_env(task, 1, [0], chosen).close()
+    if task.gym_kwargs or task.envpool_kwargs or actions:
+        with make_vector_env(task, 1, [0], chosen) as env:
+            there = tuple(range(env.num_actions))
+        if actions and max(actions) not in there:
+            raise ValueError(
+                f"{task.id} has the actions {', '.join(action_names(there))}; "
+                f"got {', '.join(action_names(tuple(actions)))}."
+            )
     return chosen
 
 

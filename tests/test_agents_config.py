@@ -42,7 +42,7 @@ NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
 POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
 FLAGS = ("learned_initial_state", "direction", "anneal_learning_rate", "bootstrap_truncated")
-TEXTS = ("suite", "env", "core", "encoder", "mission", "init_from", "backend", "device")
+TEXTS = ("suite", "env", "core", "encoder", "mission", "init_from", "backend", "device", "actions")
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, value) for name in COUNTS for value in (0, -1, 2**40 + 1)),
@@ -303,6 +303,23 @@ def test_mechanisms_are_not_checked_for_a_path_that_sounds_like_them() -> None:
     assert PPOConfig(env=ENV, core=class_path, hidden_size=30, num_rims=4).core == class_path
 
 
+@pytest.mark.parametrize(
+    "text", ["", "jump", "left,left", "left;right", "all,left", "left,", "0,1"]
+)
+def test_actions_that_are_none_are_refused(text: str) -> None:
+    error = refusal(actions=text)
+    assert_names_field(error, "actions")
+    assert error.rule == (
+        "must be all or different names of left, right, forward, pickup, drop, toggle, done, "
+        f"separated by commas; got {text!r}."
+    )
+
+
+def test_actions_are_kept_in_one_form() -> None:
+    assert PPOConfig(env=ENV).actions == "all"
+    assert PPOConfig(env=ENV, actions=" forward,left ").actions == "left,forward"
+
+
 # Files ------------------------------------------------------------------------------------------
 
 CHANGED = PPOConfig(
@@ -310,6 +327,7 @@ CHANGED = PPOConfig(
     core="gru",
     seed=7,
     total_steps=12_345,
+    actions="left,forward",
     encoder="nfm",
     encoder_size=40,
     hidden_size=48,

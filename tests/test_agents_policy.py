@@ -47,6 +47,15 @@ def test_forward_gives_distributions_values_and_state(core: str) -> None:
     torch.testing.assert_close(total, torch.ones_like(total))  # float32 rounding of 7 terms
 
 
+def test_actions_left_out_have_no_probability_of_their_own() -> None:
+    policy = make_policy("lstm", actions="toggle,left")
+    assert policy.actions == (0, 5)
+    assert policy.num_actions == NUM_ACTIONS  # of the task still
+    output = policy(make_observations(NUM_STEPS, NUM_ENVS), policy.initial_state(NUM_ENVS), NEVER)
+    assert output.log_probs.shape[-1] == 2
+    assert make_policy("lstm").actions == tuple(range(NUM_ACTIONS))
+
+
 @pytest.mark.parametrize("core", NAMES)
 def test_first_policy_is_almost_uniform(core: str) -> None:
     policy = make_policy(core)

@@ -31,14 +31,14 @@ from agents.video import (
     save_mp4,
     to_indexed,
 )
-from envs import encode_mission, get_task, level_seeds, make_drawable_env
+from envs import ACTIONS, encode_mission, get_task, level_seeds, make_drawable_env
 
 TASK = get_task("MiniGrid-Empty-Random-5x5-v0")
 
 
-def make_policy(core: str) -> RecurrentActorCritic:
+def make_policy(core: str, actions: str = "all") -> RecurrentActorCritic:
     torch.manual_seed(0)
-    config = PPOConfig(env=TASK.id, core=core, hidden_size=16, num_rims=4, k=2)
+    config = PPOConfig(env=TASK.id, core=core, hidden_size=16, num_rims=4, k=2, actions=actions)
     return RecurrentActorCritic(config, 7, read_mission=False)
 
 
@@ -191,6 +191,16 @@ def test_picture_shows_the_action_taken_and_the_values_so_far() -> None:
         assert np.asarray(overlay.line.get_ydata()).tolist() == recording.values[: t + 1]
     overlay.draw(4)
     assert overlay.title.get_text().endswith("Stopped after 4 steps")
+
+
+def test_picture_names_the_actions_the_agent_has() -> None:
+    def shown(recording: Recording) -> list[str]:
+        return [label.get_text() for label in Overlay(recording).policy.get_yticklabels()]
+
+    assert shown(record("lstm", max_steps=1)) == list(ACTIONS)
+    policy = make_policy("lstm", "forward,right")
+    recording = record_episode(policy, TASK, "lstm", seed=0, max_steps=2)
+    assert shown(recording) == recording.action_names == ["right", "forward"]
 
 
 def test_frames_differ_only_where_something_changed() -> None:

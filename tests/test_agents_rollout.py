@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from agents.config import CoreName, PPOConfig
 from agents.policy import RecurrentActorCritic
@@ -20,7 +21,7 @@ from agents.rollout import (
     collect,
     minibatch_indices,
 )
-from envs import BackendName, Task, VectorEnv, make_vector_env
+from envs import BackendName, StepResult, Task, VectorEnv, make_vector_env
 
 NAMES = get_args(CoreName)
 WITH_MEMORY = [name for name in NAMES if name != "none"]
@@ -47,7 +48,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[VectorEnv]:
         yield made
 
 
-def make_policy(core: str, num_actions: int = 7) -> RecurrentActorCritic:
+def make_policy(core: str, num_actions: int = 7, **changes: Any) -> RecurrentActorCritic:
     torch.manual_seed(0)
     config = PPOConfig(
         env=SHORT.id,
@@ -55,6 +56,7 @@ def make_policy(core: str, num_actions: int = 7) -> RecurrentActorCritic:
         hidden_size=16,
         num_rims=4,
         k=2,
+        **changes,
     )
     policy = RecurrentActorCritic(config, num_actions, read_mission=True)
     with torch.no_grad():  # far from uniform, so that a wrong state shows in the probabilities
@@ -92,6 +94,26 @@ def test_replay_equals_what_was_stored(env: VectorEnv, core: str) -> None:
         torch.testing.assert_close(output.values, rollout.values[:-1], rtol=1e-5, atol=1e-5)
         for part, after in zip(output.state, runner.state, strict=True):
             torch.testing.assert_close(part, after, rtol=1e-5, atol=1e-5)
+
+
+def test_chosen_actions_reach_the_environments_by_their_numbers(
+    env: VectorEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[NDArray[np.uint8]] = []
+    step = env.step
+
+    def spy(actions: NDArray[np.uint8]) -> StepResult:
+        told.append(actions)
+        return step(actions)
+
+    monkeypatch.setattr(env, "step", spy)
+    policy = make_policy("lstm", env.num_actions, actions="right,toggle,done")
+    runner = Runner(env, policy, torch.Generator().manual_seed(0))
+    rollout, _ = collect(runner, NUM_STEPS)
+    assert set(np.unique(told)) == {1, 5, 6}
+    numbers = torch.tensor(policy.actions)[rollout.actions]
+    assert np.array_equal(numbers.numpy(), np.stack(told))
+    assert np.array_equal(np.stack(runner.actions), np.stack(told))  # what a replay tells them
 
 
 def test_rollout_after_an_update_is_by_the_new_weights(env: VectorEnv) -> None:

@@ -32,6 +32,11 @@ MISTAKES = {
     "k above the mechanisms": ((*TRAIN, "--num-rims", "4", "--k", "5"), "--k"),
     "hidden size": ((*TRAIN, "--hidden-size", "30"), "--hidden-size"),
     "minibatches": ((*TRAIN, "--num-envs", "10", "--minibatches", "4"), "--minibatches"),
+    "actions": ((*TRAIN, "--actions", "left,jump"), "--actions"),
+    "actions the task has not": (
+        ("train", "--env", "MiniGrid-Dynamic-Obstacles-5x5-v0", "--actions", "toggle"),
+        "has the actions left, right, forward; got toggle",
+    ),
     "seed too large": ((*TRAIN, "--seed", str(2**31)), "--seed"),
     "seed negative": ((*TRAIN, "--seed", "-1"), "--seed"),
     "number": ((*TRAIN, "--gamma", "high"), "--gamma"),

@@ -21,6 +21,7 @@ from envs import (
     level_seeds,
     make_vector_env,
     mission_varies,
+    require_makeable,
     resolve_backend,
 )
 from envs.mission import UNKNOWN
@@ -413,6 +414,14 @@ def test_resolve_backend_prefers_envpool_where_it_knows_the_task() -> None:
         assert resolve_backend(unknown, "auto") == "gymnasium"
         with pytest.raises(ValueError, match="gymnasium backend"):
             resolve_backend(unknown, "envpool")
+
+
+def test_require_makeable_looks_at_the_actions_there_are(backend: BackendName) -> None:
+    task = "MiniGrid-Dynamic-Obstacles-5x5-v0"
+    assert require_makeable(EMPTY, backend, (0, 6)) == backend
+    assert require_makeable(task, backend, (1, 2)) == backend
+    with pytest.raises(ValueError, match="has the actions left, right, forward; got left, pickup"):
+        require_makeable(task, backend, (0, 3))
 
 
 def test_resolve_backend_refuses_unknown_names() -> None:

@@ -32,7 +32,7 @@ QUICK_AGENTS: dict[str, Any] = {"rounds": 2, "updates": 2, "num_envs": 8}
 #: Settings of PPOConfig that are no part of ``rims bench agents``, or that it has its own of.
 NOT_OF_AGENTS = (
     *("core", "seed", "total_steps", "anneal_learning_rate", "bootstrap_truncated"),
-    *("threads", "device", "checkpoint_every", "restart_envs_every", "init_from"),
+    *("threads", "device", "checkpoint_every", "restart_envs_every", "init_from", "actions"),
 )
 
 #: The same of ``rims bench nfm``.

@@ -85,7 +85,7 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
         plan = Plan(config=config, processes=processes, updates=updates, rounds=rounds)
         for row in plan.rows:
             require_divisible(replace(config, num_envs=row.num_envs), row.processes)
-        require_makeable(config.task, config.backend)
+        require_makeable(config.task, config.backend, config.action_numbers)
     with measuring(out):
         report = _measure(plan, out)
     click.echo(report, nl=False)

@@ -103,7 +103,7 @@ class Study:
         config = sweep.config(sweep.first, seed=0)
         usable_device(config.device)
         for task in (config.task, *sweep.unseen):
-            require_makeable(task, config.backend)
+            require_makeable(task, config.backend, config.action_numbers)
         for core in sweep.cores:
             require_usable(replace(config, core=core))
         if not (folder / STUDY_NAME).is_file() and not is_empty(folder):
