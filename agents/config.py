@@ -22,9 +22,9 @@ from envs import (
     Suite,
     Task,
     action_names,
-    choose_actions,
     get_suite,
     get_task,
+    parse_actions,
 )
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
@@ -338,8 +338,8 @@ class PPOConfig:
             chosen = self.action_numbers
         except ValueError as error:
             raise ConfigError("actions", str(error)) from None
-        if chosen is not None:
-            object.__setattr__(self, "actions", ",".join(action_names(chosen)))
+        names = ["all"] if chosen is None else action_names(chosen)
+        object.__setattr__(self, "actions", ",".join(names))
 
     def _check_mechanisms(self) -> None:
         if self.hidden_size % self.num_rims:
@@ -362,7 +362,7 @@ class PPOConfig:
     @property
     def action_numbers(self) -> tuple[int, ...] | None:
         """The numbers of the actions to choose from; None for all that a task has."""
-        return choose_actions(self.actions)
+        return parse_actions(self.actions)
 
     @property
     def minibatch_envs(self) -> int:

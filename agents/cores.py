@@ -90,7 +90,6 @@ class RecurrentCore(nn.Module):
         own_forward = type(self.module).forward
         self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)
         self.handles_packed = own_forward in (nn.LSTM.forward, nn.GRU.forward)
-        self.handles_loop = supports(self.module)
         self.handles_reset = _takes_reset(self.module) and not len(self.starts)
         # Type and device of states; a user's core may have no parameter to tell them by.
         self.register_buffer("like", torch.zeros(()), persistent=False)
@@ -112,11 +111,10 @@ class RecurrentCore(nn.Module):
             return output, _as_tuple(hx)
         if isinstance(input, RepeatedInput):
             input = input.expand()
-        state = self._start_where(reset[0], state)
         if self.is_memoryless or not bool(reset[1:].any()):
-            output, hx = self.module(input, self.form.pack(state))
+            output, hx = self.module(input, self.form.pack(self._start_where(reset[0], state)))
             return output, _as_tuple(hx)
-        if self.handles_loop and input.device.type == "cpu":
+        if input.device.type == "cpu" and supports(self.module):
             starts = tuple(self.starts) or self.initial_state(1)
             return run_with_resets(self.module, input, state, starts, reset)  # type: ignore[arg-type]
         if self.handles_packed:
@@ -144,15 +142,13 @@ class RecurrentCore(nn.Module):
     ) -> tuple[Tensor, CoreState]:
         """Run each part between resets as a sequence of its own, all in one packed call.
 
-        The same numbers as stepping and zeroing, in one call where a loop would need T, which
-        is the way for libraries of GPUs and for several layers.
+        The same numbers as stepping and zeroing. Used on GPUs, and for several layers.
         """
         parts = _split_at(reset)
         padded = input.new_zeros(int(parts.lengths.max()), len(parts.lengths), input.shape[-1])
         padded[parts.step, parts.row] = input
         packed = pack_padded_sequence(padded, parts.lengths, enforce_sorted=False)
-        # A part that starts the chunk continues its environment's state; the others start anew.
-        start = self._start_where(parts.later, tuple(s[:, parts.env] for s in state))
+        start = self._start_where(parts.anew, tuple(s[:, parts.env] for s in state))
         packed_output, hx = self.module(packed, self.form.pack(start))
         output, _ = pad_packed_sequence(packed_output)
         return output[parts.step, parts.row], tuple(s[:, parts.last] for s in _as_tuple(hx))
@@ -317,7 +313,7 @@ class _Parts(NamedTuple):
     row: Tensor  # (T, E) index of its part
     lengths: Tensor  # (S,) on the CPU
     env: Tensor  # (S,) environment of each part
-    later: Tensor  # (S,) bool, true where a part does not start the chunk
+    anew: Tensor  # (S,) bool, false where a part continues its environment's state
     last: Tensor  # (E,) the part each environment ends in
 
 
@@ -333,7 +329,7 @@ def _split_at(reset: Tensor) -> _Parts:
         row=row,
         lengths=torch.bincount(row.flatten()).cpu(),
         env=env,
-        later=first > 0,
+        anew=reset[first, env],
         last=row[-1],
     )
 

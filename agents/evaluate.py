@@ -12,7 +12,14 @@ from agents.config import ActionMode
 from agents.policy import RecurrentActorCritic
 from agents.rollout import Episode, Runner
 from agents.statistics import Estimate, mean_over_episodes, proportion
-from envs import BackendChoice, Task, level_seeds, make_vector_env, resolve_backend
+from envs import (
+    BackendChoice,
+    Task,
+    action_names,
+    level_seeds,
+    make_vector_env,
+    resolve_backend,
+)
 
 #: Episodes run side by side; more wait for the next wave.
 MAX_ENVS = 256
@@ -82,7 +89,7 @@ def evaluate(
         on_progress: called with the number of episodes newly finished.
 
     Raises:
-        ValueError: if the task has another number of actions, or cannot run, or if the agent's
+        ValueError: if the task lacks one of the agent's actions, or cannot run, or if the agent's
             action probabilities are not finite.
     """
     check_task(policy, task, backend)
@@ -104,13 +111,14 @@ def check_task(policy: RecurrentActorCritic, task: Task, backend: BackendChoice 
     """Make sure that the agent can act in the task.
 
     Raises:
-        ValueError: if the backend cannot run it or it has another number of actions.
+        ValueError: if the backend cannot run it or it lacks one of the agent's actions.
     """
     with make_vector_env(task, 1, [0], backend) as env:
-        if env.num_actions != policy.num_actions:
+        if max(policy.actions) >= env.num_actions:
             raise ValueError(
-                f"the agent has {policy.num_actions} actions but {task.id} has "
-                f"{env.num_actions}; evaluate it on a task like the one it was trained on."
+                f"{task.id} has {env.num_actions} actions, but the agent chooses from "
+                f"{', '.join(action_names(policy.actions))}; "
+                "evaluate it on a task like the one it was trained on."
             )
 
 

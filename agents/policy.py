@@ -27,13 +27,14 @@ class RecurrentActorCritic(nn.Module):
 
     Args:
         config: sizes and the name of the core.
-        num_actions: number of discrete actions of the task, of which ``config.actions`` may
-            leave out some.
+        num_actions: number of discrete actions of the task; ``config.actions`` may leave out some.
         read_mission: whether the mission text is part of the input.
 
     Attributes:
-        num_actions: of the task.
-        actions: numbers, in the task, of those it chooses from.
+        actions: numbers, in the task, of the actions it chooses from.
+
+    Raises:
+        ValueError: if ``config.actions`` names one that the task does not have.
 
     Shape:
         observations ``(T, E, ...)``, state, reset ``(T, E)`` -> :class:`PolicyOutput`
@@ -41,8 +42,9 @@ class RecurrentActorCritic(nn.Module):
 
     def __init__(self, config: PPOConfig, num_actions: int, *, read_mission: bool) -> None:
         super().__init__()
-        self.num_actions = num_actions
         self.actions = config.action_numbers or tuple(range(num_actions))
+        if max(self.actions) >= num_actions:
+            raise ValueError(f"actions must be of {num_actions}; got {config.actions!r}.")
         self.encoder = ObservationEncoder(
             config.encoder_size,
             kind=config.encoder,

@@ -26,9 +26,15 @@ class Gates(NamedTuple):
 
 
 def supports(module: nn.Module) -> bool:
-    """Whether :func:`run_with_resets` computes what the forward of ``module`` does."""
+    """Whether :func:`run_with_resets` computes what calling ``module`` does.
+
+    A hook may change weights, input or output (``torch.nn.utils.weight_norm`` is one), and is only
+    heard by a call.
+    """
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
     return (
         isinstance(module, nn.LSTM | nn.GRU)
+        and not any((*hooks, module._backward_pre_hooks))
         and type(module).forward in (nn.LSTM.forward, nn.GRU.forward)
         and module.num_layers == 1
         and not module.bidirectional
@@ -44,7 +50,7 @@ def run_with_resets(
 
     Args:
         module: for which :func:`supports` is true.
-        input: ``(T, B, I)``.
+        input: ``(T, B, I)``, of the type of the weights; there is no autocast.
         state: h, and c of an LSTM, each ``(1, B, H)``.
         starts: what an episode begins with, each ``(1, 1, H)``.
         reset: bool ``(T, B)``.
@@ -97,8 +103,8 @@ def _over_rows(grad_ih: Tensor, grad_hh: Tensor, input: Tensor, h_prev: Tensor) 
     return Gates(weight_ih, weight_hh, bias_ih, bias_hh)
 
 
-def _of_existing(grads: Gates, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-    """None for biases that a layer does not have."""
+def _without_missing(grads: Gates, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of the weights, None for biases that the layer does not have."""
     return grads if bias is not None else (grads.weight_ih, grads.weight_hh, None, None)
 
 
@@ -137,15 +143,17 @@ class _LSTMLoop(torch.autograd.Function):
             o.sigmoid_()
             c = torch.mul(f, c, out=cell).addcmul_(i, g)
             h = torch.mul(o, torch.tanh(c, out=tanh_cell), out=out)
-        ctx.save_for_backward(input, weight_ih, weight_hh, bias_ih, gates, tanh_cells)
-        ctx.prev, ctx.resets = (h_prev, c_prev), resets
+        ctx.save_for_backward(
+            input, weight_ih, weight_hh, bias_ih, gates, tanh_cells, h_prev, c_prev
+        )
+        ctx.resets = resets
         return output, h.clone(), c.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight_ih, weight_hh, bias_ih, gates, tanh_cells = ctx.saved_tensors
-        h_prev, c_prev = ctx.prev
+        input, weight_ih, weight_hh, bias_ih, *did = ctx.saved_tensors
+        gates, tanh_cells, h_prev, c_prev = did
         i, f, g, o = gates.chunk(4, dim=-1)
         # What gradients of c and h are multiplied with on their way into the gates.
         from_c = torch.stack([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g)], dim=2)
@@ -161,7 +169,7 @@ class _LSTMLoop(torch.autograd.Function):
             torch.mul(grad_c.unsqueeze(1), from_c[t], out=grad_gates[t, :, :3])
             grad_h = ctx.resets.back(t, flat[t] @ weight_hh, grad_starts[0])
             grad_c = ctx.resets.back(t, grad_c * f[t], grad_starts[1])
-        of_weights = _of_existing(_over_rows(flat, flat, input, h_prev), bias_ih)
+        of_weights = _without_missing(_over_rows(flat, flat, input, h_prev), bias_ih)
         return flat @ weight_ih, None, *of_weights, grad_h, grad_c, *grad_starts
 
 
@@ -183,29 +191,28 @@ class _GRULoop(torch.autograd.Function):
         resets = _Resets(reset)
         size = weight_hh.shape[1]
         gates = nn.functional.linear(input, weight_ih, bias_ih)  # (T, B, 3 H): r, z, n
-        output, h_prev, spoken = (input.new_empty(*input.shape[:2], size) for _ in range(3))
+        output, h_prev, hidden_n = (input.new_empty(*input.shape[:2], size) for _ in range(3))
         r_and_z = gates[..., : 2 * size].unbind()
-        by_step = (part.unbind() for part in (*gates.chunk(3, dim=-1), h_prev, spoken, output))
-        for t, (r_z, r, z, n, before, of_n, out) in enumerate(zip(r_and_z, *by_step, strict=True)):
-            h = resets.start(t, h, start, before)
-            of_state = nn.functional.linear(h, weight_hh, bias_hh)
-            of_n.copy_(of_state[:, 2 * size :])
-            r_z.add_(of_state[:, : 2 * size]).sigmoid_()
-            n.addcmul_(r, of_n).tanh_()
+        by_step = (part.unbind() for part in (*gates.chunk(3, dim=-1), h_prev, hidden_n, output))
+        for t, (r_z, r, z, n, h_before, h_n, out) in enumerate(zip(r_and_z, *by_step, strict=True)):
+            h = resets.start(t, h, start, h_before)
+            hidden = nn.functional.linear(h, weight_hh, bias_hh)
+            h_n.copy_(hidden[:, 2 * size :])
+            r_z.add_(hidden[:, : 2 * size]).sigmoid_()
+            n.addcmul_(r, h_n).tanh_()
             h = torch.lerp(n, h, z, out=out)
-        ctx.save_for_backward(input, weight_ih, weight_hh, bias_ih, gates)
-        ctx.loop = h_prev, spoken, resets
+        ctx.save_for_backward(input, weight_ih, weight_hh, bias_ih, gates, h_prev, hidden_n)
+        ctx.resets = resets
         return output, h.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight_ih, weight_hh, bias_ih, gates = ctx.saved_tensors
-        h_prev, spoken, resets = ctx.loop
+        input, weight_ih, weight_hh, bias_ih, gates, h_prev, hidden_n = ctx.saved_tensors
         r, z, n = gates.chunk(3, dim=-1)
         # What the gradient of h is multiplied with on its way into the gates.
         into_n = (1 - z) * (1 - n * n)
-        into_r, into_z = into_n * spoken * r * (1 - r), (h_prev - n) * z * (1 - z)
+        into_r, into_z = into_n * hidden_n * r * (1 - r), (h_prev - n) * z * (1 - z)
         into = torch.stack([into_r, into_z, into_n * r], dim=2)  # (T, B, 3, H)
         grad_hh, grad_all = torch.empty_like(into), torch.empty_like(h_prev)
         grad_start = torch.zeros_like(grad_h[:1])
@@ -213,7 +220,7 @@ class _GRULoop(torch.autograd.Function):
             grad_h = torch.add(grad_h, grad_output[t], out=grad_all[t])
             torch.mul(grad_h.unsqueeze(1), into[t], out=grad_hh[t])
             grad_h = torch.addmm(grad_h * z[t], grad_hh[t].flatten(1), weight_hh)
-            grad_h = resets.back(t, grad_h, grad_start)
+            grad_h = ctx.resets.back(t, grad_h, grad_start)
         grad_ih = torch.cat([grad_hh[:, :, :2].flatten(2), grad_all * into_n], dim=-1)
         grads = _over_rows(grad_ih, grad_hh.flatten(2), input, h_prev)
-        return grad_ih @ weight_ih, None, *_of_existing(grads, bias_ih), grad_h, grad_start
+        return grad_ih @ weight_ih, None, *_without_missing(grads, bias_ih), grad_h, grad_start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tomllib
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.config import WITHOUT_EFFECT, core_label
+from agents.config import WITHOUT_EFFECT, PPOConfig, core_label
 from agents.run_folder import (
     CONFIG_NAME,
     PROGRESS_NAME,
@@ -21,6 +22,8 @@ from envs import SUITES, Task
 
 #: Settings that may differ between runs that are seeds of one experiment.
 _NOT_OF_THE_EXPERIMENT = ("seed", *WITHOUT_EFFECT)
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
 
 
 class FoundRun(NamedTuple):
@@ -186,8 +189,10 @@ def group_runs(runs: Sequence[FoundRun]) -> list[Group]:
 def _experiment(run: FoundRun) -> tuple[Any, ...]:
     if not run.settings:
         return (run.folder,)
+    # A run of an earlier version does not name settings that came later; it had their defaults.
+    settings = {**_DEFAULTS, **run.settings}
     return tuple(
-        sorted((k, repr(v)) for k, v in run.settings.items() if k not in _NOT_OF_THE_EXPERIMENT)
+        sorted((k, repr(v)) for k, v in settings.items() if k not in _NOT_OF_THE_EXPERIMENT)
     )
 
 

@@ -3,7 +3,7 @@
 Importing this package imports neither gymnasium, minigrid nor EnvPool; making something does.
 """
 
-from envs.actions import ACTIONS, action_names, choose_actions
+from envs.actions import ACTIONS, action_names, parse_actions
 from envs.base import BackendName, Observation, StepResult, VectorEnv
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
@@ -30,7 +30,6 @@ __all__ = [
     "Task",
     "VectorEnv",
     "action_names",
-    "choose_actions",
     "encode_mission",
     "get_suite",
     "get_task",
@@ -38,6 +37,7 @@ __all__ = [
     "make_drawable_env",
     "make_vector_env",
     "mission_varies",
+    "parse_actions",
     "require_makeable",
     "resolve_backend",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 #: Of every MiniGrid and BabyAI task, in the order of their numbers.
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 
@@ -9,7 +11,7 @@ ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 ALL_ACTIONS = "all"
 
 
-def choose_actions(text: str) -> tuple[int, ...] | None:
+def parse_actions(text: str) -> tuple[int, ...] | None:
     """The numbers of the actions named in ``text``, in MiniGrid's order; None for ``"all"``.
 
     Args:
@@ -19,19 +21,19 @@ def choose_actions(text: str) -> tuple[int, ...] | None:
         ValueError: if it names none, one twice, or one there is not.
 
     Example:
-        >>> choose_actions("forward, left"), choose_actions("all")
+        >>> parse_actions("forward, left"), parse_actions("all")
         ((0, 2), None)
     """
-    if text == ALL_ACTIONS:
-        return None
     names = [name.strip() for name in text.split(",")]
+    if names == [ALL_ACTIONS]:
+        return None
     if not set(names) <= set(ACTIONS) or len(set(names)) < len(names):
         rule = f"must be {ALL_ACTIONS} or different names of {', '.join(ACTIONS)}"
         raise ValueError(f"{rule}, separated by commas; got {text!r}.")
     return tuple(sorted(ACTIONS.index(name) for name in names))
 
 
-def action_names(numbers: tuple[int, ...]) -> list[str]:
+def action_names(numbers: Iterable[int]) -> list[str]:
     """What actions are called; one that MiniGrid does not know, by its number.
 
     Example:

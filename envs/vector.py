@@ -140,7 +140,8 @@ def require_makeable(
 ) -> BackendName:
     """The backend that will run a task, after seeing that it can.
 
-    An environment is made only where nothing else can check what it would say.
+    An environment is made only where it has arguments, or has to have actions: nothing else can
+    check them.
 
     Args:
         task: a task or its gymnasium id.
@@ -158,11 +159,11 @@ def require_makeable(
     chosen = resolve_backend(task, backend)
     if task.gym_kwargs or task.envpool_kwargs or actions:
         with make_vector_env(task, 1, [0], chosen) as env:
-            there = tuple(range(env.num_actions))
-        if actions and max(actions) not in there:
+            there = range(env.num_actions)
+        if actions and max(actions) >= len(there):
             raise ValueError(
-                f"{task.id} has the actions {', '.join(action_names(there))}; "
-                f"got {', '.join(action_names(tuple(actions)))}."
+                f"actions must be of those that {task.id} has, {', '.join(action_names(there))}; "
+                f"got {', '.join(action_names(actions))}."
             )
     return chosen
 

@@ -117,9 +117,18 @@ def test_wrong_number_of_actions_is_refused(policy: RecurrentActorCritic) -> Non
         lambda: check_task(policy, task, "gymnasium"),
         lambda: evaluate(policy, task, episodes=2, seed=0, backend="gymnasium"),
     ):
-        with pytest.raises(ValueError, match=r"7 actions but .* has 3") as caught:
+        with pytest.raises(
+            ValueError, match=r"has 3 actions, but the agent .* left, right,"
+        ) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_agent_of_few_actions_is_judged_where_they_are() -> None:
+    config = PPOConfig(env=EMPTY.id, core="none", actions="left,forward")
+    policy = RecurrentActorCritic(config, 7, read_mission=False)
+    for task in (EMPTY, get_task("MiniGrid-Dynamic-Obstacles-5x5-v0")):
+        assert len(evaluate(policy, task, episodes=2, seed=0, backend="gymnasium").episodes) == 2
 
 
 def test_episode_starts_without_memory_of_the_one_before(policy: RecurrentActorCritic) -> None:

@@ -90,6 +90,7 @@ def test_a_run_goes_on_without_the_run_it_began_with(root: Path, tmp_path: Path)
         ("direction", True),
         ("learned_initial_state", False),
         ("mission", "on"),
+        ("actions", "left,forward"),
     ],
 )
 def test_another_architecture_is_refused(root: Path, field: str, value: object) -> None:

@@ -156,6 +156,14 @@ def test_experiment_made_twice_is_two_groups(tmp_path: Path) -> None:
     assert labels(*same_place) == ["again-1", "again-2"]
 
 
+def test_run_of_an_earlier_version_is_a_seed_of_the_same_experiment(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{s}", seed=s) for s in (0, 1)]
+    config = runs[0] / "config.toml"
+    config.write_text(config.read_text().replace('actions = "all"\n', ""))
+    assert "actions" not in config.read_text()
+    assert len(groups_of(*runs)) == 1
+
+
 def test_labels_that_settings_do_not_tell_apart_have_their_folder_added(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / root / f"{s}", seed=s, learning_rate=rate)

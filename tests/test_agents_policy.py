@@ -50,10 +50,12 @@ def test_forward_gives_distributions_values_and_state(core: str) -> None:
 def test_actions_left_out_have_no_probability_of_their_own() -> None:
     policy = make_policy("lstm", actions="toggle,left")
     assert policy.actions == (0, 5)
-    assert policy.num_actions == NUM_ACTIONS  # of the task still
     output = policy(make_observations(NUM_STEPS, NUM_ENVS), policy.initial_state(NUM_ENVS), NEVER)
     assert output.log_probs.shape[-1] == 2
     assert make_policy("lstm").actions == tuple(range(NUM_ACTIONS))
+    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", actions="left,drop")
+    with pytest.raises(ValueError, match="actions must be of 3"):
+        RecurrentActorCritic(config, 3, read_mission=False)
 
 
 @pytest.mark.parametrize("core", NAMES)

@@ -119,10 +119,32 @@ def test_cores_of_agents_take_the_loop(
     state = tuple(torch.randn_like(part) for part in core.initial_state(5))
     leaves = list(core.parameters())
     expected = everything(core._run_stretches(input, state, reset), leaves)
+    for a, b in zip(
+        everything(core._run_episodes(input, state, reset), leaves), expected, strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(core, "_run_episodes", None)  # what must not be taken
     monkeypatch.setattr(core, "_run_stretches", None)
     for a, b in zip(everything(core(input, state, reset), leaves), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_what_is_used_and_not_frozen(name: str) -> None:
+    torch.manual_seed(2)
+    layer, parts = LAYERS[name]
+    module = layer(2, 3).double()
+    module.weight_hh_l0.requires_grad_(False)
+    input, reset = torch.randn(5, 2, 2, dtype=torch.double), torch.rand(5, 2) < 0.5
+    zeros = [torch.zeros(1, rows, 3, dtype=torch.double) for rows in (2, 1)]
+    state, starts = ((part,) * parts for part in zeros)
+    leaves = [module.weight_ih_l0, module.bias_ih_l0]
+    grads = []
+    for run in (run_with_resets, step_by_step):
+        _, last = run(module, input, state, starts, reset)  # the output is not used
+        grads.append(torch.autograd.grad(last[-1].sum(), leaves))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
 def test_supports_one_plain_layer_only() -> None:
@@ -133,6 +155,8 @@ def test_supports_one_plain_layer_only() -> None:
             output, state = super().forward(input, hx)
             return 2 * output, state
 
+    hooked = nn.GRU(2, 3)
+    hooked.register_forward_pre_hook(lambda module, inputs: None)
     assert supports(nn.LSTM(2, 3))
     assert supports(nn.GRU(2, 3, bias=False))
     for module in (
@@ -142,5 +166,6 @@ def test_supports_one_plain_layer_only() -> None:
         nn.GRU(2, 3, batch_first=True),
         nn.RNN(2, 3),
         Doubled(2, 3),
+        hooked,
     ):
         assert not supports(module), module

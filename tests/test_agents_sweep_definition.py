@@ -42,6 +42,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         document(search={"suite": {"choices": ["empty", "doorkey"]}}, settings={"suite": None}),
         "suite cannot be searched",
     ),
+    "actions searched": (
+        document(search={"actions": {"choices": ["left,right", "all"]}}),
+        "actions cannot be searched",
+    ),
     "both": (document(settings={"epochs": 2}), "epochs is both in"),
     "no range": (document(search={"epochs": 3}), "epochs must be {low = ..., high = ...} or"),
     "key of a range": (

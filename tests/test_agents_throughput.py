@@ -21,7 +21,7 @@ from agents.throughput.ours import Round, measure_ours
 from agents.throughput.report import to_markdown
 from agents.throughput.run import SB3, SB3_ADAPTED, SB3_NAMES, Contest, measure, ratios, spread
 from command_line import Rims, assert_one_line, tree
-from envs import make_vector_env
+from envs import SUITES, make_vector_env
 
 CONFIG = PPOConfig(
     env="MiniGrid-Empty-Random-5x5-v0",
@@ -243,7 +243,10 @@ def test_quick_and_defaults(
     assert rims("bench", "agents", "--quick", "--no-sb3").code == 0
     assert rims("bench", "agents", "--quick", "--no-sb3", "--rounds", "1").code == 0
     assert rims("bench", "agents", "--no-sb3", "--env", "MiniGrid-Empty-5x5-v0").code == 0
-    quick, typed, full = taken
+    assert rims("bench", "agents", "--no-sb3", "--suite", "memory").code == 0
+    quick, typed, full, of_suite = taken
+    assert of_suite.config.gae_lambda == SUITES["memory"].preset["gae_lambda"]
+    assert of_suite.config.actions == "all"  # as sb3-contrib has
     assert (quick.rounds, quick.updates, quick.config.num_envs) == (2, 2, 8)
     assert (typed.rounds, typed.updates) == (1, 2)
     assert (full.rounds, full.config.num_envs, full.config.task.name) == (5, 64, "Empty-5x5")

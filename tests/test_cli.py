@@ -128,6 +128,21 @@ def test_train_evaluate_record(tmp_path: Path, rims: Rims) -> None:
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"runs", "a.gif"}
 
 
+def test_agent_of_few_actions_is_trained_resumed_judged_and_recorded(
+    tmp_path: Path, rims: Rims
+) -> None:
+    call = ("train", "--env", ENV, "--core", "lstm", "--run-dir", "few", *TOY)
+    assert rims(*call, "--actions", "forward, right").code == 0
+    folder = tmp_path / "here" / "few"
+    assert 'actions = "right,forward"' in (folder / CONFIG_NAME).read_text()
+    assert rims("resume", "few", "--total-steps", "256").code == 0
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.env_steps >= 256
+    assert checkpoint.make_policy().actor.out_features == 2
+    assert rims("evaluate", "few", "--episodes", "2").code == 0
+    assert rims("record", "few", "--out", "few.gif", "--max-steps", "2").code == 0
+
+
 def test_evaluate_shows_the_backend_and_the_task_trained_on(rims: Rims, toy_run: Path) -> None:
     arguments = ("--env", ENV, "--env", "MiniGrid-Empty-Random-5x5-v0", "--episodes", "2")
     result = rims("evaluate", str(toy_run), *arguments, "--backend", "gymnasium")

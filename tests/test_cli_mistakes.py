@@ -35,7 +35,7 @@ MISTAKES = {
     "actions": ((*TRAIN, "--actions", "left,jump"), "--actions"),
     "actions the task has not": (
         ("train", "--env", "MiniGrid-Dynamic-Obstacles-5x5-v0", "--actions", "toggle"),
-        "has the actions left, right, forward; got toggle",
+        "actions must be of those that MiniGrid-Dynamic-Obstacles-5x5-v0 has, left, right,",
     ),
     "seed too large": ((*TRAIN, "--seed", str(2**31)), "--seed"),
     "seed negative": ((*TRAIN, "--seed", "-1"), "--seed"),
@@ -95,7 +95,7 @@ def test_mistakes_with_a_trained_agent(tmp_path: Path, rims: Rims, toy_run: Path
     before = tree(tmp_path), tree(toy_run)
     other = "MiniGrid-Dynamic-Obstacles-5x5-v0"  # 3 actions
     line = assert_one_line(rims("evaluate", str(toy_run), "--env", other))
-    assert "7 actions" in line
+    assert "has 3 actions" in line
     assert other in line
     line = assert_one_line(rims("record", str(toy_run), "--out", "a.gif", "--env", other))
     assert other in line

@@ -178,7 +178,9 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     config = make_config(given)
     with checking_input():  # after the preset, which would win over what was not typed
         few = {} if typed_envs else {"num_envs": given["num_envs"]}
-        config = replace(config, threads=threads or usable_processors(), **few)
+        # All actions, whatever the preset of a suite says: sb3-contrib has them all.
+        threads = threads or usable_processors()
+        config = replace(config, threads=threads, actions="all", **few)
     contenders = cores + SB3_NAMES * (sb3 and _has_sb3())
     contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
     with checking_input():

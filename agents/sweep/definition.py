@@ -194,7 +194,7 @@ def _check_settings(settings: Mapping[str, Any], search: Mapping[str, Any]) -> N
         if name in settings:
             raise ValueError(f"{name} is both in [settings] and in [search]; keep one.")
         group = _FIELDS[name].metadata["group"]
-        if group in ("Task", "Machine"):
+        if group in ("Task", "Machine") or name == "actions":  # another task, with fewer
             raise ValueError(
                 f"[search] {name} cannot be searched: it changes what is measured or where, not "
                 "the agent. Fix it in [settings]."
