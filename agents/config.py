@@ -303,7 +303,7 @@ class PPOConfig:
 
     backend: BackendChoice = _option("auto", "Machine", "auto: EnvPool where it runs the task.")
     threads: int = _option(
-        1, "Machine", "CPU threads of torch; more rarely helps networks this small."
+        1, "Machine", "CPU threads of torch, and of EnvPool; more rarely helps networks this small."
     )
     device: str = _option("cpu", "Machine", "Torch device of the policy, such as cpu or cuda.")
     checkpoint_every: int = _option(20, "Machine", "Updates between two checkpoints.")

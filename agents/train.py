@@ -388,7 +388,7 @@ class Trainer:
         config = self.config
         part = self.world.part(config.num_envs)
         seeds = level_seeds(config.seed, "train", config.num_envs, restart)[part]
-        self._env = make_vector_env(config.task, len(seeds), seeds, self.backend)
+        self._env = make_vector_env(config.task, len(seeds), seeds, self.backend, config.threads)
         return self._env
 
     def _restart_envs(self) -> None:

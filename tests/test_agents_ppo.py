@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.config import CoreName, PPOConfig
 from agents.policy import RecurrentActorCritic
-from agents.ppo import UPDATE_METRICS, normalize, update
+from agents.ppo import UPDATE_METRICS, _clip, normalize, update
 from agents.rollout import Rollout, Runner, collect
 from envs import Task, make_vector_env
 
@@ -205,3 +205,23 @@ def test_update_from_a_single_step_stays_finite() -> None:
         rollout, _ = collect(Runner(env, policy, torch.Generator().manual_seed(0)), 1)
     _, weights = train_on(policy, rollout, config)
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.5, 1e3])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 50.0])
+def test_gradients_are_clipped_as_by_pytorch(limit: float, scale: float) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(7, 5)
+    trained: list[torch.Tensor] = list(layer.parameters())
+    gradients = [scale * torch.randn_like(parameter) for parameter in trained]
+
+    def given() -> list[torch.Tensor]:
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        return trained
+
+    expected = float(torch.nn.utils.clip_grad_norm_(given(), limit))
+    clipped = [parameter.grad for parameter in trained]
+    assert _clip(given(), limit, torch.zeros(()), layer) == expected
+    for parameter, gradient in zip(trained, clipped, strict=True):
+        assert torch.equal(parameter.grad, gradient)  # type: ignore[arg-type]

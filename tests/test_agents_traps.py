@@ -310,7 +310,7 @@ def test_training_takes_the_seeds_of_its_own_split(
 ) -> None:
     seen: list[int] = []
 
-    def spy(task: Task, num_envs: int, seed: Sequence[int], backend: BackendName) -> None:
+    def spy(task: Task, num_envs: int, seed: Sequence[int], *settings: object) -> None:
         seen.extend(seed)
         raise _SeenError
 

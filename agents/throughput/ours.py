@@ -39,7 +39,8 @@ def measure_ours(config: PPOConfig, updates: int) -> Round:
     shuffle = torch.Generator().manual_seed(config.seed)
     seeds = level_seeds(config.seed, "train", config.num_envs)
     rounds = []
-    with make_vector_env(config.task, config.num_envs, seeds, config.backend) as env:
+    env = make_vector_env(config.task, config.num_envs, seeds, config.backend, config.threads)
+    with env:
         read_mission = reads_mission(config)
         policy = RecurrentActorCritic(config, env.num_actions, read_mission=read_mission)
         optimizer = make_optimizer(policy, config)

@@ -104,7 +104,7 @@ def _make_own(config: PPOConfig) -> VecEnv:
 
 def _make_ours(config: PPOConfig) -> AdaptedEnv:
     seeds = level_seeds(config.seed, "train", config.num_envs)
-    env = make_vector_env(config.task, config.num_envs, seeds, config.backend)
+    env = make_vector_env(config.task, config.num_envs, seeds, config.backend, config.threads)
     return AdaptedEnv(env, config.rollout_steps_per_env)
 
 
