@@ -168,7 +168,7 @@ _SUITES = (
         unseen=(Task(id="MiniGrid-KeyCorridorS3R2-v0"), Task(id="MiniGrid-KeyCorridorS3R3-v0")),
         chance=0.06,
         # A level has one ball and one key: the colours in the mission tell nothing.
-        preset={"total_steps": 300_000, "mission": "off", **_LONG_ROLLOUTS},
+        preset={"total_steps": 500_000, "mission": "off", **_LONG_ROLLOUTS},
     ),
     Suite(
         name="crossing",
