@@ -102,16 +102,14 @@ def update(
                 + config.value_coefficient * parts["value_loss"]
                 - config.entropy_coefficient * parts["entropy"]
             ) * share
-            for parameter in trained:  # as zero_grad does, without what it prepares for profilers
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
+            optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter in trained:
                 world.sum(parameter.grad)
             norm = _clip(trained, config.max_grad_norm, loss, policy)
             optimizer.step()
             for name, value in parts.items():
-                sums[name] += float(value.detach()) * float(share)
+                sums[name] += float(value.detach() * share)
             sums["gradient_norm"] += norm / world.size
             num_minibatches += 1
     metrics = dict(zip(sums, _summed(sums.values(), world), strict=True))
@@ -126,24 +124,16 @@ def update(
 def _clip(trained: list[Tensor], limit: float, loss: Tensor, policy: nn.Module) -> float:
     """Scale gradients down to a norm of ``limit``; the norm they had.
 
-    The bits of ``nn.utils.clip_grad_norm_``, which takes five times as long for one vector.
-
     Raises:
         NotFinite: naming the loss, or a parameter whose gradient is broken.
     """
-    gradients = [p.grad for p in trained if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    before = float(norm)
-    if not math.isfinite(before):  # and nothing is scaled yet
+    try:
+        return float(nn.utils.clip_grad_norm_(trained, limit, error_if_nonfinite=True))
+    except RuntimeError:  # and nothing is scaled yet
         if not bool(loss.isfinite()):
-            raise NotFinite("policy_loss, value_loss or entropy")
+            raise NotFinite("policy_loss, value_loss or entropy") from None
         broken = first_not_finite((name, p.grad) for name, p in policy.named_parameters())
-        raise NotFinite(f"the gradient of {broken or 'all parameters together'}")
-    if before + 1e-6 > limit:
-        scale = limit / (norm + 1e-6)
-        for gradient in gradients:
-            gradient.mul_(scale)
-    return before
+        raise NotFinite(f"the gradient of {broken or 'all parameters together'}") from None
 
 
 def _summed(values: Iterable[float], world: World) -> list[float]:

@@ -1,28 +1,19 @@
 """nn.LSTM and nn.GRU over sequences with resets inside, in one loop with a gradient by hand.
 
 PyTorch's own layers cannot begin anew inside a sequence, and to cut it into pieces and pack these
-takes twice as long on a CPU. What does not need the state is taken out of the loop, forwards and
+takes longer on a CPU. What does not need the state is taken out of the loop, forwards and
 backwards.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 State = tuple[Tensor, ...]
-
-
-class Gates(NamedTuple):
-    """Weights of one layer, with the names and the order of gates of PyTorch's layers."""
-
-    weight_ih: Tensor  # (G H, I)
-    weight_hh: Tensor  # (G H, H)
-    bias_ih: Tensor | None = None  # (G H,)
-    bias_hh: Tensor | None = None  # (G H,)
 
 
 def supports(module: nn.Module) -> bool:
@@ -65,10 +56,17 @@ def run_with_resets(
         >>> output[0].equal(output[1])  # the second step began anew
         True
     """
-    weights = Gates(*module.all_weights[0])
-    loop = _LSTMLoop if isinstance(module, nn.LSTM) else _GRULoop
+    weight_ih, weight_hh, *biases = module.all_weights[0]
+    bias_ih, bias_hh = biases or (None, None)
     flat = (*(part[0] for part in state), *(part[0] for part in starts))
-    output, *last = loop.apply(input, reset, *weights, *flat)  # type: ignore[no-untyped-call]
+    if isinstance(module, nn.LSTM):
+        bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
+        side = nn.functional.linear(input, weight_ih, bias)  # (T, B, 4 H)
+        results = _LSTMLoop.apply(side, reset, weight_hh, *flat)  # type: ignore[no-untyped-call]
+    else:
+        side = nn.functional.linear(input, weight_ih, bias_ih)  # (T, B, 3 H)
+        results = _GRULoop.apply(side, reset, weight_hh, bias_hh, *flat)  # type: ignore[no-untyped-call]
+    output, *last = results
     return output, tuple(part.unsqueeze(0) for part in last)
 
 
@@ -94,66 +92,47 @@ class _Resets:
         return kept
 
 
-def _over_rows(grad_ih: Tensor, grad_hh: Tensor, input: Tensor, h_prev: Tensor) -> Gates:
-    """Gradients of the weights from those of both halves of the gates, (T, B, G H) each."""
-    ih, hh = grad_ih.flatten(0, 1), grad_hh.flatten(0, 1)
-    bias_ih = ih.sum(0)
-    bias_hh = bias_ih if grad_hh is grad_ih else hh.sum(0)
-    weight_ih, weight_hh = ih.T @ input.flatten(0, 1), hh.T @ h_prev.flatten(0, 1)
-    return Gates(weight_ih, weight_hh, bias_ih, bias_hh)
-
-
-def _without_missing(grads: Gates, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of the weights, None for biases that the layer does not have."""
-    return grads if bias is not None else (grads.weight_ih, grads.weight_hh, None, None)
-
-
 class _LSTMLoop(torch.autograd.Function):
-    """Input, reset, weights, h, c, the h and c of starts -> output, h, c."""
+    """Input side of the gates i, f, g, o, reset, W_hh, h, c, h and c of starts -> output, h, c."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
+        side: Tensor,
         reset: Tensor,
-        weight_ih: Tensor,
         weight_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        *states: Tensor,
+        h: Tensor,
+        c: Tensor,
+        start_h: Tensor,
+        start_c: Tensor,
     ) -> tuple[Tensor, ...]:
         resets = _Resets(reset)
-        h, c, start_h, start_c = states
         size = weight_hh.shape[1]
-        bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
-        gates = nn.functional.linear(input, weight_ih, bias)  # (T, B, 4 H): i, f, g, o
+        gates = torch.empty_like(side)
         output, cells, tanh_cells, h_prev, c_prev = (
-            input.new_empty(*input.shape[:2], size) for _ in range(5)
+            side.new_empty(*side.shape[:2], size) for _ in range(5)
         )
         by_step = (part.unbind() for part in (h_prev, c_prev, cells, tanh_cells, output))
         i_and_f = gates[..., : 2 * size].unbind()
         of_gates = (part.unbind() for part in gates.chunk(4, dim=-1))
-        rows = zip(gates.unbind(), i_and_f, *of_gates, *by_step, strict=True)
-        for t, (gate, i_f, i, f, g, o, h_before, c_before, cell, tanh_cell, out) in enumerate(rows):
-            h = resets.start(t, h, start_h, h_before)
-            c = resets.start(t, c, start_c, c_before)
-            gate.addmm_(h, weight_hh.T)
+        rows = zip(side.unbind(), gates.unbind(), i_and_f, *of_gates, *by_step, strict=True)
+        for t, (x, gate, i_f, i, f, g, o, h_old, c_old, cell, tanh_cell, out) in enumerate(rows):
+            h = resets.start(t, h, start_h, h_old)
+            c = resets.start(t, c, start_c, c_old)
+            torch.addmm(x, h, weight_hh.T, out=gate)
             i_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
             c = torch.mul(f, c, out=cell).addcmul_(i, g)
             h = torch.mul(o, torch.tanh(c, out=tanh_cell), out=out)
-        ctx.save_for_backward(
-            input, weight_ih, weight_hh, bias_ih, gates, tanh_cells, h_prev, c_prev
-        )
+        ctx.save_for_backward(weight_hh, gates, tanh_cells, h_prev, c_prev)
         ctx.resets = resets
         return output, h.clone(), c.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight_ih, weight_hh, bias_ih, *did = ctx.saved_tensors
-        gates, tanh_cells, h_prev, c_prev = did
+        weight_hh, gates, tanh_cells, h_prev, c_prev = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, dim=-1)
         # What gradients of c and h are multiplied with on their way into the gates.
         from_c = torch.stack([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g)], dim=2)
@@ -169,46 +148,45 @@ class _LSTMLoop(torch.autograd.Function):
             torch.mul(grad_c.unsqueeze(1), from_c[t], out=grad_gates[t, :, :3])
             grad_h = ctx.resets.back(t, flat[t] @ weight_hh, grad_starts[0])
             grad_c = ctx.resets.back(t, grad_c * f[t], grad_starts[1])
-        of_weights = _without_missing(_over_rows(flat, flat, input, h_prev), bias_ih)
-        return flat @ weight_ih, None, *of_weights, grad_h, grad_c, *grad_starts
+        grad_weight = flat.flatten(0, 1).T @ h_prev.flatten(0, 1)
+        return flat, None, grad_weight, grad_h, grad_c, *grad_starts
 
 
 class _GRULoop(torch.autograd.Function):
-    """Input, reset, weights, h, the h of starts -> output, h."""
+    """Input side of the gates r, z, n, reset, W_hh, b_hh, h, h of starts -> output, h."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
+        side: Tensor,
         reset: Tensor,
-        weight_ih: Tensor,
         weight_hh: Tensor,
-        bias_ih: Tensor | None,
         bias_hh: Tensor | None,
         h: Tensor,
         start: Tensor,
     ) -> tuple[Tensor, ...]:
         resets = _Resets(reset)
         size = weight_hh.shape[1]
-        gates = nn.functional.linear(input, weight_ih, bias_ih)  # (T, B, 3 H): r, z, n
-        output, h_prev, hidden_n = (input.new_empty(*input.shape[:2], size) for _ in range(3))
-        r_and_z = gates[..., : 2 * size].unbind()
-        by_step = (part.unbind() for part in (*gates.chunk(3, dim=-1), h_prev, hidden_n, output))
-        for t, (r_z, r, z, n, h_before, h_n, out) in enumerate(zip(r_and_z, *by_step, strict=True)):
-            h = resets.start(t, h, start, h_before)
+        gates = torch.empty_like(side)
+        output, h_prev, hidden_n = (side.new_empty(*side.shape[:2], size) for _ in range(3))
+        sides = side[..., : 2 * size], side[..., 2 * size :]
+        parts = (*sides, gates[..., : 2 * size], *gates.chunk(3, dim=-1), h_prev, hidden_n, output)
+        rows = zip(*(part.unbind() for part in parts), strict=True)
+        for t, (x_r_z, x_n, r_z, r, z, n, h_old, h_n, out) in enumerate(rows):
+            h = resets.start(t, h, start, h_old)
             hidden = nn.functional.linear(h, weight_hh, bias_hh)
             h_n.copy_(hidden[:, 2 * size :])
-            r_z.add_(hidden[:, : 2 * size]).sigmoid_()
-            n.addcmul_(r, h_n).tanh_()
+            torch.add(x_r_z, hidden[:, : 2 * size], out=r_z).sigmoid_()
+            torch.addcmul(x_n, r, h_n, out=n).tanh_()
             h = torch.lerp(n, h, z, out=out)
-        ctx.save_for_backward(input, weight_ih, weight_hh, bias_ih, gates, h_prev, hidden_n)
-        ctx.resets = resets
+        ctx.save_for_backward(weight_hh, gates, h_prev, hidden_n)
+        ctx.resets, ctx.has_bias = resets, bias_hh is not None
         return output, h.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight_ih, weight_hh, bias_ih, gates, h_prev, hidden_n = ctx.saved_tensors
+        weight_hh, gates, h_prev, hidden_n = ctx.saved_tensors
         r, z, n = gates.chunk(3, dim=-1)
         # What the gradient of h is multiplied with on its way into the gates.
         into_n = (1 - z) * (1 - n * n)
@@ -221,6 +199,8 @@ class _GRULoop(torch.autograd.Function):
             torch.mul(grad_h.unsqueeze(1), into[t], out=grad_hh[t])
             grad_h = torch.addmm(grad_h * z[t], grad_hh[t].flatten(1), weight_hh)
             grad_h = ctx.resets.back(t, grad_h, grad_start)
-        grad_ih = torch.cat([grad_hh[:, :, :2].flatten(2), grad_all * into_n], dim=-1)
-        grads = _over_rows(grad_ih, grad_hh.flatten(2), input, h_prev)
-        return grad_ih @ weight_ih, None, *_without_missing(grads, bias_ih), grad_h, grad_start
+        grad_side = torch.cat([grad_hh[:, :, :2].flatten(2), grad_all * into_n], dim=-1)
+        rows = grad_hh.flatten(2).flatten(0, 1)  # (T B, 3 H)
+        grad_weight = rows.T @ h_prev.flatten(0, 1)
+        grad_bias = rows.sum(0) if ctx.has_bias else None
+        return grad_side, None, grad_weight, grad_bias, grad_h, grad_start

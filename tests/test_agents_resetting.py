@@ -37,6 +37,12 @@ def everything(result: tuple[Tensor, State], leaves: Sequence[Tensor]) -> list[T
     return [output, *state, *torch.autograd.grad(total, leaves)]
 
 
+def random_state(parts: int, rows: int, size: int) -> State:
+    """The tensors of a state (1, rows, size), which want gradients."""
+    shape = (1, rows, size)
+    return tuple(torch.randn(shape, dtype=torch.double, requires_grad=True) for _ in range(parts))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
@@ -56,12 +62,7 @@ def test_loop_equals_stepping_in_values_and_gradients(
     layer, parts = LAYERS[name]
     module = layer(inputs, size, bias=bias).double()
     input = torch.randn(steps, batch, inputs, dtype=torch.double, requires_grad=True)
-    state, starts = (
-        tuple(
-            torch.randn(1, rows, size, dtype=torch.double, requires_grad=True) for _ in range(parts)
-        )
-        for rows in (batch, 1)
-    )
+    state, starts = (random_state(parts, rows, size) for rows in (batch, 1))
     reset = torch.rand(steps, batch) < share
     leaves = [input, *state, *starts, *module.parameters()]
     got = everything(run_with_resets(module, input, state, starts, reset), leaves)
@@ -76,14 +77,13 @@ def test_gradient_by_finite_differences(name: str) -> None:
     layer, parts = LAYERS[name]
     module = layer(2, 3).double()
     input = torch.randn(4, 2, 2, dtype=torch.double, requires_grad=True)
-    starts = tuple(torch.randn(1, 1, 3, dtype=torch.double) for _ in range(parts))
+    state, starts = (random_state(parts, rows, 3) for rows in (2, 1))
     reset = torch.rand(4, 2) < 0.3
 
     def run(input: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         output, last = run_with_resets(module, input, state, starts, reset)
         return output, *last
 
-    state = [torch.randn(1, 2, 3, dtype=torch.double, requires_grad=True) for _ in range(parts)]
     assert torch.autograd.gradcheck(run, (input, *state))
 
 

@@ -310,14 +310,17 @@ def test_training_takes_the_seeds_of_its_own_split(
 ) -> None:
     seen: list[int] = []
 
-    def spy(task: Task, num_envs: int, seed: Sequence[int], *settings: object) -> None:
+    def spy(
+        task: Task, num_envs: int, seed: Sequence[int], backend: BackendName, num_threads: int
+    ) -> None:
         seen.extend(seed)
+        assert num_threads == 2
         raise _SeenError
 
     monkeypatch.setattr(training, "make_vector_env", spy)
     for run in (1, 2):
         with pytest.raises(_SeenError):
-            Trainer(make_config("none", seed=run), tmp_path / str(run)).run()
+            Trainer(make_config("none", seed=run, threads=2), tmp_path / str(run)).run()
     assert seen == level_seeds(1, "train", 6) + level_seeds(2, "train", 6)
 
 
