@@ -111,12 +111,15 @@ class RecurrentCore(nn.Module):
             return output, _as_tuple(hx)
         if isinstance(input, RepeatedInput):
             input = input.expand()
-        if self.is_memoryless or not bool(reset[1:].any()):
-            output, hx = self.module(input, self.form.pack(self._start_where(reset[0], state)))
-            return output, _as_tuple(hx)
-        if input.device.type == "cpu" and supports(self.module):
+        is_whole = self.is_memoryless or not bool(reset[1:].any())
+        has_loop = input.device.type == "cpu" and supports(self.module)
+        # Sequences of nn.GRU take its loop in any case: PyTorch's own takes longer on a CPU.
+        if has_loop and (not is_whole or (isinstance(self.module, nn.GRU) and len(reset) > 1)):
             starts = tuple(self.starts) or self.initial_state(1)
             return run_with_resets(self.module, input, state, starts, reset)  # type: ignore[arg-type]
+        if is_whole:
+            output, hx = self.module(input, self.form.pack(self._start_where(reset[0], state)))
+            return output, _as_tuple(hx)
         if self.handles_packed:
             return self._run_episodes(input, state, reset)
         return self._run_stretches(input, state, reset)

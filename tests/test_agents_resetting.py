@@ -129,6 +129,23 @@ def test_cores_of_agents_take_the_loop(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_sequences_of_gru_take_the_loop_without_resets_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="gru", hidden_size=6)
+    torch.manual_seed(4)
+    core = RecurrentCore(4, config)
+    input, reset = torch.randn(9, 5, 4), torch.zeros(9, 5, dtype=torch.bool)
+    reset[0, :3] = True
+    state = (torch.randn(1, 5, 6),)
+    leaves = list(core.parameters())
+    expected = everything(core._run_stretches(input, state, reset), leaves)
+    single = core(input[:1], state, reset[:1])  # nn.GRU is quicker for one step
+    monkeypatch.setattr(core.module, "forward", None)  # what must not be taken
+    for a, b in zip(everything(core(input, state, reset), leaves), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    monkeypatch.undo()
+    torch.testing.assert_close(single[0], expected[0][:1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_of_what_is_used_and_not_frozen(name: str) -> None:
     torch.manual_seed(2)
