@@ -83,6 +83,17 @@ class Suite:
 # without any success among them moves the policy, and some runs never recover.
 _LONG_ROLLOUTS: Mapping[str, object] = {"rollout_steps_per_env": 128, "minibatches": 16}
 
+# To look back, an agent has to turn round by chance first: often, and with actions that do nothing
+# left out.
+_MEMORY: Mapping[str, object] = {
+    "actions": "left,right,forward",
+    "num_envs": 128,
+    "rollout_steps_per_env": 64,
+    "minibatches": 8,
+    "gae_lambda": 0.98,
+    "entropy_coefficient": 0.02,
+}
+
 _SUITES = (
     Suite(
         name="gotoredball",
@@ -104,17 +115,19 @@ _SUITES = (
             Task(id="MiniGrid-MemoryS17Random-v0"),
         ),
         chance=0.5,
-        # To look back, an agent has to turn round by chance first: often, and with actions that do
-        # nothing left out.
-        preset={
-            "total_steps": 1_000_000,
-            "actions": "left,right,forward",
-            "num_envs": 128,
-            "rollout_steps_per_env": 64,
-            "minibatches": 8,
-            "gae_lambda": 0.98,
-            "entropy_coefficient": 0.02,
-        },
+        preset={"total_steps": 1_000_000, **_MEMORY},
+    ),
+    Suite(
+        name="memoryrandom",
+        description="As memory, but trained on corridors of any length, where looking back fails.",
+        train=Task(id="MiniGrid-MemoryS13Random-v0"),
+        unseen=(
+            Task(id="MiniGrid-MemoryS11-v0"),
+            Task(id="MiniGrid-MemoryS13-v0"),
+            Task(id="MiniGrid-MemoryS17Random-v0"),
+        ),
+        chance=0.5,
+        preset={"total_steps": 5_000_000, **_MEMORY},
     ),
     Suite(
         name="doorkey",
