@@ -119,8 +119,9 @@ _SUITES = (
     ),
     Suite(
         name="memoryrandom",
-        description="As memory, but trained on corridors of any length, where looking back fails.",
+        description="As memory, trained on corridors of any length; looking back is not enough.",
         train=Task(id="MiniGrid-MemoryS13Random-v0"),
+        # S11 and S13 are among the trained corridors, the two in which looking back fails.
         unseen=(
             Task(id="MiniGrid-MemoryS11-v0"),
             Task(id="MiniGrid-MemoryS13-v0"),
