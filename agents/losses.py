@@ -1,49 +1,121 @@
-"""The losses of PPO as pure functions. ``mask`` is true where a step counts."""
+"""The loss of PPO with its gradient by hand, and how well values explain returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the true entries of ``mask``; zero if there are none."""
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+class Taken(NamedTuple):
+    """What a rollout says of its steps, each of any one shape (...)."""
+
+    actions: Tensor  # int64
+    log_probs: Tensor  # of these actions, when they were taken
+    advantages: Tensor
+    targets: Tensor  # of the values
+    valid: Tensor  # bool: the step counts
 
 
-def clipped_policy_loss(
-    log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
-) -> Tensor:
-    r"""Clipped surrogate (arXiv:1707.06347, Eq. 7), to be minimised.
+class Coefficients(NamedTuple):
+    """What the terms of the loss are weighted with, and where the policy's is clipped."""
 
-    .. math:: L = -\mathrm{mean}\,\min(\rho A,\ \mathrm{clip}(\rho, 1-\epsilon, 1+\epsilon)\,A)
+    clip_range: float  # epsilon
+    value: float  # c_v
+    entropy: float  # c_e
+
+
+class PPOLoss(NamedTuple):
+    """The loss, and what is logged of it."""
+
+    loss: Tensor  # scalar, the only one with a gradient
+    means: Tensor  # (5,), in the order of MEANS
+    log_ratio: Tensor  # (...), 0 where the step does not count
+
+
+#: Names of ``PPOLoss.means``.
+MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+
+
+def ppo_loss(
+    log_probs: Tensor, values: Tensor, taken: Taken, coefficients: Coefficients
+) -> PPOLoss:
+    r"""The loss of PPO (arXiv:1707.06347, Eq. 9), a mean over the steps that count.
+
+    .. math::
+        L = \mathrm{mean}\,\bigl[-\min(\rho A,\ \mathrm{clip}(\rho, 1-\epsilon, 1+\epsilon)\,A)
+        + \tfrac{c_v}{2} (V - R)^2 - c_e H(\pi)\bigr],
+        \qquad \rho = \pi(a) / \pi_{\text{old}}(a)
+
+    Autograd would spend some eighty small calls on it, more than the arithmetic of a small network
+    takes; here value and gradient are computed together.
 
     Args:
-        log_ratio: log of new over old action probability, any shape.
-        advantages: same shape.
-        mask: bool, same shape.
-        clip_range: epsilon.
+        log_probs: of all actions, (..., actions), normalised.
+        values: V (...).
+        taken: the actions a, their log-probabilities under the old policy, A and R.
+        coefficients: epsilon, c_v and c_e.
+
+    Returns:
+        The loss, 0 if no step counts; the three terms, each without its coefficient; the estimate
+        of KL(old, new) that is never negative, rho - 1 - log rho; and the share of steps with a
+        ratio that is further from 1 than epsilon.
+
+    Example:
+        >>> taken = Taken(torch.tensor([1]), torch.tensor([-0.7]), *torch.tensor([[2.0], [0.5]]),
+        ...               torch.tensor([True]))
+        >>> log_probs = torch.tensor([[0.5, 0.5]]).log()
+        >>> loss = ppo_loss(log_probs, torch.zeros(1), taken, Coefficients(0.2, 0.5, 0.01)).loss
+        >>> round(loss.item(), 3)  # -2.014 + 0.5 * 0.125 - 0.01 * log(2)
+        -1.958
     """
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return -masked_mean((ratio * advantages).minimum(clipped * advantages), mask)
+    return PPOLoss(*_PPOLoss.apply(log_probs, values, taken, coefficients))  # type: ignore[no-untyped-call]
 
 
-def value_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Half the mean squared error of the value function."""
-    return 0.5 * masked_mean((values - targets).square(), mask)
+class _PPOLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, log_probs: Tensor, values: Tensor, taken: Taken, coefficients: Coefficients
+    ) -> tuple[Tensor, ...]:
+        actions, old, advantages, targets, valid = taken
+        epsilon, c_v, c_e = coefficients
+        actions, ignored = actions.unsqueeze(-1), ~valid
+        weight = valid.to(values.dtype)  # of each step in the means
+        weight /= weight.sum().clamp(min=1)
+        # A step that does not count has ratio 1, and so no effect whatever it holds.
+        log_ratio = (log_probs.gather(-1, actions).squeeze(-1) - old).masked_fill_(ignored, 0.0)
+        ratio = log_ratio.exp()
+        change = ratio - 1
+        surrogate = ratio * advantages
+        clipped = ratio.clamp(1 - epsilon, 1 + epsilon) * advantages
+        error = (values - targets).masked_fill_(ignored, 0.0)
+        probs = log_probs.exp()
+        p_log_p = probs * log_probs
+        each = torch.stack([
+            torch.minimum(surrogate, clipped).neg_(),
+            error.square() / 2,
+            -p_log_p.sum(-1),
+            change - log_ratio,
+            (change.abs() > epsilon).to(values.dtype),
+        ])  # fmt: skip
+        means = each.flatten(1) @ weight.flatten()
 
+        # Inside the range both sides of the minimum are equal, and the gradient is the surrogate's.
+        into_action = torch.where(surrogate <= clipped, surrogate * -weight, 0.0)
+        into_log_probs = p_log_p.add_(probs).mul_((c_e * weight).unsqueeze(-1))
+        into_log_probs.scatter_add_(-1, actions, into_action.unsqueeze(-1))
+        ctx.save_for_backward(into_log_probs, error.mul_(c_v * weight))
+        ctx.mark_non_differentiable(means, log_ratio)
+        return means[0] + c_v * means[1] - c_e * means[2], means, log_ratio
 
-def entropy(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Mean entropy in nats of categorical distributions ``(..., actions)`` of log-probabilities."""
-    return masked_mean(-(log_probs.exp() * log_probs).sum(-1), mask)
-
-
-def approximate_kl(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Low-variance estimate of KL(old, new): mean of ratio - 1 - log ratio, never negative."""
-    return masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        into_log_probs, into_values = ctx.saved_tensors
+        return into_log_probs * grad_loss, into_values * grad_loss, None, None
 
 
 def explained_variance(

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from agents.advantages import generalized_advantages
 from agents.config import PPOConfig
 from agents.guards import NotFinite, first_not_finite
-from agents.losses import (
-    approximate_kl,
-    clipped_policy_loss,
-    entropy,
-    explained_variance,
-    masked_mean,
-    value_loss,
-)
+from agents.losses import MEANS, Coefficients, PPOLoss, Taken, explained_variance, ppo_loss
 from agents.policy import RecurrentActorCritic
 from agents.rollout import Rollout, minibatch_indices
 from agents.world import World
@@ -91,25 +84,21 @@ def update(
         for envs in minibatch_indices(config.num_envs, config.minibatches, generator, own):
             envs = envs.to(advantages.device)
             first = epoch == 0 and num_minibatches == 0
-            parts, log_ratio = _losses(policy, rollout, advantages, targets, envs, config)
+            found = _loss(policy, rollout, advantages, targets, envs, config)
             if first:
-                ratio_error = float((log_ratio.exp() - 1).abs().max())
+                ratio_error = float((found.log_ratio.exp() - 1).abs().max())
             # Means over this process's steps to shares of means over those of all processes.
             counted = rollout.valid[:, envs].sum()
             share = counted / world.sum(counted.clone()).clamp(min=1) if world.size > 1 else 1.0
-            loss = (
-                parts["policy_loss"]
-                + config.value_coefficient * parts["value_loss"]
-                - config.entropy_coefficient * parts["entropy"]
-            ) * share
+            loss = found.loss * share
             optimizer.zero_grad(set_to_none=False)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter in trained:
                 world.sum(parameter.grad)
             norm = _clip(trained, config.max_grad_norm, loss, policy)
             optimizer.step()
-            for name, value in parts.items():
-                sums[name] += float(value.detach() * share)
+            for name, value in zip(MEANS, (found.means * share).tolist(), strict=True):
+                sums[name] += value
             sums["gradient_norm"] += norm / world.size
             num_minibatches += 1
     metrics = dict(zip(sums, _summed(sums.values(), world), strict=True))
@@ -156,34 +145,23 @@ def normalize(advantages: Tensor, valid: Tensor, world: World | None = None) -> 
     return (advantages - mean) / (math.sqrt(squares / (number - 1)) + 1e-8)
 
 
-def _losses(
+def _loss(
     policy: RecurrentActorCritic,
     rollout: Rollout,
     advantages: Tensor,
     targets: Tensor,
     envs: Tensor,
     config: PPOConfig,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Loss terms and statistics of one minibatch of environments, and the log ratio."""
+) -> PPOLoss:
+    """The loss of one minibatch of environments."""
     output = policy(
         rollout.observations.envs(envs),
         tuple(s[:, envs] for s in rollout.initial_state),
         rollout.episode_start[:, envs],
     )
-    valid = rollout.valid[:, envs]
-    actions = rollout.actions[:, envs].unsqueeze(-1)
-    log_probs = output.log_probs.gather(-1, actions).squeeze(-1)  # (T, e)
-    # Steps that only reset an environment have no ratio: 0 keeps them out of every statistic.
-    log_ratio = (log_probs - rollout.log_probs[:, envs]).masked_fill(~valid, 0.0)
-    parts = {
-        "policy_loss": clipped_policy_loss(
-            log_ratio, advantages[:, envs], valid, config.clip_range
-        ),
-        "value_loss": value_loss(output.values, targets[:, envs], valid),
-        "entropy": entropy(output.log_probs, valid),
-    }
-    with torch.no_grad():
-        parts["approx_kl"] = approximate_kl(log_ratio, valid)
-        clipped = (log_ratio.exp() - 1).abs() > config.clip_range
-        parts["clip_fraction"] = masked_mean(clipped.to(log_ratio.dtype), valid)
-    return parts, log_ratio.detach()
+    every = Taken(rollout.actions, rollout.log_probs, advantages, targets, rollout.valid)
+    taken = Taken(*(part[:, envs] for part in every))
+    coefficients = Coefficients(
+        config.clip_range, config.value_coefficient, config.entropy_coefficient
+    )
+    return ppo_loss(output.log_probs, output.values, taken, coefficients)

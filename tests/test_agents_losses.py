@@ -1,4 +1,4 @@
-"""The losses of PPO by hand, and that masked steps count nowhere."""
+"""The losses of PPO against hand-worked numbers, and the one that is trained with against these."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.losses import (
+from agents.losses import MEANS, Coefficients, Taken, explained_variance, ppo_loss
+from ppo_oracle import (
     approximate_kl,
     clipped_policy_loss,
     entropy,
-    explained_variance,
     masked_mean,
+    plain_ppo_loss,
     value_loss,
 )
 
@@ -154,3 +155,110 @@ def test_masked_entry_changes_neither_value_nor_gradient(name: str) -> None:
 def test_masked_entry_that_is_not_finite_does_not_reach_the_value(name: str, junk: float) -> None:
     clean, dirty = LOSSES[name](t(0.1, 0.0, -0.2)), LOSSES[name](t(0.1, junk, -0.2))
     assert dirty.item() == clean.item()
+
+
+# The loss with its gradient by hand ---------------------------------------------------------------
+
+
+def random_steps(
+    shape: tuple[int, ...], num_actions: int, share: float, spread: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Taken]:
+    """Log-probabilities and values of a policy that has moved by ``spread`` since it acted."""
+    logits = torch.randn(*shape, num_actions, dtype=dtype)
+    actions = torch.randint(num_actions, shape)
+    moved = (logits + spread * torch.randn_like(logits)).log_softmax(-1)
+    taken = Taken(
+        actions,
+        logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1),
+        torch.randn(shape, dtype=dtype).round(decimals=1),  # some are 0
+        torch.randn(shape, dtype=dtype),
+        torch.rand(shape) < share,
+    )
+    return moved.requires_grad_(), torch.randn(shape, dtype=dtype).requires_grad_(), taken
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("shape", "num_actions", "share", "spread"),
+    [
+        ((32, 16), 7, 0.97, 0.3),
+        ((5, 3), 2, 0.5, 2.0),
+        ((4,), 3, 1.0, 0.0),  # a ratio of 1: both sides of the minimum are the same
+        ((7, 1), 3, 0.0, 0.5),  # nothing counts
+        ((1, 1), 1, 1.0, 1.0),
+    ],
+)
+@pytest.mark.parametrize("coefficients", [Coefficients(0.2, 0.5, 0.01), Coefficients(0.05, 2.0, 0)])
+def test_loss_equals_the_plain_one_in_values_and_gradients(
+    shape: tuple[int, ...],
+    num_actions: int,
+    share: float,
+    spread: float,
+    coefficients: Coefficients,
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(len(shape) + num_actions)
+    *leaves, taken = random_steps(shape, num_actions, share, spread, dtype)
+    got = ppo_loss(*leaves, taken, coefficients)
+    loss, means = plain_ppo_loss(*leaves, taken, coefficients)
+    torch.testing.assert_close(got.loss, loss)
+    torch.testing.assert_close(got.means, means.detach())
+    assert got.loss.requires_grad
+    assert not got.means.requires_grad
+    scale = 0.25  # the share of a process among several
+    for a, b in zip(
+        torch.autograd.grad(got.loss * scale, leaves),
+        torch.autograd.grad(loss * scale, leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradient_of_the_loss_by_finite_differences() -> None:
+    torch.manual_seed(0)
+    *leaves, taken = random_steps((4, 3), 5, 0.8, 0.4, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda *x: ppo_loss(*x, taken, Coefficients(0.2, 0.5, 0.1)).loss, leaves
+    )
+
+
+def test_at_the_edge_of_the_range_the_gradient_is_the_plain_one() -> None:
+    coefficients = Coefficients(0.25, 0.5, 0.0)  # 1 +- 0.25 are exact
+    old = log(0.5, 0.5, 0.5, 0.5)
+    log_probs = log(0.625, 0.375, 0.625, 0.375).unsqueeze(-1).requires_grad_()
+    values = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    actions = torch.zeros(4, dtype=torch.int64)
+    taken = Taken(actions, old, t(1, 1, -1, -1), t(0, 0, 0, 0), torch.ones(4, dtype=torch.bool))
+    (got,) = torch.autograd.grad(ppo_loss(log_probs, values, taken, coefficients).loss, log_probs)
+    plain, _ = plain_ppo_loss(log_probs, values, taken, coefficients)
+    (expected,) = torch.autograd.grad(plain, log_probs)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("junk", [-40.0, 40.0])
+def test_what_a_step_that_does_not_count_holds_changes_nothing(junk: float) -> None:
+    results = []
+    for fill in (0.3, junk):
+        torch.manual_seed(1)
+        log_probs, values, taken = random_steps((6, 4), 3, 0.5, 0.5, torch.float64)
+        ignored = ~taken.valid
+        parts = [part.detach().masked_fill(ignored, fill) for part in (values, *taken[1:4])]
+        dirty = Taken(taken.actions, *parts[1:], taken.valid)
+        leaves = log_probs, parts[0].requires_grad_()
+        found = ppo_loss(*leaves, dirty, Coefficients(0.2, 0.5, 0.01))
+        gradients = torch.autograd.grad(found.loss, leaves)
+        assert not any(bool(gradient[ignored].any()) for gradient in gradients)
+        results.append([found.loss, found.means, found.log_ratio, *gradients])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_names_of_the_means() -> None:
+    assert MEANS == ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+    taken = Taken(
+        torch.tensor([0]), log(0.25), t(2), t(4), torch.ones(1, dtype=torch.bool)
+    )  # ratio 2
+    found = ppo_loss(log(0.5, 0.5).unsqueeze(0), t(1), taken, Coefficients(0.2, 0.5, 0.01))
+    expected = [-2.4, 4.5, math.log(2), 1 - math.log(2), 1.0]
+    assert found.means.tolist() == pytest.approx(expected, rel=1e-12)
+    assert found.log_ratio.tolist() == pytest.approx([math.log(2)])
