@@ -22,7 +22,7 @@ class Task:
     """One environment, and how each backend makes it.
 
     Args:
-        id: gymnasium id. The public name of the task, unique over the suites.
+        id: gymnasium id. The public name of the task; the same task in every suite.
         gym_kwargs: extra keyword arguments of ``gymnasium.make``.
         envpool_id: id under which EnvPool makes the same task. Default: ``id``.
         envpool_kwargs: extra keyword arguments of ``envpool.make_gymnasium``.

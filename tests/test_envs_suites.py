@@ -87,15 +87,18 @@ def test_chance_is_the_success_rate_of_random_actions(name: str) -> None:
     assert abs(successes / count - suite.chance) < 3 * deviation + 0.005
 
 
-def test_chance_of_memory_is_a_guess() -> None:
-    assert SUITES["memory"].chance == 0.5
+@pytest.mark.parametrize("name", ["memory", "memoryrandom"])
+def test_chance_of_memory_is_a_guess(name: str) -> None:
+    assert SUITES[name].chance == 0.5
 
 
-def test_suites_train_first_and_every_id_and_label_unique() -> None:
+def test_suites_train_first_and_an_id_is_one_task_everywhere() -> None:
     tasks = [task for suite in SUITES.values() for task in suite.tasks]
-    assert len({task.id for task in tasks}) == len(tasks)
-    assert len({task.name for task in tasks}) == len(tasks)
+    by_id = {task.id: task for task in tasks}
+    assert all(task == by_id[task.id] for task in tasks)
+    assert len({task.name for task in tasks}) == len(by_id)
     for name, suite in SUITES.items():
+        assert len({task.id for task in suite.tasks}) == len(suite.tasks)
         assert suite.name == name
         assert suite.tasks == (suite.train, *suite.unseen)
         assert suite.description
@@ -117,7 +120,7 @@ def test_suites_can_be_sent_to_another_process() -> None:
 def test_get_suite_unknown_name_gives_close_match_on_one_line() -> None:
     with pytest.raises(ValueError, match=r"^unknown suite 'dorkey'; did you mean 'doorkey'\?$"):
         get_suite("dorkey")
-    with pytest.raises(ValueError, match=r"the suites are gotoredball, memory, doorkey, .*\.$"):
+    with pytest.raises(ValueError, match=r"the suites are gotoredball, memory, memoryrandom, .*\.$"):
         get_suite("qqq")
 
 
