@@ -87,8 +87,6 @@ _LONG_ROLLOUTS: Mapping[str, object] = {"rollout_steps_per_env": 128, "minibatch
 # left out.
 _MEMORY: Mapping[str, object] = {
     "actions": "left,right,forward",
-    "num_envs": 128,
-    "rollout_steps_per_env": 64,
     "minibatches": 8,
     "gae_lambda": 0.98,
     "entropy_coefficient": 0.02,
@@ -115,7 +113,12 @@ _SUITES = (
             Task(id="MiniGrid-MemoryS17Random-v0"),
         ),
         chance=0.5,
-        preset={"total_steps": 1_000_000, **_MEMORY},
+        preset={
+            "total_steps": 1_000_000,
+            "num_envs": 128,
+            "rollout_steps_per_env": 64,
+            **_MEMORY,
+        },
     ),
     Suite(
         name="memoryrandom",
@@ -128,7 +131,12 @@ _SUITES = (
             Task(id="MiniGrid-MemoryS17Random-v0"),
         ),
         chance=0.5,
-        preset={"total_steps": 5_000_000, **_MEMORY},
+        preset={
+            "total_steps": 5_000_000,
+            "num_envs": 256,
+            "rollout_steps_per_env": 32,
+            **_MEMORY,
+        },
     ),
     Suite(
         name="doorkey",
