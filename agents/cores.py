@@ -113,7 +113,7 @@ class RecurrentCore(nn.Module):
             input = input.expand()
         is_whole = self.is_memoryless or not bool(reset[1:].any())
         has_loop = input.device.type == "cpu" and supports(self.module)
-        # Sequences of nn.GRU take its loop in any case: PyTorch's own takes longer on a CPU.
+        # Sequences of nn.GRU take its loop in any case: at the sizes of agents it learns faster so.
         if has_loop and (not is_whole or (isinstance(self.module, nn.GRU) and len(reset) > 1)):
             starts = tuple(self.starts) or self.initial_state(1)
             return run_with_resets(self.module, input, state, starts, reset)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Taken(NamedTuple):
-    """What a rollout says of its steps, each of any one shape (...)."""
+    """What a rollout says of its steps, all of one shape (...) with at least one axis."""
 
     actions: Tensor  # int64
     log_probs: Tensor  # of these actions, when they were taken
@@ -20,12 +20,12 @@ class Taken(NamedTuple):
     valid: Tensor  # bool: the step counts
 
 
-class Coefficients(NamedTuple):
-    """What the terms of the loss are weighted with, and where the policy's is clipped."""
+class LossSettings(NamedTuple):
+    """Where the policy's loss is clipped, and what the other terms are weighted with."""
 
     clip_range: float  # epsilon
-    value: float  # c_v
-    entropy: float  # c_e
+    value_coefficient: float  # c_v
+    entropy_coefficient: float  # c_e
 
 
 class PPOLoss(NamedTuple):
@@ -40,9 +40,7 @@ class PPOLoss(NamedTuple):
 MEANS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
 
-def ppo_loss(
-    log_probs: Tensor, values: Tensor, taken: Taken, coefficients: Coefficients
-) -> PPOLoss:
+def ppo_loss(log_probs: Tensor, values: Tensor, taken: Taken, settings: LossSettings) -> PPOLoss:
     r"""The loss of PPO (arXiv:1707.06347, Eq. 9), a mean over the steps that count.
 
     .. math::
@@ -57,7 +55,10 @@ def ppo_loss(
         log_probs: of all actions, (..., actions), normalised.
         values: V (...).
         taken: the actions a, their log-probabilities under the old policy, A and R.
-        coefficients: epsilon, c_v and c_e.
+        settings: epsilon, c_v and c_e.
+
+    All numbers are of one type, and there is no autocast. What a step that does not count holds
+    has no effect as long as it is finite.
 
     Returns:
         The loss, 0 if no step counts; the three terms, each without its coefficient; the estimate
@@ -68,30 +69,30 @@ def ppo_loss(
         >>> taken = Taken(torch.tensor([1]), torch.tensor([-0.7]), *torch.tensor([[2.0], [0.5]]),
         ...               torch.tensor([True]))
         >>> log_probs = torch.tensor([[0.5, 0.5]]).log()
-        >>> loss = ppo_loss(log_probs, torch.zeros(1), taken, Coefficients(0.2, 0.5, 0.01)).loss
+        >>> loss = ppo_loss(log_probs, torch.zeros(1), taken, LossSettings(0.2, 0.5, 0.01)).loss
         >>> round(loss.item(), 3)  # -2.014 + 0.5 * 0.125 - 0.01 * log(2)
         -1.958
     """
-    return PPOLoss(*_PPOLoss.apply(log_probs, values, taken, coefficients))  # type: ignore[no-untyped-call]
+    return PPOLoss(*_PPOLoss.apply(log_probs, values, taken, settings))  # type: ignore[no-untyped-call]
 
 
 class _PPOLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, log_probs: Tensor, values: Tensor, taken: Taken, coefficients: Coefficients
+        ctx: Any, log_probs: Tensor, values: Tensor, taken: Taken, settings: LossSettings
     ) -> tuple[Tensor, ...]:
         actions, old, advantages, targets, valid = taken
-        epsilon, c_v, c_e = coefficients
-        actions, ignored = actions.unsqueeze(-1), ~valid
+        epsilon, c_v, c_e = settings
+        actions = actions.unsqueeze(-1)
         weight = valid.to(values.dtype)  # of each step in the means
         weight /= weight.sum().clamp(min=1)
-        # A step that does not count has ratio 1, and so no effect whatever it holds.
-        log_ratio = (log_probs.gather(-1, actions).squeeze(-1) - old).masked_fill_(ignored, 0.0)
+        # Steps that do not count have ratio 1: others could overflow, and infinity times 0 is NaN.
+        log_ratio = (log_probs.gather(-1, actions).squeeze(-1) - old).masked_fill_(~valid, 0.0)
         ratio = log_ratio.exp()
         change = ratio - 1
         surrogate = ratio * advantages
         clipped = ratio.clamp(1 - epsilon, 1 + epsilon) * advantages
-        error = (values - targets).masked_fill_(ignored, 0.0)
+        error = values - targets
         probs = log_probs.exp()
         p_log_p = probs * log_probs
         each = torch.stack([
@@ -104,7 +105,8 @@ class _PPOLoss(torch.autograd.Function):
         means = each.flatten(1) @ weight.flatten()
 
         # Inside the range both sides of the minimum are equal, and the gradient is the surrogate's.
-        into_action = torch.where(surrogate <= clipped, surrogate * -weight, 0.0)
+        # What is not a number is not above the other side either, and so is found in the gradient.
+        into_action = torch.where(surrogate > clipped, 0.0, surrogate * -weight)
         into_log_probs = p_log_p.add_(probs).mul_((c_e * weight).unsqueeze(-1))
         into_log_probs.scatter_add_(-1, actions, into_action.unsqueeze(-1))
         ctx.save_for_backward(into_log_probs, error.mul_(c_v * weight))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agents.advantages import generalized_advantages
 from agents.config import PPOConfig
 from agents.guards import NotFinite, first_not_finite
-from agents.losses import MEANS, Coefficients, PPOLoss, Taken, explained_variance, ppo_loss
+from agents.losses import MEANS, LossSettings, PPOLoss, Taken, explained_variance, ppo_loss
 from agents.policy import RecurrentActorCritic
 from agents.rollout import Rollout, minibatch_indices
 from agents.world import World
@@ -161,7 +161,5 @@ def _loss(
     )
     every = Taken(rollout.actions, rollout.log_probs, advantages, targets, rollout.valid)
     taken = Taken(*(part[:, envs] for part in every))
-    coefficients = Coefficients(
-        config.clip_range, config.value_coefficient, config.entropy_coefficient
-    )
-    return ppo_loss(output.log_probs, output.values, taken, coefficients)
+    settings = LossSettings(config.clip_range, config.value_coefficient, config.entropy_coefficient)
+    return ppo_loss(output.log_probs, output.values, taken, settings)

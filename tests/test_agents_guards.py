@@ -62,10 +62,11 @@ def break_gradient(trainer: Trainer, rollout: Rollout) -> Rollout:
     [
         (break_rollout("rewards"), "one of the rollout's rewards"),
         (break_rollout("values"), "one of the rollout's values"),
+        (break_rollout("log_probs"), "policy_loss, value_loss or entropy"),
         (break_weight, "policy_loss, value_loss or entropy"),
         (break_gradient, "the gradient of actor.weight"),
     ],
-    ids=["reward", "value", "weight", "gradient"],
+    ids=["reward", "value", "log_prob", "weight", "gradient"],
 )
 def test_broken_number_stops_in_its_update_and_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, named: str

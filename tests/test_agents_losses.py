@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.losses import MEANS, Coefficients, Taken, explained_variance, ppo_loss
+from agents.losses import MEANS, LossSettings, Taken, explained_variance, ppo_loss
 from ppo_oracle import (
     approximate_kl,
     clipped_policy_loss,
@@ -125,7 +125,7 @@ def test_explained_variance_of_nothing_is_nan() -> None:
 
 MASK = torch.tensor([True, False, True])
 
-#: Every loss as a function of one tensor (3,), with the mask.
+#: Every plain loss as a function of one tensor (3,), with the mask.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: masked_mean(x, MASK),
     "policy": lambda x: clipped_policy_loss(x, t(1, -2, 3), MASK, 0.2),
@@ -188,19 +188,20 @@ def random_steps(
         ((1, 1), 1, 1.0, 1.0),
     ],
 )
-@pytest.mark.parametrize("coefficients", [Coefficients(0.2, 0.5, 0.01), Coefficients(0.05, 2.0, 0)])
+@pytest.mark.parametrize("settings", [LossSettings(0.2, 0.5, 0.01), LossSettings(0.05, 2.0, 0)])
 def test_loss_equals_the_plain_one_in_values_and_gradients(
     shape: tuple[int, ...],
     num_actions: int,
     share: float,
     spread: float,
-    coefficients: Coefficients,
+    settings: LossSettings,
     dtype: torch.dtype,
 ) -> None:
     torch.manual_seed(len(shape) + num_actions)
-    *leaves, taken = random_steps(shape, num_actions, share, spread, dtype)
-    got = ppo_loss(*leaves, taken, coefficients)
-    loss, means = plain_ppo_loss(*leaves, taken, coefficients)
+    log_probs, values, taken = random_steps(shape, num_actions, share, spread, dtype)
+    leaves = log_probs, values
+    got = ppo_loss(*leaves, taken, settings)
+    loss, means = plain_ppo_loss(*leaves, taken, settings)
     torch.testing.assert_close(got.loss, loss)
     torch.testing.assert_close(got.means, means.detach())
     assert got.loss.requires_grad
@@ -216,36 +217,57 @@ def test_loss_equals_the_plain_one_in_values_and_gradients(
 
 def test_gradient_of_the_loss_by_finite_differences() -> None:
     torch.manual_seed(0)
-    *leaves, taken = random_steps((4, 3), 5, 0.8, 0.4, torch.float64)
+    log_probs, values, taken = random_steps((4, 3), 5, 0.8, 0.4, torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *x: ppo_loss(*x, taken, Coefficients(0.2, 0.5, 0.1)).loss, leaves
+        lambda a, b: ppo_loss(a, b, taken, LossSettings(0.2, 0.5, 0.1)).loss, (log_probs, values)
     )
 
 
-def test_at_the_edge_of_the_range_the_gradient_is_the_plain_one() -> None:
-    coefficients = Coefficients(0.25, 0.5, 0.0)  # 1 +- 0.25 are exact
+def test_at_the_edge_of_the_range_the_loss_is_the_plain_one() -> None:
+    settings = LossSettings(0.25, 0.5, 0.0)  # 1 +- 0.25 are exact
     old = log(0.5, 0.5, 0.5, 0.5)
     log_probs = log(0.625, 0.375, 0.625, 0.375).unsqueeze(-1).requires_grad_()
     values = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     actions = torch.zeros(4, dtype=torch.int64)
     taken = Taken(actions, old, t(1, 1, -1, -1), t(0, 0, 0, 0), torch.ones(4, dtype=torch.bool))
-    (got,) = torch.autograd.grad(ppo_loss(log_probs, values, taken, coefficients).loss, log_probs)
-    plain, _ = plain_ppo_loss(log_probs, values, taken, coefficients)
+    found = ppo_loss(log_probs, values, taken, settings)
+    (got,) = torch.autograd.grad(found.loss, log_probs)
+    plain, means = plain_ppo_loss(log_probs, values, taken, settings)
     (expected,) = torch.autograd.grad(plain, log_probs)
     torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(found.means, means.detach())
+    assert found.means[MEANS.index("clip_fraction")] == 0
 
 
-@pytest.mark.parametrize("junk", [-40.0, 40.0])
+@pytest.mark.parametrize("field", ["log_probs", "advantages", "targets"])
+def test_what_is_not_a_number_reaches_loss_and_gradient(field: str) -> None:
+    torch.manual_seed(3)
+    log_probs, values, taken = random_steps((3, 2), 4, 1.0, 0.3, torch.float64)
+    leaves, broken = (log_probs, values), getattr(taken, field).clone()
+    broken[1, 1] = math.nan
+    found = ppo_loss(*leaves, taken._replace(**{field: broken}), LossSettings(0.2, 0.5, 0.01))
+    gradients = torch.autograd.grad(found.loss, leaves)
+    assert found.loss.isnan()
+    assert any(bool(gradient.isnan().any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("junk", [-1e3, 1e3])
 def test_what_a_step_that_does_not_count_holds_changes_nothing(junk: float) -> None:
     results = []
-    for fill in (0.3, junk):
+    for fill, action in ((-0.3, 0), (junk, 2)):
         torch.manual_seed(1)
         log_probs, values, taken = random_steps((6, 4), 3, 0.5, 0.5, torch.float64)
         ignored = ~taken.valid
-        parts = [part.detach().masked_fill(ignored, fill) for part in (values, *taken[1:4])]
-        dirty = Taken(taken.actions, *parts[1:], taken.valid)
-        leaves = log_probs, parts[0].requires_grad_()
-        found = ppo_loss(*leaves, dirty, Coefficients(0.2, 0.5, 0.01))
+        taken = taken._replace(
+            actions=taken.actions.masked_fill(ignored, action),
+            log_probs=taken.log_probs.masked_fill(ignored, fill),
+            advantages=taken.advantages.masked_fill(ignored, fill),
+            targets=taken.targets.masked_fill(ignored, fill),
+        )
+        scores = log_probs.detach().masked_fill(ignored.unsqueeze(-1), -abs(fill))
+        junked = values.detach().masked_fill(ignored, fill)
+        leaves = scores.requires_grad_(), junked.requires_grad_()
+        found = ppo_loss(*leaves, taken, LossSettings(0.2, 0.5, 0.01))
         gradients = torch.autograd.grad(found.loss, leaves)
         assert not any(bool(gradient[ignored].any()) for gradient in gradients)
         results.append([found.loss, found.means, found.log_ratio, *gradients])
@@ -258,7 +280,7 @@ def test_names_of_the_means() -> None:
     taken = Taken(
         torch.tensor([0]), log(0.25), t(2), t(4), torch.ones(1, dtype=torch.bool)
     )  # ratio 2
-    found = ppo_loss(log(0.5, 0.5).unsqueeze(0), t(1), taken, Coefficients(0.2, 0.5, 0.01))
+    found = ppo_loss(log(0.5, 0.5).unsqueeze(0), t(1), taken, LossSettings(0.2, 0.5, 0.01))
     expected = [-2.4, 4.5, math.log(2), 1 - math.log(2), 1.0]
     assert found.means.tolist() == pytest.approx(expected, rel=1e-12)
     assert found.log_ratio.tolist() == pytest.approx([math.log(2)])
