@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.checkpoint import Checkpoint, is_trained, load_checkpoint
-from agents.checkpoint_store import has_checkpoint
+from agents.checkpoint_store import DamagedCheckpoint, has_checkpoint
 from agents.comparison import Comparison, Flag, Run, grouped
 from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
 from agents.cores import require_usable
@@ -256,7 +256,11 @@ def _check_same_experiment(run: Run) -> None:
     """Refuse a folder trained with other settings rather than mix two experiments in a table."""
     if not has_checkpoint(run.folder):
         return
-    for name, (before, asked) in _differences(run, load_checkpoint(run.folder)).items():
+    try:
+        checkpoint = load_checkpoint(run.folder)
+    except DamagedCheckpoint:
+        return  # train_missing flags it; the other runs are none the worse for it
+    for name, (before, asked) in _differences(run, checkpoint).items():
         raise ValueError(
             f"{str(run.folder)!r} was trained with {name}={before!r}, now asked for "
             f"{asked!r}. Give another folder, or the same settings."

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from agents.comparison import Comparison, labels
 from agents.curves import POINTS, SMOOTHED_POINTS, on_one_grid, smooth
@@ -31,7 +31,7 @@ COLOURS = {
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#8C6D31", "#332288")
 _DARK = "#222222"
 _CHANCE = "chance"
-_CHARACTER = 0.08  # inches of one, on average
+_CHARACTER = 0.095  # inches of one, a little more than the average
 
 #: With up to so many seeds, each of them is drawn too.
 FEW_SEEDS = 3
@@ -82,9 +82,8 @@ def plot_curves(comparison: Comparison) -> Figure:
             _draw_curves(ax, comparison, core, column)
         ax.set_xlabel("environment steps")
         ax.set_ylabel(f"{label}, latest episodes")
-        ax.set_xlim(left=0)
         ax.set_ylim(-0.02, 1.02)
-        ax.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+        from_zero(ax)
         tidy(ax)
     if comparison.chance is not None:
         axes[0].axhline(comparison.chance, color=_DARK, ls="--", lw=1, label=_CHANCE)
@@ -106,7 +105,9 @@ def _draw_curves(ax: Axes, comparison: Comparison, core: str, column: str) -> No
     colour, runs = colours(comparison.cores)[core], comparison.curves[core]
     if len(runs) <= FEW_SEEDS:
         for run in runs:
-            ax.plot(run["env_steps"], run[column], color=colour, linewidth=0.8, alpha=0.45)
+            marker = marker_of(run[column])
+            thin: dict[str, Any] = {"color": colour, "lw": 0.8, "ms": 4, "alpha": 0.45}
+            ax.plot(run["env_steps"], run[column], marker=marker, **thin)
     steps, values = on_one_grid(runs, column)
     band = mean_band(smooth(values))
     ax.fill_between(steps, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
@@ -224,6 +225,23 @@ def slant(ax: Axes) -> None:
     ax.tick_params(axis="x", labelrotation=30)
     for tick in ax.get_xticklabels():
         tick.set_horizontalalignment("right")
+
+
+def marker_of(values: ArrayLike) -> str:
+    """Marker of a line with these values: a single one is no line, so it gets a dot."""
+    return "o" if np.isfinite(values).sum() == 1 else ""
+
+
+def from_zero(ax: Axes) -> None:
+    """An x axis of steps or seconds, from 0, for the lines drawn; says so if they show nothing."""
+    points = np.concatenate([np.empty((0, 2)), *(line.get_xydata() for line in ax.lines)])
+    ax.set_xlim(left=0)
+    if not np.isfinite(points).all(axis=1).any():
+        ax.set_xlim(right=np.nanmax(points[:, 0], initial=1))
+        ax.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=ax.transAxes)
+    large = mpl.ticker.EngFormatter(sep="")
+    # Below 1 the formatter writes 500m, which looks like millions.
+    ax.xaxis.set_major_formatter(lambda x, _: large(x) if abs(x) >= 1 else f"{x:g}")
 
 
 def tidy(ax: Axes) -> None:

@@ -86,7 +86,8 @@ def nearest_size(
     if abs(best - target) > TOLERANCE * target:
         raise ValueError(
             f"core {core!r} cannot have about as many parameters as {reference!r}, "
-            f"which has {target}: the nearest is {best}, with hidden size {units * unit}."
+            f"which has {target}: the nearest is {best}, with hidden size {units * unit}. "
+            f"Name {core!r} first, or take another --hidden-size."
         )
     return units * unit
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.config import did_you_mean
-from agents.figures import COLOURS
+from agents.figures import COLOURS, from_zero, marker_of
 from agents.output import whole_file
 from agents.run_list import FoundRun, Group, group_runs
 from agents.statistics import mean_band
@@ -160,16 +160,18 @@ def on_common_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArra
 def _draw_group(panel: Axes, group: Group, metric: str, x: str, look: Look) -> None:
     curves = [curve_of(run.progress, metric, x) for run in group.runs]
     label = group.label if len(curves) == 1 else f"{group.label} ({len(curves)} seeds)"
+    if not any(len(curve.x) for curve in curves):
+        label += ": no values"
     colour, style = look
     if len(curves) == 1:
-        # A single point is no line: a run that has just begun is a dot.
-        marker = "o" if len(curves[0].x) == 1 else ""
+        marker = marker_of(curves[0].y)
         panel.plot(*curves[0], color=colour, linestyle=style, marker=marker, ms=4, label=label)
         return
     grid, values = on_common_grid(curves)
     if len(curves) <= FEW_SEEDS or not len(grid):
         for curve in curves:
-            panel.plot(*curve, color=colour, linestyle=style, linewidth=0.8, alpha=0.45)
+            thin: dict[str, Any] = {"color": colour, "lw": 0.8, "ms": 4, "alpha": 0.45}
+            panel.plot(*curve, linestyle=style, marker=marker_of(curve.y), **thin)
     mean = grid
     if len(grid):
         mean, low, high = mean_band(values)
@@ -180,14 +182,11 @@ def _draw_group(panel: Axes, group: Group, metric: str, x: str, look: Look) -> N
 def _finish_panel(panel: Axes, metric: str, x: str) -> None:
     panel.set_xlabel(X_AXES[x])
     panel.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
-    panel.set_xlim(left=0)
+    from_zero(panel)
     if metric == "success_rate":
         panel.set_ylim(-0.02, 1.02)
-    panel.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", alpha=0.3)
-    if not any(len(line.get_xdata()) for line in panel.lines):  # type: ignore[arg-type]
-        panel.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=panel.transAxes)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:

@@ -72,7 +72,8 @@ def _suite(table: Mapping[str, Any]) -> Suite:
         values = [getattr(task, label) for task in tasks]
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
-            raise ValueError(f"two tasks have the {label} {twice[0]!r}; give one another name.")
+            rule = "each may stand once" if label == "id" else "give one another name"
+            raise ValueError(f"two tasks have the {label} {twice[0]!r}; {rule}.")
     for label in (_get(table, "name", str), tasks[0].name):
         if not _FOLDER.fullmatch(label):
             raise ValueError(
@@ -81,6 +82,11 @@ def _suite(table: Mapping[str, Any]) -> Suite:
     for task in tasks:
         if not task.name.isprintable() or "|" in task.name:
             raise ValueError(f"the name {task.name!r} would not do for a table; leave out '|'.")
+        if "," in task.name or task.name != task.name.strip():
+            raise ValueError(
+                f"the name {task.name!r} could not be given to --tasks, which takes several: "
+                f"leave out ',' and spaces at its ends."
+            )
     chance = table.get("chance")
     if chance is not None and not (type(chance) in (int, float) and 0 <= chance <= 1):
         raise ValueError(f"chance must be a number in [0, 1]; got {chance!r}.")

@@ -151,6 +151,19 @@ def test_runs_that_cannot_be_judged_are_flagged_and_the_others_compared(root: Pa
     assert comparison.failed
 
 
+def test_a_damaged_run_does_not_keep_the_others_from_being_trained(root: Path) -> None:
+    agent_store(root / "rim_gru-seed0").load().path.write_bytes(b"damaged")
+    shutil.rmtree(root / "none-seed1")
+    runs = plan(make_config(), CORES, SEEDS, root)
+    flags = train_missing(runs, 1, ignore)
+    assert [flag.of for flag in flags] == ["rim_gru seed 0"]
+    assert "damaged" in flags[0].what
+    comparison = judge_runs(runs, flags=flags)
+    assert comparison.seeds_of("rim_gru") == (1,)
+    assert comparison.seeds_of("none") == tuple(SEEDS)
+    assert comparison.flags == tuple(flags)
+
+
 def test_nothing_to_judge_is_one_line(tmp_path: Path) -> None:
     runs = plan(make_config(), CORES, SEEDS, tmp_path)
     with pytest.raises(JudgingError) as caught:

@@ -47,6 +47,20 @@ def test_curves_are_those_of_the_runs(comparison: Comparison) -> None:
     assert [text.get_text() for text in legend.get_texts()] == list(CORES)
 
 
+@pytest.mark.parametrize(("known", "marker"), [((), ""), ((2,), "o"), ((1, 2), "")])
+def test_few_values_are_told_from_none(
+    comparison: Comparison, known: tuple[int, ...], marker: str
+) -> None:
+    for runs in comparison.curves.values():
+        for run in runs:
+            for column in ("success_rate", "episode_return_mean"):
+                run[column][:] = [v if i in known else NAN for i, v in enumerate([0.2, 0.5, 0.7])]
+    ax = plot_curves(comparison).axes[0]
+    assert [text.get_text() for text in ax.texts] == ([] if known else ["no values yet"])
+    assert ax.lines[0].get_marker() == marker
+    assert ax.get_xlim()[1] >= 300
+
+
 def test_band_around_the_curve_is_that_of_the_seeds() -> None:
     comparison = with_seeds(make_comparison(), (5, 4))
     ax = plot_curves(comparison).axes[0]

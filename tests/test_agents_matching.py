@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from itertools import permutations
@@ -64,7 +65,8 @@ def test_what_cannot_be_matched_is_refused_with_the_nearest(
     assert "\n" not in message
     target = built(reference)
     assert f"which has {target}:" in message
-    nearest = int(message.rstrip(".").rsplit(" ", 1)[1])
+    assert message.endswith(f" Name {core!r} first, or take another --hidden-size.")
+    (nearest,) = map(int, re.findall(r"with hidden size (\d+)\.", message))
     for hidden_size in (nearest - config.num_rims, nearest, nearest + config.num_rims):
         assert abs(built(replace(config, hidden_size=hidden_size)) - target) > 0.02 * target
 

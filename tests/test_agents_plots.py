@@ -252,6 +252,30 @@ def test_nothing_known_yet_is_said(tmp_path: Path) -> None:
     assert [text.get_text() for text in panel.texts] == ["no values yet"]
     assert not other.texts
     assert other.lines[0].get_marker() == "o"  # a line of one point would not be seen
+    assert panel.get_xlim() == (0, 1)
+
+
+def test_seeds_of_one_value_each_are_dots(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{s}", columns(1, [0.5]), seed=s) for s in range(4)]
+    (panel,) = plot_groups(groups_of(*runs), ["success_rate"], "env_steps").axes
+    assert [line.get_marker() for line in panel.lines[:-1]] == ["o"] * 4
+    assert not panel.texts
+
+
+def test_group_without_values_is_named_so(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", core="lstm"),
+        make_run(tmp_path / "b", columns(1, [math.nan]), core="gru"),
+    ]
+    figure = plot_groups(groups_of(*runs), ["success_rate"], "env_steps")
+    assert legend(figure) == ["lstm", "gru: no values"]
+
+
+def test_fractions_of_a_second_are_not_in_milliseconds(tmp_path: Path) -> None:
+    # EngFormatter's 500m looks like 500 million.
+    (panel,) = plot_groups(groups_of(make_run(tmp_path / "a")), ["entropy"], "seconds").axes
+    write = panel.xaxis.get_major_formatter()
+    assert [write(x, 0) for x in (0, 0.5, 2, 2000, 3e6)] == ["0", "0.5", "2", "2k", "3M"]
 
 
 def test_groups_of_one_core_look_different(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "trials of bool": (document(sweep={"trials": True}), "trials must be a whole number"),
     "seeds": (document(sweep={"seeds": 1.5}), "seeds must be a whole number"),
     "sampler": (document(sweep={"sampler": "tpa"}), "got 'tpa'; did you mean 'tpe'?"),
+    "no sampler": (document(sweep={"sampler": "x"}), "one of 'tpe', 'random', 'grid'; got 'x'."),
     "objective": (document(sweep={"objective": "return"}), "objective must be one of"),
     "setting": (document(settings={"num_env": 3}), "'num_env'; did you mean 'num_envs'?"),
     "setting's type": (

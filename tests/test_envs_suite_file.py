@@ -77,7 +77,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         ("chance = 0.25", "chance = true", "chance must be a number in [0, 1]; got True."),
         ("S5", "S55", "unknown environment 'MiniGrid-LavaGapS55-v0'; did you mean "),
         ("S7-v0", "S8-v0", "unknown environment 'MiniGrid-LavaGapS8-v0'; did you mean "),
-        ("GapS6", "GapS5", "two tasks have the id 'MiniGrid-LavaGapS5-v0'; give one another name."),
+        ("GapS6", "GapS5", "two tasks have the id 'MiniGrid-LavaGapS5-v0'; each may stand once."),
         ("LavaGap-7x7", "LavaGapS6", "two tasks have the name 'LavaGapS6'; give one another name."),
         ('name = "LavaGap-7x7"', "nam = 1", "unknown key 'unseen[1].nam'; did you mean 'name'?"),
         ('id = "MiniGrid-LavaGapS7-v0", ', "", "unseen[1] must be an environment id or a table"),
@@ -87,6 +87,8 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         ('name = "LavaGap-7x7"', "gym_kwargs = 3", "gym_kwargs must be a table; it is 3."),
         ('"lavagap"', '"a/b"', "the name 'a/b' would not do for a folder"),
         ("LavaGap-7x7", "a | b", "the name 'a | b' would not do for a table"),
+        ("LavaGap-7x7", "a, b", "the name 'a, b' could not be given to --tasks"),
+        ("LavaGap-7x7", " a", "the name ' a' could not be given to --tasks"),
         ("unseen =", "unseen", "cannot be read: "),
     ],
 )

@@ -106,6 +106,7 @@ def test_errors_far_apart_are_drawn_on_a_logarithmic_axis(
 def test_sizes_that_cannot_be_matched_are_one_line(rims: Rims, tmp_path: Path) -> None:
     line = assert_one_line(rims(*CALL, "--cores", "lstm,rim_gru", "--match-params"))
     assert "core 'rim_gru' cannot have about as many parameters as 'lstm'" in line
+    assert line.endswith("Name 'rim_gru' first, or take another --hidden-size.")
     assert tree(tmp_path / "here") == {}
 
 

@@ -218,8 +218,9 @@ def _options(given: Mapping[str, Any], search: Iterable[Searched]) -> dict[str, 
         allowed = _OPTIONS[name][1]
         if isinstance(allowed, tuple):
             if value not in allowed:
-                hint = _did_you_mean(str(value), allowed)
                 names = ", ".join(map(repr, allowed))
+                close = difflib.get_close_matches(str(value), allowed, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
                 raise ValueError(f"[sweep] {name} must be one of {names}; got {value!r}{hint}")
         elif type(value) is not int or not allowed <= value <= 10**6:
             rule = f"must be a whole number from {allowed} to 1000000; got {value!r}."
