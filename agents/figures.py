@@ -111,7 +111,8 @@ def _draw_curves(ax: Axes, comparison: Comparison, core: str, column: str) -> No
     steps, values = on_one_grid(runs, column)
     band = mean_band(smooth(values))
     ax.fill_between(steps, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-    ax.plot(steps, band.mean, color=colour, linewidth=2, label=series_labels(comparison)[core])
+    thick: dict[str, Any] = {"color": colour, "lw": 2, "ms": 4, "marker": marker_of(band.mean)}
+    ax.plot(steps, band.mean, label=series_labels(comparison)[core], **thick)
 
 
 def series_labels(comparison: Comparison) -> dict[str, str]:

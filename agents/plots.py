@@ -109,7 +109,8 @@ def plot_groups(groups: Sequence[Group], metrics: Sequence[str], x: str) -> Figu
     looks = choose_looks(groups)
     for panel, metric in zip(panels, metrics, strict=False):
         for group in groups:
-            _draw_group(panel, group, metric, x, looks[group.label])
+            label = _legend_label(group, metrics, x)
+            _draw_group(panel, group, metric, x, looks[group.label], label)
         _finish_panel(panel, metric, x)
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
@@ -157,11 +158,16 @@ def on_common_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArra
     return grid, np.stack([np.interp(grid, *c) if len(grid) else grid for c in curves])
 
 
-def _draw_group(panel: Axes, group: Group, metric: str, x: str, look: Look) -> None:
+def _legend_label(group: Group, metrics: Sequence[str], x: str) -> str:
+    count = len(group.runs)
+    label = group.label if count == 1 else f"{group.label} ({count} seeds)"
+    # One legend serves all panels.
+    shown = any(len(curve_of(r.progress, metric, x).x) for r in group.runs for metric in metrics)
+    return label if shown else f"{label}: no values"
+
+
+def _draw_group(panel: Axes, group: Group, metric: str, x: str, look: Look, label: str) -> None:
     curves = [curve_of(run.progress, metric, x) for run in group.runs]
-    label = group.label if len(curves) == 1 else f"{group.label} ({len(curves)} seeds)"
-    if not any(len(curve.x) for curve in curves):
-        label += ": no values"
     colour, style = look
     if len(curves) == 1:
         marker = marker_of(curves[0].y)

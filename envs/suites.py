@@ -124,7 +124,8 @@ _SUITES = (
         name="memoryrandom",
         description="As memory, trained on corridors of any length. Chance: look back, else guess.",
         train=Task(id="MiniGrid-MemoryS13Random-v0"),
-        # S11 and S13 are two of the four trained corridors, of seven, where looking back fails.
+        # S11 and S13 have corridors as long as two of the four trained ones, of seven, where
+        # looking back fails.
         unseen=(
             Task(id="MiniGrid-MemoryS11-v0"),
             Task(id="MiniGrid-MemoryS13-v0"),

@@ -47,10 +47,12 @@ def test_curves_are_those_of_the_runs(comparison: Comparison) -> None:
     assert [text.get_text() for text in legend.get_texts()] == list(CORES)
 
 
+@pytest.mark.parametrize("seeds", [(2, 2), (5, 4)])
 @pytest.mark.parametrize(("known", "marker"), [((), ""), ((2,), "o"), ((1, 2), "")])
 def test_few_values_are_told_from_none(
-    comparison: Comparison, known: tuple[int, ...], marker: str
+    seeds: tuple[int, int], known: tuple[int, ...], marker: str
 ) -> None:
+    comparison = with_seeds(make_comparison(), seeds)
     for runs in comparison.curves.values():
         for run in runs:
             for column in ("success_rate", "episode_return_mean"):

@@ -269,6 +269,8 @@ def test_group_without_values_is_named_so(tmp_path: Path) -> None:
     ]
     figure = plot_groups(groups_of(*runs), ["success_rate"], "env_steps")
     assert legend(figure) == ["lstm", "gru: no values"]
+    figure = plot_groups(groups_of(*runs), ["success_rate", "entropy"], "env_steps")
+    assert legend(figure) == ["lstm", "gru"]  # in one of the panels it has one
 
 
 def test_fractions_of_a_second_are_not_in_milliseconds(tmp_path: Path) -> None:
