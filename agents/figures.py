@@ -236,9 +236,12 @@ def marker_of(values: ArrayLike) -> str:
 def from_zero(ax: Axes) -> None:
     """An x axis of steps or seconds, from 0, for the lines drawn; says so if they show nothing."""
     points = np.concatenate([np.empty((0, 2)), *(line.get_xydata() for line in ax.lines)])
-    ax.set_xlim(left=0)
-    if not np.isfinite(points).all(axis=1).any():
-        ax.set_xlim(right=np.nanmax(points[:, 0], initial=1))
+    known = points[np.isfinite(points).all(axis=1), 0]
+    if len(known):
+        # Room for half a dot: matplotlib leaves none beside a single value.
+        ax.set_xlim(0, max(ax.get_xlim()[1], 1.03 * known.max()))
+    else:
+        ax.set_xlim(0, np.nanmax(points[:, 0], initial=1))
         ax.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=ax.transAxes)
     large = mpl.ticker.EngFormatter(sep="")
     # Below 1 the formatter writes 500m, which looks like millions.

@@ -259,6 +259,7 @@ def test_seeds_of_one_value_each_are_dots(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"{s}", columns(1, [0.5]), seed=s) for s in range(4)]
     (panel,) = plot_groups(groups_of(*runs), ["success_rate"], "env_steps").axes
     assert [line.get_marker() for line in panel.lines[:-1]] == ["o"] * 4
+    assert panel.get_xlim()[1] > 1.02 * np.asarray(panel.lines[0].get_xdata())[0]  # no half dots
     assert not panel.texts
 
 
