@@ -139,14 +139,17 @@ def test_agent_of_few_actions_is_trained_resumed_judged_and_recorded(
     checkpoint = load_checkpoint(folder)
     assert checkpoint.env_steps >= 256
     assert checkpoint.make_policy().actor.out_features == 2
-    assert rims("evaluate", "few", "--episodes", "2").code == 0
+    shown = rims("evaluate", "few", "--episodes", "2")
+    assert "actions by 'sample' from right, forward, seed 0" in squeeze_spaces(shown.out)
+    written = rims("evaluate", "few", "--episodes", "2", "--json")
+    assert json.loads(written.out)["actions"] == "right,forward"
     assert rims("record", "few", "--out", "few.gif", "--max-steps", "2").code == 0
 
 
 def test_evaluate_shows_the_backend_and_the_task_trained_on(rims: Rims, toy_run: Path) -> None:
     arguments = ("--env", ENV, "--env", "MiniGrid-Empty-Random-5x5-v0", "--episodes", "2")
     result = rims("evaluate", str(toy_run), *arguments, "--backend", "gymnasium")
-    assert "environments by gymnasium" in squeeze_spaces(result.out)
+    assert "by 'sample', seed 0, environments by gymnasium" in squeeze_spaces(result.out)
     assert re.search(r"Empty-5x5 \(trained\) ", result.out)
     assert "Random-5x5 (trained)" not in result.out
     assert "nan" not in result.out

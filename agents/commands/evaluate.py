@@ -77,8 +77,14 @@ def evaluate(
     if as_json:
         about = {"run": str(run), "core": config.core, "env_steps": loaded.env_steps}
         about["trained_on"] = config.task.id
+        about["actions"] = config.actions
         click.echo(json.dumps({**about, "tasks": [r.to_dict() for r in results]}, indent=2))
     else:
         by = " and ".join(sorted({result.backend for result in results}))
-        title = f"{run}: {config.core}, actions by '{mode}', seed {seed}, environments by {by}"
+        # Of a task that needs others the table alone would not say why it is never solved.
+        some = config.actions != "all"
+        chosen = f" from {config.actions.replace(',', ', ')}" if some else ""
+        title = (
+            f"{run}: {config.core}, actions by '{mode}'{chosen}, seed {seed}, environments by {by}"
+        )
         print_evaluations(title, results, config.task)
