@@ -105,14 +105,11 @@ def _draw_curves(ax: Axes, comparison: Comparison, core: str, column: str) -> No
     colour, runs = colours(comparison.cores)[core], comparison.curves[core]
     if len(runs) <= FEW_SEEDS:
         for run in runs:
-            marker = marker_of(run[column])
-            thin: dict[str, Any] = {"color": colour, "lw": 0.8, "ms": 4, "alpha": 0.45}
-            ax.plot(run["env_steps"], run[column], marker=marker, **thin)
+            draw_line(ax, run["env_steps"], run[column], color=colour, lw=0.8, alpha=0.45)
     steps, values = on_one_grid(runs, column)
     band = mean_band(smooth(values))
     ax.fill_between(steps, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-    thick: dict[str, Any] = {"color": colour, "lw": 2, "ms": 4, "marker": marker_of(band.mean)}
-    ax.plot(steps, band.mean, label=series_labels(comparison)[core], **thick)
+    draw_line(ax, steps, band.mean, color=colour, lw=2, label=series_labels(comparison)[core])
 
 
 def series_labels(comparison: Comparison) -> dict[str, str]:
@@ -228,9 +225,9 @@ def slant(ax: Axes) -> None:
         tick.set_horizontalalignment("right")
 
 
-def marker_of(values: ArrayLike) -> str:
-    """Marker of a line with these values: a single one is no line, so it gets a dot."""
-    return "o" if np.isfinite(values).sum() == 1 else ""
+def draw_line(ax: Axes, x: ArrayLike, y: ArrayLike, **look: Any) -> None:
+    """A line of this look; a single value is no line, so it gets a dot."""
+    ax.plot(x, y, marker="o" if np.isfinite(y).sum() == 1 else "", ms=4, **look)
 
 
 def from_zero(ax: Axes) -> None:

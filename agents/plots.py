@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.config import did_you_mean
-from agents.figures import COLOURS, from_zero, marker_of
+from agents.figures import COLOURS, FEW_SEEDS, draw_line, from_zero, tidy
 from agents.output import whole_file
 from agents.run_list import FoundRun, Group, group_runs
 from agents.statistics import mean_band
@@ -39,8 +39,6 @@ LABELS = {
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _STYLES = ("-", "--", ":")
 
-#: With up to so many seeds, each of them is drawn too.
-FEW_SEEDS = 3
 _POINTS = 201
 
 
@@ -107,10 +105,10 @@ def plot_groups(groups: Sequence[Group], metrics: Sequence[str], x: str) -> Figu
     figure = Figure(figsize=(max(4.8 * columns, 6.4), 3.6 * rows + 0.9), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     looks = choose_looks(groups)
+    names = {group.label: _legend_name(group, metrics, x) for group in groups}
     for panel, metric in zip(panels, metrics, strict=False):
         for group in groups:
-            label = _legend_label(group, metrics, x)
-            _draw_group(panel, group, metric, x, looks[group.label], label)
+            _draw_group(panel, group, metric, x, looks[group.label], names[group.label])
         _finish_panel(panel, metric, x)
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
@@ -158,31 +156,29 @@ def on_common_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArra
     return grid, np.stack([np.interp(grid, *c) if len(grid) else grid for c in curves])
 
 
-def _legend_label(group: Group, metrics: Sequence[str], x: str) -> str:
+def _legend_name(group: Group, metrics: Sequence[str], x: str) -> str:
+    """What the legend, one for all panels, calls a group."""
     count = len(group.runs)
-    label = group.label if count == 1 else f"{group.label} ({count} seeds)"
-    # One legend serves all panels.
+    name = group.label if count == 1 else f"{group.label} ({count} seeds)"
     shown = any(len(curve_of(r.progress, metric, x).x) for r in group.runs for metric in metrics)
-    return label if shown else f"{label}: no values"
+    return name if shown else f"{name}: no values"
 
 
-def _draw_group(panel: Axes, group: Group, metric: str, x: str, look: Look, label: str) -> None:
+def _draw_group(panel: Axes, group: Group, metric: str, x: str, look: Look, name: str) -> None:
     curves = [curve_of(run.progress, metric, x) for run in group.runs]
     colour, style = look
     if len(curves) == 1:
-        marker = marker_of(curves[0].y)
-        panel.plot(*curves[0], color=colour, linestyle=style, marker=marker, ms=4, label=label)
+        draw_line(panel, *curves[0], color=colour, ls=style, label=name)
         return
     grid, values = on_common_grid(curves)
     if len(curves) <= FEW_SEEDS or not len(grid):
         for curve in curves:
-            thin: dict[str, Any] = {"color": colour, "lw": 0.8, "ms": 4, "alpha": 0.45}
-            panel.plot(*curve, linestyle=style, marker=marker_of(curve.y), **thin)
+            draw_line(panel, *curve, color=colour, ls=style, lw=0.8, alpha=0.45)
     mean = grid
     if len(grid):
         mean, low, high = mean_band(values)
         panel.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
-    panel.plot(grid, mean, color=colour, linestyle=style, linewidth=2, label=label)
+    panel.plot(grid, mean, color=colour, linestyle=style, linewidth=2, label=name)
 
 
 def _finish_panel(panel: Axes, metric: str, x: str) -> None:
@@ -191,8 +187,7 @@ def _finish_panel(panel: Axes, metric: str, x: str) -> None:
     from_zero(panel)
     if metric == "success_rate":
         panel.set_ylim(-0.02, 1.02)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis="y", alpha=0.3)
+    tidy(panel)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:

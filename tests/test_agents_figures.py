@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,15 @@ from PIL import Image
 
 from agents.comparison import Comparison
 from agents.curves import on_one_grid, smooth
-from agents.figures import COLOURS, colours, draw_dots, plot_curves, plot_tasks, write_figures
+from agents.figures import (
+    COLOURS,
+    colours,
+    draw_dots,
+    drawn,
+    plot_curves,
+    plot_tasks,
+    write_figures,
+)
 from agents.statistics import mean_band
 from report_cases import CORES, NAN, TASKS, make_comparison, with_chance, with_seeds
 
@@ -130,6 +140,21 @@ def test_bars_are_the_means_and_only_known_intervals_are_drawn(comparison: Compa
             drawn += [[e.low, e.high] for e in estimates if not math.isnan(e.low)]
         reach = [s[:, 1].tolist() for c in errors for s in c.lines[2][0].get_segments()]
         assert reach == drawn
+
+
+def test_names_of_tasks_do_not_meet() -> None:
+    made = make_comparison()
+    tasks = made.suite.tasks  # of them two names of twelve letters stand side by side
+    cells = {(core, t.id): made.cells[core, TASKS[0].id] for core in CORES for t in tasks}
+    figure = plot_tasks(replace(made, tasks=tasks, cells=cells))
+    drawn(figure, "png")  # until then nothing has a place
+    for ax in figure.axes:
+        labels = ax.get_xticklabels()
+        assert len(labels) == len(tasks)
+        if labels[0].get_rotation():  # slanted, each is below the tick before it
+            continue
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(left.x1 + 3 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_every_seed_is_a_dot_in_its_bar() -> None:

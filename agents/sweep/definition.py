@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 import tomllib
@@ -12,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from agents.config import WITHOUT_EFFECT, ConfigError, PPOConfig, preset_settings
+from agents.config import (
+    WITHOUT_EFFECT,
+    ConfigError,
+    PPOConfig,
+    did_you_mean,
+    preset_settings,
+)
 from envs import Task, get_suite, resolve_backend
 
 Sampler = Literal["tpe", "random", "grid"]
@@ -219,8 +224,7 @@ def _options(given: Mapping[str, Any], search: Iterable[Searched]) -> dict[str, 
         if isinstance(allowed, tuple):
             if value not in allowed:
                 names = ", ".join(map(repr, allowed))
-                close = difflib.get_close_matches(str(value), allowed, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else "."
+                hint = did_you_mean(str(value), allowed)
                 raise ValueError(f"[sweep] {name} must be one of {names}; got {value!r}{hint}")
         elif type(value) is not int or not allowed <= value <= 10**6:
             rule = f"must be a whole number from {allowed} to 1000000; got {value!r}."
@@ -313,12 +317,7 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], what: str, where
     known = list(known)
     for name in given:
         if name not in known:
-            raise ValueError(f"{where}unknown {what} {name!r}{_did_you_mean(name, known)}")
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(known)}." if len(known) < 10 else "."
+            hint = did_you_mean(name, known)
+            if hint == "." and len(known) < 10:
+                hint = f"; there are {', '.join(known)}."
+            raise ValueError(f"{where}unknown {what} {name!r}{hint}")
