@@ -19,10 +19,11 @@ otherwise                 n       1    ceil(m / n), after picking the points of 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ def attend(
         from nfm.native.function import attend as attend_natively
 
         rules = Rules(num_heads, top_k, topk_rule, rescale, null_slot)
-        return attend_natively(query, memory, rules, attend_by_views)
+        return attend_natively(query, memory, rules, attend_by_views, _native_fault)
     return attend_by_views(
         query,
         memory,
@@ -176,13 +177,24 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False
-    return query.dtype in (torch.float32, torch.float64) and all(
+    if query.dtype not in (torch.float32, torch.float64):
+        return False
+    fits = all(
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.device.type == "cpu"
         and tensor.dtype == query.dtype
         and 0 not in tensor.shape
         for tensor in (query, *(tensor for entry in memory for tensor in entry))
     )
+    return fits and _native_fault("forward", query.dtype == torch.float64) is None
+
+
+@functools.cache
+def _native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
+    """Why a kernel cannot be used in this process; None if it can."""
+    from nfm.native import selftest
+
+    return selftest.fault(name, double, attend_by_views)
 
 
 def _meet(

@@ -83,7 +83,7 @@ def test_parameters_given_new_memory_before_going_back(
 
 def recurrences(monkeypatch: pytest.MonkeyPatch) -> list[Recurrence]:
     """Every native recurrence that is made from now on."""
-    kind = paths.recurrence("native", torch.device("cpu"))
+    kind = paths.recurrence("native", torch.zeros(()), "forward")
     made: list[Recurrence] = []
 
     class Counted(kind):  # type: ignore[misc,valid-type]

@@ -76,7 +76,7 @@ def test_a_loss_that_is_kept_keeps_only_itself(
 ) -> None:
     """As with every function of autograd: what it needed is let go once the gradient is known."""
     layer, made = kind(5, 12, 4, 2), []
-    recurrence: Any = paths.recurrence(path, torch.device("cpu"))
+    recurrence: Any = paths.recurrence(path, torch.zeros(()), "back")
     plain = recurrence.__init__
 
     def noted(self: Any, *args: Any) -> None:
@@ -120,7 +120,7 @@ class Fence:
 
 def fenced_recurrence(fence: Fence) -> Any:
     """The native recurrence with a fence around every array it is given."""
-    native: Any = paths.recurrence("native", torch.device("cpu"))
+    native: Any = paths.recurrence("native", torch.zeros(()), "back")
     module: Any = sys.modules[native.__module__]
 
     class Fenced(native):  # type: ignore[misc]

@@ -11,23 +11,22 @@ from nfm.native import table as e
 from nfm.native.back import back_slab
 from nfm.native.forward import read_slab
 from nfm.native.table import take
-from rims.native.build import compiled
+from rims.native.build import Code, compiled
 
 
-@functools.cache
 def address(name: Literal["forward", "back"], double: bool) -> int:
     """Where the machine code begins, for double or single precision."""
-    return int(_compiled(name, double).address)
+    return code(name, double).address
 
 
 @functools.cache
-def _compiled(name: str, double: bool) -> Any:
+def code(name: str, double: bool) -> Code:
+    """The machine code of reading or of its gradient."""
     return compiled(_ENTRIES[name], double, Path(__file__).parent)
 
 
-def _forward_entry(like: Any, sources: str) -> Callable[[Any], None]:
+def _forward_entry(like: Any) -> Callable[[Any], None]:
     def forward(table: Any) -> None:
-        sources  # noqa: B018
         own = table[e.SCRATCH] + take(table, e.NEXT_SCRATCH) * table[e.SCRATCH_BYTES]
         slab = take(table, e.NEXT)
         while slab < table[e.SLABS]:
@@ -37,9 +36,8 @@ def _forward_entry(like: Any, sources: str) -> Callable[[Any], None]:
     return forward
 
 
-def _back_entry(like: Any, sources: str) -> Callable[[Any], None]:
+def _back_entry(like: Any) -> Callable[[Any], None]:
     def back(table: Any) -> None:
-        sources  # noqa: B018
         own = table[e.SCRATCH] + take(table, e.NEXT_SCRATCH) * table[e.SCRATCH_BYTES]
         slab = take(table, e.NEXT)
         while slab < table[e.SLABS]:

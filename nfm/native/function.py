@@ -35,18 +35,27 @@ class Rules(NamedTuple):
 InPyTorch = Callable[..., SlotRead]
 
 
+#: Why a kernel, ``"forward"`` or ``"back"``, cannot be used in double or single precision, or None.
+Fault = Callable[[Literal["forward", "back"], bool], str | None]
+
+
 def attend(
-    query: Tensor, memory: Sequence[MemoryEntry], rules: Rules, in_pytorch: InPyTorch
+    query: Tensor,
+    memory: Sequence[MemoryEntry],
+    rules: Rules,
+    in_pytorch: InPyTorch,
+    fault: Fault,
 ) -> SlotRead:
     """Read ``memory``, whose numbers are all float32 or all float64, on the CPU.
 
-    ``in_pytorch`` computes the same; higher derivatives are left to it.
+    ``in_pytorch`` computes the same; higher derivatives are left to it, and gradients where the
+    kernel for them has a fault.
     """
     tensors = [t.contiguous() for entry in memory for t in entry]
     if torch.is_grad_enabled():
-        found = _Attend.apply(rules, in_pytorch, query.contiguous(), *tensors)  # type: ignore[no-untyped-call]
+        found = _Attend.apply(rules, in_pytorch, fault, query.contiguous(), *tensors)  # type: ignore[no-untyped-call]
         return SlotRead(*found)
-    return SlotRead(*_forward(rules, query.contiguous(), tensors))
+    return SlotRead(*forward(rules, query.contiguous(), tensors))
 
 
 class _Attend(torch.autograd.Function):
@@ -54,12 +63,12 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rules: Rules, in_pytorch: InPyTorch, query: Tensor, *memory: Tensor
+        ctx: Any, rules: Rules, in_pytorch: InPyTorch, fault: Fault, query: Tensor, *memory: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Read, and keep what the gradient needs."""
-        ctx.rules, ctx.in_pytorch = rules, in_pytorch
+        ctx.rules, ctx.in_pytorch, ctx.fault = rules, in_pytorch, fault
         ctx.set_materialize_grads(False)
-        read, weights = _forward(rules, query, memory)
+        read, weights = forward(rules, query, memory)
         ctx.save_for_backward(query, *memory, weights)
         return read, weights
 
@@ -71,11 +80,12 @@ class _Attend(torch.autograd.Function):
         if d_read is None and d_weights is None:
             return (None,) * len(ctx.needs_input_grad)
         query, *memory, weights = ctx.saved_tensors
-        if is_needed(d_read, d_weights):
+        double = query.dtype == torch.float64
+        if is_needed(d_read, d_weights) or ctx.fault("back", double):
             found = _in_pytorch(ctx, d_read, d_weights, query, memory)
         else:
-            found = _backward(ctx.rules, d_read, d_weights, query, memory, weights)
-        return (None, None, *found)
+            found = backward(ctx.rules, d_read, d_weights, query, memory, weights)
+        return (None, None, None, *found)
 
 
 def _in_pytorch(
@@ -90,7 +100,7 @@ def _in_pytorch(
     # autograd to follow, not for this function.
     with torch.enable_grad():
         arguments = [tensor.view_as(tensor) for tensor in (query, *memory)]
-        outputs = ctx.in_pytorch(arguments[0], _entries(arguments[1:]), **ctx.rules._asdict())
+        outputs = ctx.in_pytorch(arguments[0], entries(arguments[1:]), **ctx.rules._asdict())
         pairs = [(o, d) for o, d in zip(outputs, (d_read, d_weights), strict=True) if d is not None]
         sources = [a for a in arguments if a.requires_grad]
         found = torch.autograd.grad(
@@ -104,11 +114,13 @@ def _in_pytorch(
     return [by_source.get(id(a)) for a in arguments]
 
 
-def _entries(tensors: Sequence[Tensor]) -> list[MemoryEntry]:
+def entries(tensors: Sequence[Tensor]) -> list[MemoryEntry]:
+    """Keys and values, one after the other, as entries."""
     return [MemoryEntry(k, v) for k, v in zip(tensors[::2], tensors[1::2], strict=True)]
 
 
-def _forward(rules: Rules, query: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def forward(rules: Rules, query: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What is read of keys and values, one after the other, and the weights."""
     layout = _plan(rules, query, memory)
     batch, heads, size = query.shape[0], rules.num_heads, query.shape[2:]
     read = query.new_empty(batch, memory[1].shape[1], *size)
@@ -120,7 +132,7 @@ def _forward(rules: Rules, query: Tensor, memory: Sequence[Tensor]) -> tuple[Ten
     return read, weights
 
 
-def _backward(
+def backward(
     rules: Rules,
     d_read: Tensor | None,
     d_weights: Tensor | None,
@@ -128,6 +140,7 @@ def _backward(
     memory: Sequence[Tensor],
     weights: Tensor,
 ) -> list[Tensor | None]:
+    """Gradients of query, keys and values."""
     layout = _plan(rules, query, memory)
     if d_read is None:
         d_read = query.new_zeros(query.shape[0], memory[1].shape[1], *query.shape[2:])

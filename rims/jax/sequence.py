@@ -87,7 +87,7 @@ def scan(
     if fast and obstacle:
         raise ValueError(f"scan: fast=True cannot compute this: {obstacle}.")
     p, input, state = _one_type(p, input, state)
-    way = None if obstacle or fast is False else _fast_way(input.shape[1], insist=bool(fast))
+    way = None if obstacle or fast is False else _fast_way(input, insist=bool(fast))
     if way is not None:
         output, last, active = way(p, input, state, reset, mask)
         return ScanOutput(output, last, active, None, None)
@@ -157,9 +157,10 @@ def loop(
     return ScanOutput(output, last, active, *attentions)
 
 
-def _fast_way(batch: int, *, insist: bool) -> Callable[..., Any] | None:
-    """What computes a sequence of so many samples fast; None if the plain loop may be as fast."""
-    if batch and native.is_available():
+def _fast_way(input: Array, *, insist: bool) -> Callable[..., Any] | None:
+    """What computes a sequence (T, B, I) fast; None if the plain loop may be as fast."""
+    batch = input.shape[1]
+    if batch and native.is_available(input.dtype == jnp.float64):
         from rims.jax.native.sequence import run
 
         return run

@@ -1,33 +1,38 @@
-"""Compile kernels on first use and keep the machine code on disk for other processes."""
+"""Kernels as machine code: compiled on first use, kept on disk for other processes."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
+import platform
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import binding
 from numba import cfunc, config, types
+from numba.core.registry import cpu_target
 
-from rims.native.linking import at_once
-
-#: Numba's settings are the process's: one thread at a time changes them.
-_settings = threading.RLock()
+from rims.native import compiler, store
 
 _ENTRY = types.void(types.CPointer(types.int64))
 
-#: Makes what threads enter, a function of a table's address, from a number of the type computed in
-#: and a hash of all sources. Numba finds machine code on disk by a function's name and what it
-#: closes over, hence the hash in each. The kernels have to be globals of the maker's file: closed
-#: over, they would look new in every process.
-Maker = Callable[[Any, str], Callable[[Any], None]]
+#: Makes what threads enter, a function of a table's address, from a number of the type computed in.
+Maker = Callable[[Any], Callable[[Any], None]]
 
 
-def compiled(make: Maker, double: bool, folder: Path) -> Any:
+class Code(NamedTuple):
+    """A function in machine code."""
+
+    address: int
+    path: Path | None  # the file it is kept in; None if it is kept in none
+    alive: Any  # what has to live as long as the code is used
+
+
+def compiled(make: Maker, double: bool, folder: Path) -> Code:
     """What ``make`` makes as machine code, for double or single precision.
 
     Args:
@@ -35,36 +40,69 @@ def compiled(make: Maker, double: bool, folder: Path) -> Any:
         double: the precision.
         folder: where the kernels are written. Those of this package count too.
     """
-    return cached(_ENTRY, make(np.float64(0) if double else np.float32(0), _sources(folder)))
+    function = make(np.float64(0) if double else np.float32(0))
+    name = f"{folder.parent.name}-{function.__name__}-{64 if double else 32}"
+    return machine_code(name, _ENTRY, function, folder)
 
 
-def cached(signature: Any, function: Callable[..., Any]) -> Any:
-    """``function`` as machine code, kept on disk where that can be written."""
-    with _quickly(), at_once(function.__qualname__):
-        try:
-            return cfunc(signature, cache=True)(function)
-        except OSError:  # no room on the disk
-            pass
-        except RuntimeError as error:
-            if "cannot cache" not in str(error):
-                raise
-        return cfunc(signature)(function)  # nowhere to write: compiled anew in every process
+#: One thread at a time compiles or loads.
+_lock = threading.RLock()
 
 
-@contextmanager
-def _quickly() -> Iterator[None]:
-    """Compile with few optimisations: the kernels spell vectors out, so the rest finds nothing."""
-    with _settings:
-        before = config.OPT, config.LOOP_VECTORIZE
-        config.OPT, config.LOOP_VECTORIZE = type(config.OPT)(1), 0
-        try:
-            yield
-        finally:
-            config.OPT, config.LOOP_VECTORIZE = before
+def machine_code(name: str, signature: Any, function: Callable[..., Any], folder: Path) -> Code:
+    """``function`` as machine code, from disk if it is there.
+
+    Args:
+        name: of its file, for people. It and ``folder`` say which function it is.
+        signature: Numba's, of the function.
+        function: what Numba can compile.
+        folder: where it and all it calls are written, besides this package.
+    """
+    with _lock:
+        key = "\n".join((name, str(signature), _sources(folder), _made_by()))
+        path = store.path_of(name, key)
+        code = store.load(path, key)
+        if code is None:
+            code = compiler.object_code(signature, function)
+            if code is None:  # this Numba is too different: in this process alone
+                with compiler.quickly():
+                    plain = cfunc(signature)(function)
+                return Code(int(plain.address), None, plain)
+            store.save(path, key, code)
+        # What was compiled a moment ago takes the same way as what another process has compiled.
+        engine = _loaded(code)
+        return Code(int(engine.get_function_address(compiler.ENTRY)), path, engine)
+
+
+def _loaded(code: bytes) -> Any:
+    """An engine of its own for an object: no name in it can meet one of another object."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine()
+    options = {"use_lmm": True} if getattr(config, "USE_LLVMLITE_MEMORY_MANAGER", False) else {}
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine, **options)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
+
+
+@functools.cache
+def _made_by() -> str:
+    """The compiler, its settings, and the processor it compiles for."""
+    versions = (importlib.metadata.version(name) for name in ("numba", "llvmlite"))
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    settings = (config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT)
+    return repr((*versions, platform.python_version(), *processor, *settings))
 
 
 @functools.cache
 def _sources(folder: Path) -> str:
-    """A hash of the kernels: Numba itself notices only changes of the file compiled last."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), *sorted(folder.glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    """A hash of the files that the kernels and their constants are written in."""
+    here = Path(__file__).parent
+    files = [
+        *sorted(here.glob("*.py")),
+        here.parent / "functional.py",
+        *sorted(folder.glob("*.py")),
+    ]
+    content = b"".join(f"\n{file.name}\n".encode() + file.read_bytes() for file in files)
+    return hashlib.sha256(content).hexdigest()

@@ -14,16 +14,24 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models, register_default
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
 
-#: What this machine's processor can do.
-FEATURES = binding.get_host_cpu_features()
-#: Bytes of the largest vectors of this machine.
+
+def _features() -> dict[str, bool]:
+    """What the processor can do that is compiled for: this one, or what NUMBA_CPU_FEATURES says."""
+    written = cpu_target.target_context.codegen().magic_tuple()[2]
+    return {name[1:]: name[0] == "+" for name in written.split(",") if name}
+
+
+#: What the processor can do that is compiled for.
+FEATURES = _features()
+#: Bytes of its largest vectors.
 VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16
 
 #: How a function becomes part of a kernel.

@@ -45,8 +45,7 @@ def scan(
     if torch.compiler.is_compiling():
         output, h, c, active, *_ = scan_op(*tensors, w.given(), reset, valid, *rules, path, save)
     elif save:
-        kind = paths.recurrence(path, input.device)
-        output, h, c, active = ScanFunction.apply(*tensors, place, reset, valid, rules, kind, *w)  # type: ignore[no-untyped-call]
+        output, h, c, active = ScanFunction.apply(*tensors, place, reset, valid, rules, path, *w)  # type: ignore[no-untyped-call]
     else:
         # Not through the function either: for a single step that would take as long as the step.
         output, h, c, active = _directly(path, tensors, place, Flags(reset, valid), w, rules)
@@ -65,7 +64,7 @@ def _directly(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     input, *states = tensors
     assert input is not None
-    kind = paths.recurrence(path, input.device)
+    kind = paths.recurrence(path, input, "forward")
     recurrence = kind(w, rules, States(*states), flags)  # type: ignore[arg-type]
     out, _ = hoisted.forward(recurrence, input, place=place, save=False)
     return out.h, out.h[-1].clone(), None if out.c is None else out.c[-1].clone(), out.active

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rims.scan import hoisted, unrolled
+from rims.scan import hoisted, paths, unrolled
 from rims.scan.problem import Flags, Rules, States, Weights
-from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
+from rims.scan.recurrence import Hoisted, Sequence, new_carry
 
 #: Arguments of :class:`ScanFunction` before the weights, and of these that have a gradient.
 _HEAD, _DIFFERENTIABLE = 10, 5
@@ -35,18 +35,19 @@ class ScanFunction(torch.autograd.Function):
         reset: Tensor | None,
         valid: Tensor | None,
         rules: Rules,
-        kind: type[Recurrence],
+        path: str,
         *weights: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """Run the sequence and keep what the gradient needs."""
         states = States(h, c, fresh_h, fresh_c)
         w = Weights(*weights)  # type: ignore[arg-type]
+        kind = paths.recurrence(path, input, "forward")
         recurrence = kind(w, rules, states, Flags(reset, valid))
         out, saved = hoisted.forward(
             recurrence, input, place=place, save=True, input_needs_grad=ctx.needs_input_grad[0]
         )
         assert saved is not None
-        ctx.rules, ctx.kind = rules, kind
+        ctx.rules, ctx.path = rules, path
         # For the way back, unless it is more than what is kept anyway, as of single steps.
         if recurrence.num_bytes <= _num_bytes(out.h, out.c, saved.key_value, *saved.inputs):
             ctx.recurrence = recurrence
@@ -72,8 +73,9 @@ class ScanFunction(torch.autograd.Function):
             grads = (grad_output, grad_h, grad_c)
             found = unrolled.gradients(grads, input, states, flags, w, ctx.rules, place)
             return (*found[:_DIFFERENTIABLE], *nothing, *found[_DIFFERENTIABLE:])
-        if recurrence is None or recurrence.is_stale():
-            recurrence = ctx.kind(w, ctx.rules, states, flags)
+        kind = paths.recurrence(ctx.path, input, "back")
+        if type(recurrence) is not kind or recurrence.is_stale():
+            recurrence = kind(w, ctx.rules, states, flags)
         gradients = hoisted.backward(
             recurrence,
             grad_output,

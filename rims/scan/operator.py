@@ -43,7 +43,7 @@ def scan_op(
     save: bool,
 ) -> tuple[Tensor, ...]:
     """h of every step, the last h, the last c, active; c of every step, x W, U, G."""
-    recurrence = paths.recurrence(path, input.device)(
+    recurrence = paths.recurrence(path, input, "forward")(
         Weights(*weights),
         Rules(k, num_heads, reads_state),
         States(h, c, fresh_h, fresh_c),
@@ -135,7 +135,7 @@ def scan_backward_op(
     """Gradients of input (empty if not needed), h, c, fresh h and c (GRU: empty), and weights."""
     sequence = Sequence(output, None if c is None else all_c, active)
     carry = new_carry(grad_h, None if c is None else grad_c)
-    recurrence = paths.recurrence(path, input.device)(
+    recurrence = paths.recurrence(path, input, "back")(
         Weights(*weights),
         Rules(k, num_heads, reads_state),
         States(h, c, fresh_h, fresh_c),

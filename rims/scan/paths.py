@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,11 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
     if path == "native":
         if input.device.type != "cpu":
             return f"it is for the CPU, the input is on {input.device.type}"
-        return None if _HAS_NUMBA else "numba is not installed"
+        if not _HAS_NUMBA:
+            return "numba is not installed"
+        # A graph decides when it runs: see :func:`recurrence`.
+        is_graph = torch.compiler.is_compiling()
+        return None if is_graph else native_fault("forward", input.dtype == torch.float64)
     if path == "triton":
         from rims.scan import triton
 
@@ -99,17 +104,26 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
     return None
 
 
-def recurrence(path: str, device: torch.device) -> type[Recurrence]:
-    """What computes the recurrent part on this path.
+@functools.cache
+def native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
+    """Why machine code cannot be used in this process; None if it can."""
+    from rims.scan.native import selftest
 
-    An exported program names the path of the machine it was made on; where that is not to be had
+    return selftest.fault(name, double)
+
+
+def recurrence(path: str, like: Tensor, name: Literal["forward", "back"]) -> type[Recurrence]:
+    """What computes the recurrent part (or its gradients) on a path, for tensors such as ``like``.
+
+    An exported program names the path of the machine it was made on; where that path is unavailable
     PyTorch computes the same.
     """
-    if path == "native" and device.type == "cpu" and _HAS_NUMBA:
+    device, double = like.device.type, like.dtype == torch.float64
+    if path == "native" and device == "cpu" and _HAS_NUMBA and native_fault(name, double) is None:
         from rims.scan.native.recurrence import NativeRecurrence
 
         return NativeRecurrence
-    if path == "triton" and device.type == "cuda":
+    if path == "triton" and device == "cuda":
         from rims.scan.triton import TritonRecurrence
 
         return TritonRecurrence

@@ -11,7 +11,7 @@ the scratch of the kernel. Blocks are taken by threads of XLA's own pool.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rims.native.build import cached
+from rims.native.build import Code, machine_code
 from rims.native.simd import kernel
 
 #: Entries of a call's frame, of a buffer, of an array attribute.
@@ -222,24 +222,23 @@ _HANDLE = types.int64(types.int64, types.int64, types.int64)
 _HELP_OUT = types.void(types.int64)
 
 
-def _compiled(signature: Any, function: Callable[..., Any]) -> int:
-    """The address of a function's machine code, which is kept on disk."""
-    code = cached(signature, function)
-    _alive.append(code)
-    return int(code.address)
-
-
-_alive: list[Any] = []
-
-
 @functools.cache
-def _parts() -> tuple[int, int]:
-    return _compiled(_HANDLE, handle), _compiled(_HELP_OUT, help_out)
+def parts() -> tuple[Code, Code]:
+    """The machine code of :func:`handle` and :func:`help_out`."""
+    folder = Path(__file__).parent
+    return (
+        machine_code("jax-handle", _HANDLE, handle, folder),
+        machine_code("jax-help", _HELP_OUT, help_out, folder),
+    )
+
+
+#: What has to live as long as XLA may call it.
+_alive: list[Any] = []
 
 
 def entering(kernel_address: int) -> int:
     """The address of a handler that runs the kernel at an address."""
-    handle_address, helper = _parts()
+    handle_address, helper = (part.address for part in parts())
     module = ir.Module()
     # A function of a frame alone: the addresses are different in every process.
     bound = ir.Function(module, ir.FunctionType(_I64, [_I64]), "bound")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rims.jax import fast
+from rims.jax.native import fault
 from rims.jax.native.backward import backward
 from rims.jax.native.forward import Did, Given, Result, forward, forward_kept
 from rims.jax.parameters import Parameters
@@ -61,8 +62,14 @@ def _sequence_kept(length: int, given: Given) -> tuple[Result, Did]:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(length: int, given: Given, h: Array, did: Did, grads: Result) -> Given:
     """Gradients of ``given``. ``h`` and ``did`` follow from it and only save work."""
+    is_right = fault("back", given.input.dtype == jnp.float64) is None
     found: Given = lax.platform_dependent(
-        given, h, did, grads, cpu=_by(backward, length), default=_gradient_elsewhere
+        given,
+        h,
+        did,
+        grads,
+        cpu=_by(backward, length) if is_right else _gradient_elsewhere,
+        default=_gradient_elsewhere,
     )
     return found
 

@@ -1,0 +1,50 @@
+"""Machine code is compared with PyTorch before a process uses it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from rims.native.build import Code
+
+#: How far numbers may be apart, in parts of the largest: sums of some hundred terms differ by less.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+def fault(
+    code: Code, pairs: Iterable[tuple[Tensor | None, Tensor | None]], what: str
+) -> str | None:
+    """What is wrong with machine code; None if nothing. If something is, a warning says so.
+
+    Args:
+        code: the machine code.
+        pairs: see :data:`Pairs`.
+        what: what it is, for people.
+    """
+    if all(_near(got, expected) for got, expected in pairs):
+        return None
+    remedy = (
+        "Set RIMS_CACHE_DIR to another folder, and report this"
+        if code.path is None
+        else f"Delete {code.path}, start again, and report it if this warning comes back"
+    )
+    warnings.warn(
+        f"rims: the machine code of {what} computes wrong numbers. PyTorch computes in its place, "
+        f"more slowly. {remedy}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return f"the machine code of {what} computes wrong numbers on this machine"
+
+
+def _near(got: Tensor | None, expected: Tensor | None) -> bool:
+    if got is None or expected is None:
+        return got is expected
+    if not expected.is_floating_point():
+        return torch.equal(got, expected)
+    # Not abs().max() <= bound alone: that is false for NaN as it has to be.
+    bound = _TOLERANCE[expected.dtype] * (1e-3 + expected.abs().max())
+    return bool((got - expected).abs().max() <= bound)

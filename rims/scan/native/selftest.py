@@ -1,0 +1,98 @@
+"""The kernels of a sequence against PyTorch, on two small sequences that take all branches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rims.native import trust
+from rims.scan.native import build
+from rims.scan.native.recurrence import NativeRecurrence
+from rims.scan.problem import Flags, Rules, States, Weights
+from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
+from rims.scan.torch_recurrence import TorchRecurrence
+
+#: Steps and samples.
+_STEPS, _BATCH = 3, 5
+
+
+def fault(name: Literal["forward", "back"], double: bool) -> str | None:
+    """What is wrong with a kernel on this machine; None if nothing."""
+    code = build.code(name, double)
+    what = f"{'gradients of ' if name == 'back' else ''}RIM layers, float{64 if double else 32}"
+    return trust.fault(code, _pairs(name, torch.float64 if double else torch.float32), what)
+
+
+@torch.no_grad()
+def _pairs(name: str, dtype: torch.dtype) -> trust.Pairs:
+    for case in cases(dtype):
+        by_torch = case.sequence(TorchRecurrence)
+        if name == "forward":
+            yield from zip(case.sequence(NativeRecurrence), by_torch, strict=True)
+        else:
+            ways = (case.gradients(kind, by_torch) for kind in (NativeRecurrence, TorchRecurrence))
+            yield from zip(*ways, strict=True)
+
+
+class Case(NamedTuple):
+    """The recurrent part of a sequence, its input side drawn at random."""
+
+    w: Weights
+    rules: Rules
+    states: States
+    flags: Flags
+    inputs: Hoisted
+    grad_output: Tensor
+
+    def sequence(self, kind: type[Recurrence]) -> Sequence:
+        """What every step becomes."""
+        empty, steps = torch.empty_like, self.grad_output
+        active = torch.empty(_STEPS, _BATCH, self.w.num_rims, dtype=torch.bool, device="cpu")
+        out = Sequence(empty(steps), None if self.states.c is None else empty(steps), active)
+        kind(self.w, self.rules, self.states, self.flags).forward(0, self.inputs, out)
+        return out
+
+    def gradients(self, kind: type[Recurrence], did: Sequence) -> list[Tensor | None]:
+        """Gradients of everything given."""
+        last = self.grad_output[0]
+        carry = new_carry(last, None if self.states.c is None else last)
+        out = Hoisted(*map(torch.empty_like, self.inputs))
+        recurrence = kind(self.w, self.rules, self.states, self.flags)
+        recurrence.backward(0, self.inputs, did, self.grad_output, carry, out)
+        weights = zip(recurrence.gradients(), self.w[4:], strict=True)
+        return [*carry, *out, *(None if weight is None else grad for grad, weight in weights)]
+
+
+def cases(dtype: torch.dtype) -> Iterator[Case]:
+    """An LSTM and a GRU; together they have every option that the kernels know."""
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
+
+    def flags(chance: float) -> Tensor:
+        return torch.rand(_STEPS, _BATCH, generator=generator, device="cpu") < chance
+
+    for gates, (n, k, d), (heads, dk, dv), is_lstm in (
+        (4, (3, 2, 20), (2, 3, 5), True),
+        (3, (4, 1, 17), (1, 4, 3), False),
+    ):
+        w = Weights(
+            *(draw(1, 1) for _ in range(4)),  # of the input side, which is not the kernels'
+            draw(n, gates * d, d) / d**0.5,
+            *(draw(n, d, heads * size) / d**0.5 for size in (dk, dk, dv)),
+            *(draw(d, heads * dv) for _ in range(2)),
+            *((draw(n, gates * d), draw(n, gates * d), draw(d), draw(d)) if is_lstm else ()),
+        )
+        state = [draw(_BATCH, n * d) for _ in range(4)]
+        yield Case(
+            w,
+            Rules(k, heads, reads_state=not is_lstm),
+            States(state[0], state[1]) if is_lstm else States(state[0], None, state[2]),
+            Flags(flags(0.3), flags(0.8)),
+            Hoisted(draw(_STEPS, _BATCH, n * d), draw(_STEPS, _BATCH, n * gates * d)),
+            draw(_STEPS, _BATCH, n * d),
+        )
