@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import functools
 import importlib
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch import Tensor
 
 import rims
 from layer_cases import both
-from rims.scan import scan_path
+from rims.scan import paths, scan_path
+from rims.scan.recurrence import Hoisted
+from rims.scan.torch_recurrence import TorchRecurrence
 from scan_cases import (
     LayerKind,
     assert_equal,
@@ -38,7 +41,10 @@ from scan_cases import (
 numba: Any = pytest.importorskip("numba", reason="the native path needs numba")
 
 build: Any = importlib.import_module("rims.scan.native.build")
-compiler: Any = importlib.import_module("rims.native.build")
+compiler: Any = importlib.import_module("rims.native.compiler")
+selftest: Any = importlib.import_module("rims.scan.native.selftest")
+trust: Any = importlib.import_module("rims.native.trust")
+NativeRecurrence: Any = importlib.import_module("rims.scan.native.recurrence").NativeRecurrence
 simd: Any = importlib.import_module("rims.native.simd")
 team: Any = importlib.import_module("rims.native.threads")
 
@@ -298,58 +304,49 @@ def test_a_pool_of_threads_is_made_anew_after_a_fork(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Forget what is compiled; the options of every compilation from here on."""
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(build, "_compiled", functools.cache(build._compiled.__wrapped__))
-    monkeypatch.setattr(build, "address", functools.cache(build.address.__wrapped__))
-    plain = compiler.cfunc
+def compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Forget what is compiled, in this process and on disk; what is compiled from here on."""
+    monkeypatch.setenv("RIMS_CACHE_DIR", str(tmp_path / "kernels"))
+    for module, name in ((build, "code"), (paths, "native_fault")):
+        monkeypatch.setattr(module, name, functools.cache(getattr(module, name).__wrapped__))
+    made: list[str] = []
+    plain = compiler.object_code
 
-    def noted(*args: Any, **options: Any) -> Any:
-        calls.append(options)
-        return plain(*args, **options)
+    def noted(signature: Any, function: Any) -> bytes | None:
+        made.append(function.__name__)
+        code: bytes | None = plain(signature, function)
+        return code
 
-    monkeypatch.setattr(compiler, "cfunc", noted)
-    return calls
-
-
-def test_kernels_are_compiled_once_and_kept_on_disk(compiled_anew: list[dict[str, Any]]) -> None:
-    torch.manual_seed(0)
-    for _ in range(3):
-        case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
-        results("native", case)
-    assert compiled_anew == [{"cache": True}] * 2  # there and back
+    monkeypatch.setattr(compiler, "object_code", noted)
+    return made
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("cannot cache function 'forward': no locator available"),
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-    ],
-)
-def test_without_a_place_for_a_cache_kernels_work(
-    error: Exception, compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def test_kernels_are_compiled_once_and_kept_on_disk(
+    compiled_anew: list[str], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    plain = compiler.cfunc
+    for _ in range(2):
+        results("native", make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5))
+    assert compiled_anew == ["forward", "back"]
+    kept = sorted(file.name[:-40] for file in (tmp_path / "kernels").iterdir())
+    assert kept == ["scan-back-64", "scan-forward-64"]
 
-    def nowhere(*args: Any, **options: Any) -> Any:
-        if options.get("cache"):
-            compiled_anew.append(options)
-            raise error
-        return plain(*args, **options)
 
-    monkeypatch.setattr(compiler, "cfunc", nowhere)
+def test_where_numba_is_of_another_make_kernels_are_compiled_for_this_process(
+    compiled_anew: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(compiler, "POSSIBLE", False)
     case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
     with torch.no_grad():  # only the way there: compiling takes seconds
         got, expected = case.run("native").output, case.run("reference").output
     torch.testing.assert_close(got, expected)
-    assert compiled_anew == [{"cache": True}, {}]
+    assert compiled_anew == ["forward"]
+    assert not (tmp_path / "kernels").exists()
 
 
 def test_other_errors_of_the_compiler_are_shown(
-    compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    compiled_anew: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("something else")
@@ -358,35 +355,91 @@ def test_other_errors_of_the_compiler_are_shown(
     case = make_case(rims.RIM_GRUCell, (5, 7, 4, 2), 3, 5)
     with pytest.raises(RuntimeError, match="something else"), torch.no_grad():
         case.run("native")
-    assert compiled_anew == []
 
 
-def test_compiling_in_two_threads_leaves_numbas_own_settings(
-    compiled_anew: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+# --- machine code is compared with PyTorch before it is used
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_self_test_stands_far_from_ties(dtype: torch.dtype) -> None:
+    """Rounding must not decide which mechanisms are active, or right code would look wrong."""
+    for case in selftest.cases(dtype):
+        expected = case.sequence(TorchRecurrence).active
+        moved = case._replace(inputs=Hoisted(*(part * (1 + 1e-3) for part in case.inputs)))
+        assert torch.equal(moved.sequence(TorchRecurrence).active, expected)
+
+
+def test_the_self_test_has_every_option_of_the_kernels() -> None:
+    lstm, gru = selftest.cases(torch.float32)
+    assert [case.w.num_gates for case in (lstm, gru)] == [4, 3]
+    assert [case.rules.reads_state for case in (lstm, gru)] == [False, True]
+    assert [case.w.bias_ih is None for case in (lstm, gru)] == [False, True]
+    assert [case.states.fresh_h is None for case in (lstm, gru)] == [True, False]
+    for case in (lstm, gru):
+        assert case.flags.reset is not None
+        assert case.flags.valid is not None
+        for flag in case.flags:
+            assert flag is not None
+            assert 0 < int(flag[1:].sum()) < flag[1:].numel()
+
+
+@pytest.mark.parametrize("name", ["forward", "back"])
+@both
+def test_a_kernel_with_a_fault_is_not_used(
+    name: str, kind: LayerKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = str(numba.config.OPT), numba.config.LOOP_VECTORIZE
-    begun, joined = threading.Event(), threading.Event()
+    layer, input = kind(5, 12, 4, 2).double(), double(6, 3, 5)
+    expected = layer_results("torch", layer, input)
+    plain = paths.native_fault
 
-    def slow(*args: Any, **options: Any) -> Callable[[Any], Any]:
-        if begun.is_set():  # the second one ends after the first
-            joined.set()
-            workers[0].join(timeout=20)
-        else:
-            begun.set()
-            joined.wait(timeout=0.5)  # in vain, if it has to wait for this one
-        return lambda function: SimpleNamespace(address=0)
+    def fault(asked: Any, double: bool) -> str | None:
+        return "it is wrong" if asked == name else plain(asked, double)
 
-    monkeypatch.setattr(compiler, "cfunc", slow)
+    def used(self: Any, *_: Any) -> None:
+        raise AssertionError("the kernel was used")
+
+    monkeypatch.setattr(paths, "native_fault", fault)
+    monkeypatch.setattr(NativeRecurrence, {"back": "backward"}.get(name, name), used)
+    assert_near(layer_results(None, layer, input), expected, 1e-9)
+    if name == "forward":
+        with scan_path("native"), pytest.raises(RuntimeError, match=r"cannot compute.*it is wrong"):
+            layer(input)
+
+
+def test_numbers_that_are_not_numbers_are_wrong() -> None:
+    code = SimpleNamespace(path=None)
+    ones, bad = torch.ones(3), torch.tensor([1.0, torch.nan, 1.0])
+    assert trust.fault(code, [(ones, ones)], "it") is None
+    for pair in ((bad, ones), (ones * 2, ones), (None, ones), (ones > 0, ones > 1)):
+        with pytest.warns(RuntimeWarning, match="machine code of it computes wrong numbers"):
+            assert trust.fault(code, [(ones, ones), pair], "it") is not None
+
+
+def test_compiling_in_two_threads_at_once(compiled_anew: list[str]) -> None:
+    addresses: list[int] = []
     workers = [
-        threading.Thread(target=build.address, args=(name, True)) for name in ("forward", "back")
+        threading.Thread(target=lambda: addresses.append(build.address("forward", True)))
+        for _ in range(2)
     ]
-    workers[0].start()
-    assert begun.wait(timeout=20)
-    workers[1].start()
     for worker in workers:
-        worker.join(timeout=20)
-    assert (str(numba.config.OPT), numba.config.LOOP_VECTORIZE) == before
-    assert compiled_anew == []
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    assert len(addresses) == 2
+    assert compiled_anew == ["forward"]
+
+
+def test_kernels_take_constants_only_from_files_that_their_key_knows() -> None:
+    """A constant from elsewhere could change without its kernel being compiled again."""
+    root = Path(rims.__file__).resolve().parents[1]
+    for folder in ("rims/native", "rims/scan/native", "rims/jax/native", "nfm/native"):
+        known = ("rims.native", "rims.functional", folder.replace("/", "."))
+        for file in sorted((root / folder).glob("*.py")):
+            text = file.read_text()
+            if not re.search(r"^@(kernel|inlined|intrinsic)", text, re.MULTILINE):
+                continue
+            taken = re.findall(r"^from ((?:rims|nfm)\S*) import", text, re.MULTILINE)
+            assert [name for name in taken if not name.startswith(known)] == [], file
 
 
 def test_ranges_meet_blocks() -> None:

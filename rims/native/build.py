@@ -59,7 +59,7 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
         folder: where it and all it calls are written, besides this package.
     """
     with _lock:
-        key = "\n".join((name, str(signature), _sources(folder), _made_by()))
+        key = _key(name, signature, folder)
         path = store.path_of(name, key)
         code = store.load(path, key)
         if code is None:
@@ -72,6 +72,10 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
         # What was compiled a moment ago takes the same way as what another process has compiled.
         engine = _loaded(code)
         return Code(int(engine.get_function_address(compiler.ENTRY)), path, engine)
+
+
+def _key(name: str, signature: Any, folder: Path) -> str:
+    return "\n".join((name, str(signature), _sources(folder), _made_by()))
 
 
 def _loaded(code: bytes) -> Any:

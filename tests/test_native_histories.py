@@ -1,0 +1,151 @@
+"""Processes that share kernels on disk compute right numbers, whatever ran before them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from history_cases import KINDS, difference, start
+
+pytest.importorskip("numba", reason="kernels need numba")
+
+build = pytest.importorskip("rims.native.build")
+from rims.native import store  # noqa: E402
+
+#: Sums of some hundred terms in single precision.
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module")
+def after(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A copy of the kernels that processes of some kinds left in an empty folder."""
+    left: dict[tuple[str, ...], Path] = {}
+
+    def copied(*kinds: str) -> Path:
+        if kinds not in left:
+            left[kinds] = tmp_path_factory.mktemp("kernels")
+            for kind in kinds:
+                check(kind, left[kinds])
+        copy = tmp_path_factory.mktemp("copy") / "kernels"
+        shutil.copytree(left[kinds], copy)
+        return copy
+
+    return copied
+
+
+def check(kind: str, cache: Path) -> None:
+    """Assert that a process computes right numbers and has nothing to say."""
+    assert difference(kind, cache) == (pytest.approx(0, abs=ROUNDING), "")
+
+
+#: The first lines of the README in one process, training in the next one.
+ORDINARY = ("forward", "training")
+
+
+def test_training_after_a_forward_pass(after: Callable[..., Path]) -> None:
+    cache = after(*ORDINARY)
+    for kind in ("training", "forward"):
+        check(kind, cache)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("first", "second"), [*permutations(KINDS, 2)])
+def test_pairs(first: str, second: str, after: Callable[..., Path]) -> None:
+    check(second, after(first))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("forward", "double", "gru", "training"),
+        ("nfm", "forward", "jax", "training"),
+        ("gru", "training", "forward", "double"),
+    ],
+)
+def test_longer_histories(kinds: tuple[str, ...], after: Callable[..., Path]) -> None:
+    cache = after(kinds[0])
+    for kind in (*kinds[1:], kinds[0]):
+        check(kind, cache)
+
+
+@pytest.mark.long
+def test_two_processes_compiling_at_once(tmp_path: Path) -> None:
+    processes = [start("training", tmp_path) for _ in range(2)]
+    for process in processes:
+        printed, warned = process.communicate(timeout=300)
+        assert (float(printed), warned) == (pytest.approx(0, abs=ROUNDING), "")
+    check("training", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [3, 6])
+def test_a_compilation_that_is_killed(seconds: float, tmp_path: Path) -> None:
+    process = start("training", tmp_path)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    check("training", tmp_path)
+
+
+def _only(cache: Path, part: str) -> Path:
+    (file,) = cache.glob(f"*{part}*")
+    return file
+
+
+def test_damaged_files_are_compiled_again(after: Callable[..., Path]) -> None:
+    cache = after(*ORDINARY)
+    file = _only(cache, "scan-forward")
+    file.write_bytes(file.read_bytes()[:5000])
+    off, warned = difference("forward", cache)
+    assert off < ROUNDING
+    assert warned.count(f"{file}: this kernel file is damaged") == 1
+    check("forward", cache)
+
+
+# --- machine code that computes something else
+
+
+def _with_sums_for_products(file: Path) -> None:
+    """Change multiplications into additions, and seal the file again."""
+    content = file.read_bytes()
+    head = store._after_head()
+    changed = re.sub(rb"(\xc5.|\xc4..|\x0f)\x59", rb"\1\x58", content[head:], flags=re.DOTALL)
+    assert changed != content[head:]
+    key = _key_of(file)
+    assert content[:head] == store._MARK + store._hash(key, content[head:])
+    file.write_bytes(store._MARK + store._hash(key, changed) + changed)
+
+
+def _key_of(file: Path) -> str:
+    """The key by which this installation finds a file."""
+    name, _, _ = file.name.rpartition("-")
+    folder = {"scan": "rims/scan/native", "nfm": "nfm/native"}[name.split("-")[0]]
+    root = Path(build.__file__).resolve().parents[2]
+    return str(build._key(name, build._ENTRY, root / folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "history"),
+    [("training", ORDINARY), pytest.param("nfm", ("nfm",), marks=pytest.mark.long)],
+)
+@pytest.mark.parametrize("part", ["forward-32", "back-32"])
+@pytest.mark.skipif("+sse2" not in build._made_by(), reason="changes instructions of x86")
+def test_wrong_machine_code_is_noticed_and_not_used(
+    kind: str, history: tuple[str, ...], part: str, after: Callable[..., Path]
+) -> None:
+    cache = after(*history)
+    file = _only(cache, part)
+    _with_sums_for_products(file)
+    off, warned = difference(kind, cache)
+    assert off < ROUNDING
+    assert warned.count("float32 computes wrong numbers") == 1
+    assert f"Delete {file}" in warned
+    file.unlink()
+    check(kind, cache)
