@@ -13,7 +13,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class FirstCalls(NamedTuple):
@@ -74,12 +74,13 @@ def _measure(threads: int) -> FirstCalls:
 
     import rims
     from rims.native import trust
+    from rims.native.build import Code
 
     spent, plain = [], trust.fault
 
-    def timed(*given: Any) -> str | None:
+    def timed(code: Code, pairs: trust.Pairs, what: str) -> str | None:
         begin = time.perf_counter()
-        found = plain(*given)
+        found = plain(code, pairs, what)
         spent.append(time.perf_counter() - begin)
         return found
 
@@ -93,7 +94,8 @@ def _measure(threads: int) -> FirstCalls:
     times.append(time.perf_counter())
     layer(input)[0].sum().backward()
     times.append(time.perf_counter())
-    return FirstCalls(*(after - before for before, after in pairwise(times)), sum(spent))
+    first, second, third = (after - before for before, after in pairwise(times))
+    return FirstCalls(first, second, third, sum(spent))
 
 
 if __name__ == "__main__":

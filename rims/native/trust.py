@@ -14,9 +14,11 @@ from rims.native.build import Code
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def fault(
-    code: Code, pairs: Iterable[tuple[Tensor | None, Tensor | None]], what: str
-) -> str | None:
+#: What machine code computed, and the same by PyTorch.
+Pairs = Iterable[tuple[Tensor | None, Tensor | None]]
+
+
+def fault(code: Code, pairs: Pairs, what: str) -> str | None:
     """What is wrong with machine code; None if nothing. If something is, a warning says so.
 
     Args:

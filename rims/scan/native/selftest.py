@@ -80,13 +80,11 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         (4, (3, 2, 20), (2, 3, 5), True),
         (3, (4, 1, 17), (1, 4, 3), False),
     ):
-        w = Weights(
-            *(draw(1, 1) for _ in range(4)),  # of the input side, which is not the kernels'
-            draw(n, gates * d, d) / d**0.5,
-            *(draw(n, d, heads * size) / d**0.5 for size in (dk, dk, dv)),
-            *(draw(d, heads * dv) for _ in range(2)),
-            *((draw(n, gates * d), draw(n, gates * d), draw(d), draw(d)) if is_lstm else ()),
-        )
+        shapes: list[tuple[int, ...]] = [(1, 1)] * 4  # of the input side, which is not the kernels'
+        shapes += [(n, gates * d, d), *((n, d, heads * size) for size in (dk, dk, dv))]
+        shapes += [(d, heads * dv)] * 2
+        shapes += [(n, gates * d)] * 2 + [(d,)] * 2 if is_lstm else []
+        w = Weights(*(draw(*shape) / d**0.5 for shape in shapes))
         state = [draw(_BATCH, n * d) for _ in range(4)]
         yield Case(
             w,
