@@ -203,8 +203,13 @@ def test_a_hook_inside_may_call_the_network(x: Tensor) -> None:
 def test_nfm_inside_a_network_with_nfm(x: Tensor) -> None:
     """The end of an outer pass is not taken for that of an inner one."""
     inner = inserted(x, ["a", "b"])
-    network = insert(copy.deepcopy(inner), at=["models.1.b"], example=x, **SMALL)
+    network = insert(copy.deepcopy(inner), at=["models.0.a"], example=x, **SMALL)
+    ends = [model.get_submodule("models.1.c") for model in network.models]
+    called: list[nn.Module] = []
+    for end in ends:
+        end.register_forward_hook(lambda module, args, output: called.append(module))
     torch.testing.assert_close(network(x), inner(x))
+    assert called == ends[1:]
     awake(network.nfms)
     assert not torch.equal(network(x), inner(x))
     gradients(network, x)
