@@ -6,7 +6,7 @@ With every gamma 0 a network with NFM is the network without, which is the contr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import nfm
 from nfm import NFM, NFMNetwork, fast, insert
 from nfm.models import NoisyLinear
+from tolerances import assert_near
 
 SMALL: Any = {"key_size": 4, "value_size": 3, "num_heads": 2, "top_k": 3, "batch_norm": False}
 #: All that two passes can do, but for none that writes, where there is nothing to read.
@@ -27,15 +28,18 @@ FLAGS = [
 
 
 @pytest.fixture
-def x() -> Tensor:
+def x(_path: None) -> Tensor:
     return torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(params=["native", "pytorch"], autouse=True)
-def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
     if request.param == "pytorch":
         monkeypatch.setattr(fast, "_is_for_native", lambda query, memory: False)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 class Residual(nn.Module):
@@ -126,7 +130,7 @@ def test_gradients_are_those_without_nfm(
     found = gradients(network, x)
     assert len(found) == len(expected) == len(list(model.parameters()))
     for gradient, own in zip(found, expected, strict=True):
-        torch.testing.assert_close(gradient, own)
+        assert_near(gradient, own)
 
 
 def test_a_frozen_network_that_changes_maps_in_place_lets_nfm_learn(x: Tensor) -> None:
@@ -150,7 +154,7 @@ def test_changing_in_place_or_not_is_the_same_to_nfm(x: Tensor) -> None:
     for own, other in pairs:
         assert own.grad is not None
         assert other.grad is not None
-        torch.testing.assert_close(own.grad, other.grad)
+        assert_near(own.grad, other.grad)
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -164,11 +168,11 @@ def test_every_pass_gets_the_arguments_as_they_came(share: bool, x: Tensor) -> N
     assert torch.equal(example[0], x)  # the dry run has changed nothing
     assert list(example[1]) == ["mean"]
     given, to_plain = x.clone(), x.clone()
-    torch.testing.assert_close(network(given, rest()), plain(to_plain, rest()))
+    assert_near(network(given, rest()), plain(to_plain, rest()))
     assert torch.equal(given, to_plain)  # changed once, as without NFM
     expected = gradients(plain, x.clone(), rest())
     for gradient, own in zip(gradients(network, x.clone(), rest()), expected, strict=True):
-        torch.testing.assert_close(gradient, own)
+        assert_near(gradient, own)
 
 
 def test_every_pass_of_a_list_of_modules_gets_its_input_as_it_came(x: Tensor) -> None:
@@ -220,7 +224,7 @@ def test_the_map_of_one_layer_may_be_changed_before_and_after(
         loss.backward()
         results.append([p.grad for p in (*first.parameters(), *second.parameters())])
     for own, other in zip(*results, strict=True):
-        torch.testing.assert_close(own, other)
+        assert_near(own, other)
 
 
 def test_noise_may_be_drawn_anew_before_the_gradient(x: Tensor) -> None:

@@ -6,7 +6,7 @@ What a call knows must not be gone then; the controls are the same without, or t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,14 +18,22 @@ from torch.utils.checkpoint import checkpoint
 import nfm
 from nfm import NFM, NFMNetwork, insert
 from nfm.models import VAE, IQNHead
+from tolerances import assert_near
 
 SMALL: Any = {"key_size": 4, "value_size": 3, "num_heads": 2, "top_k": 3, "batch_norm": False}
 
 both_ways = pytest.mark.parametrize("reentrant", [False, True])
 
 
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture
-def x() -> Tensor:
+def x(_double: None) -> Tensor:
     torch.manual_seed(0)
     return torch.randn(2, 3, 9, 9, requires_grad=True)
 
@@ -77,7 +85,7 @@ def gradients(network: nn.Module, x: Tensor, way: Callable[..., Any] | None = No
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+        assert_near(one, other)
 
 
 # --- computed again
@@ -106,7 +114,7 @@ def test_a_place_that_would_be_computed_again_without_nfm_is_refused(
     with pytest.raises(RuntimeError, match=message):
         network(x)
     with torch.no_grad():  # nothing is computed again
-        torch.testing.assert_close(network(x), inserted(x, at)(x))
+        assert_near(network(x), inserted(x, at)(x))
     alone: Any = network.models[-1]
     torch.autograd.backward(alone(x).sum())  # without NFM
     model = Saving()
@@ -188,12 +196,12 @@ def test_a_hook_inside_may_call_the_network(x: Tensor) -> None:
         nonlocal depth
         if depth == 0:
             depth = 1
-            torch.testing.assert_close(network(x), expected)
+            assert_near(network(x), expected)
             depth = 0
 
     for model in network.models:
         model.get_submodule("a").register_forward_pre_hook(look)
-    torch.testing.assert_close(network(x), expected)
+    assert_near(network(x), expected)
     with nfm.trace(network) as record:
         network(x)
     lengths = [len(reading.sources) for reading in record.readings]
@@ -208,7 +216,7 @@ def test_nfm_inside_a_network_with_nfm(x: Tensor) -> None:
     called: list[nn.Module] = []
     for end in ends:
         end.register_forward_hook(lambda module, args, output: called.append(module))
-    torch.testing.assert_close(network(x), inner(x))
+    assert_near(network(x), inner(x))
     assert called == ends[1:]
     awake(network.nfms)
     assert not torch.equal(network(x), inner(x))
@@ -253,7 +261,7 @@ def test_an_interruption_leaves_nothing_behind(x: Tensor) -> None:
         with pytest.raises(KeyboardInterrupt):
             network(x)
         handle.remove()
-        torch.testing.assert_close(network(x), expected)
+        assert_near(network(x), expected)
         alone: Any = network.models[-1]
         alone(x)  # without NFM
     assert [len(reading.sources) for reading in record.readings] == [2, 4, 2, 4, 5]
@@ -304,7 +312,7 @@ def test_a_trace_of_a_transformed_call_is_refused(x: Tensor) -> None:
 def test_a_trace_of_a_compiled_network(x: Tensor) -> None:
     network = inserted(x, ["a", "b"])
     compiled = torch.compile(network, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), network(x))
+    assert_near(compiled(x), network(x))
     for one in (network, compiled):
         with nfm.trace(one) as record:  # type: ignore[arg-type]
             compiled(x)
