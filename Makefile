@@ -16,7 +16,7 @@ DEMO_SEEDS ?= 1
 DEMO_EPISODES ?= 200
 DEMO_TASKS := DoorKey-5x5,DoorKey-6x6,DoorKey-8x8
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-processors lint bench clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The numerical tests as other processors would round.
+test-processors: $(INSTALLED_DEV)
+	PYTHON=$(BIN)/python tests/processors.sh --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -11,10 +11,39 @@ import torch
 from torch import Tensor, nn
 
 from nfm.attention import Memory
-from nfm.network import NFMOptions, Pass, Passes
+from nfm.network import NFMOptions, Pass, Passes, copy_of
+from nfm.surroundings import Surroundings
 
 #: Arguments of one call: a lone positional one, several, or named ones.
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+class _Call:
+    """One call of an inserted network: the pass it is in, and the memory its places fill.
+
+    Args:
+        at: names of the places.
+    """
+
+    def __init__(self, at: Sequence[str]) -> None:
+        self.at = at
+        self.around = Surroundings.now()
+        self.memory: Memory = ()
+        self.now: Pass
+        self.called: set[int] = set()  # places, in this pass
+
+    def reach(self, place: int, output: Any) -> Any:
+        """A place has returned ``output``; what is to be used in its stead."""
+        name = self.at[place]
+        if place in self.called:
+            raise RuntimeError(f"insert: submodule {name!r} was called twice in a pass.")
+        _require_same(name, self.around, RuntimeError)
+        map, rest = _split(output, name)
+        map, self.memory = self.now.call(place, map, self.memory)
+        self.called.add(place)
+        if len(self.called) == len(self.at) and not self.now.is_last:
+            raise _PassEnd(self)
+        return _join(map, rest)
 
 
 class _PassEnd(BaseException):
@@ -23,18 +52,18 @@ class _PassEnd(BaseException):
     No ``Exception``, so that a network that catches those does not go on.
     """
 
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+
 
 class _Tape(threading.local):
-    """What the places of one network know of the call that is going on in this thread.
+    """The call of one network that is going on in this thread, if any.
 
-    The submodules of a foreign network can be handed nothing by argument. Every call begins with an
-    empty memory and leaves nothing behind.
+    The submodules of a foreign network can be handed nothing by argument.
     """
 
     def __init__(self) -> None:
-        self.now: Pass | None = None
-        self.memory: Memory = ()
-        self.places_left = 0
+        self.call: _Call | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -50,15 +79,9 @@ class _Place:
         self.tape, self.index = tape, index
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        tape = self.tape
-        if tape.now is None:  # the network is called on its own, without NFM
-            return None
-        map, rest = _split(output)
-        map, tape.memory = tape.now.call(self.index, map, tape.memory)
-        tape.places_left -= 1
-        if tape.places_left == 0 and not tape.now.is_last:
-            raise _PassEnd
-        return _join(map, rest)
+        call = self.tape.call
+        # None: the network is called on its own, without NFM.
+        return None if call is None else call.reach(self.index, output)
 
 
 class NFMInserted(nn.Module):
@@ -96,18 +119,26 @@ class NFMInserted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run all passes on the same arguments; what the last returns."""
-        tape = self._tape
+        call = _Call(self.at)
+        outer, self._tape.call = self._tape.call, call  # a hook inside may call the network, too
         output = None
-        tape.memory = ()
         try:
-            for k, now in enumerate(self.nfms):
-                tape.now, tape.places_left = now, len(self.at)
+            for k, (now, given) in enumerate(self.nfms.over((args, kwargs))):
+                call.now, call.called = now, set()
+                model = self.models[0 if self.nfms.share else k]
                 try:
-                    output = self.models[0 if self.nfms.share else k](*args, **kwargs)
-                except _PassEnd:
-                    continue
+                    output = model(*given[0], **given[1])
+                except _PassEnd as end:
+                    if end.call is not call:  # but of a network around this one
+                        raise
+                if not call.called:
+                    raise RuntimeError(
+                        f"insert: none of {list(self.at)} was called in this thread, so that "
+                        "there was no NFM. Put what calls them in threads, such as "
+                        "nn.DataParallel, around the result of insert."
+                    )
         finally:
-            tape.now, tape.memory = None, ()
+            self._tape.call = outer
         return output
 
 
@@ -122,8 +153,11 @@ def insert(
     start, with every gamma 0, the result is what the network returns without NFM.
 
     The network given becomes that of the last pass, and can still be called on its own, without
-    NFM; earlier passes have copies of it unless ``share=True``. To save memory by recomputation,
-    put ``torch.utils.checkpoint`` around the whole result: inside, the memory would be missing.
+    NFM; earlier passes have copies of it unless ``share=True``. It may change tensors in place:
+    every pass gets the arguments as they came, and what an NFM keeps is its own. To save memory by
+    recomputation, put ``torch.utils.checkpoint`` around the whole result: inside, the memory would
+    be missing when a named submodule is computed again, which is refused. Function transforms of
+    ``torch.func`` and ``nn.DataParallel`` go around the whole result, too.
 
     Args:
         model: any network whose named submodules return a map ``(B, C, *size)`` of one to three
@@ -139,7 +173,9 @@ def insert(
 
     Raises:
         ValueError: for a name that is not there, a submodule that is not called once, does not
-            return a map or is called without gradients, or options that cannot be.
+            return a map, is called without gradients or inside a checkpoint or a function
+            transform, or options that cannot be.
+        RuntimeError: by a call of what is returned, where one of these things shows only then.
 
     Example:
         >>> plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2))
@@ -184,19 +220,16 @@ def _probe(model: nn.Module, at: Sequence[str], example: Example) -> _Probe:
 
     def note(name: str, output: Any) -> None:
         map, _ = _split(output, name)
-        if not torch.is_grad_enabled():
-            raise ValueError(
-                f"insert: submodule {name!r} is called without gradients (torch.no_grad), so that "
-                "NFM after it could not learn. Name one outside, or freeze parameters instead."
-            )
-        calls.append((name, map))
+        _require_same(name, around, ValueError)
+        calls.append((name, map.clone()))  # it may be changed in place
 
     for name in at:
         copied.get_submodule(name).register_forward_hook(
             lambda _module, _args, output, name=name: note(name, output)
         )
     with torch.enable_grad():
-        _call(copied, example)
+        around = Surroundings.now()
+        _call(copied, copy_of(example))
         order = [name for name, _ in calls]
         for name in at:
             if order.count(name) != 1:
@@ -211,6 +244,16 @@ def _probe(model: nn.Module, at: Sequence[str], example: Example) -> _Probe:
             gradients = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
     unused = [name for name, g in zip(parameters, gradients, strict=True) if g is None]
     return _Probe(order, [map.detach() for _, map in calls], unused)
+
+
+def _require_same(name: str, outer: Surroundings, error: type[Exception]) -> None:
+    """Raise if a submodule is called where NFM after it would lose gradients or its memory."""
+    between = Surroundings.now().unlike(outer)
+    if between is not None:
+        raise error(
+            f"insert: submodule {name!r} is called {between}, so that NFM after it could not "
+            "learn. Name one outside, or put that around the whole result of insert."
+        )
 
 
 def _call(model: nn.Module, example: Example) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nfm.attention import Memory, MemoryEntry, SlotRead
 from nfm.fast import attend
 from nfm.rescale import Rescale
+from nfm.surroundings import refuse_checkpoint
 from rims.functional import TopKRule
 
 _CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -42,6 +43,8 @@ class SlotAttention(nn.Module):
 
     def forward(self, query: Tensor, memory: Memory) -> SlotRead:
         """Read ``memory`` by ``query (B, M * dk, *size)``."""
+        if self.random:
+            refuse_checkpoint("random_attention", "attention without choice")
         return attend(
             query,
             memory,
@@ -169,12 +172,15 @@ class NFM(nn.Module):
         if input.dim() != 2 + self.spatial_dims:  # a convolution would take it for a batch of one
             axes = ("X", "Y, X", "Z, Y, X")[self.spatial_dims - 1]
             raise ValueError(f"NFM: input must be (B, C, {axes}); got {tuple(input.shape)}.")
+        # Gradients keep a copy: the input, and an output that is the input, belong to others, who
+        # may change them in place.
+        own = input.clone() if torch.is_grad_enabled() else input
         if write and self.writes:
-            memory = (*memory, MemoryEntry(self.key(input), self.value(input)))
+            memory = (*memory, MemoryEntry(self.key(own), self.value(own)))
         if not (read and self.reads and memory):
             return input, memory
-        read = self.attention(self.query(input), memory).read
-        return input + self.gamma * self.out(read), memory
+        read = self.attention(self.query(own), memory).read
+        return own + self.gamma * self.out(read), memory
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

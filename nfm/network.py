@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, TypeVar, Unpack
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nfm.attention import Memory
 from nfm.module import NFM
 from nfm.rescale import Rescale
 from rims.functional import TopKRule
+
+_T = TypeVar("_T")
 
 
 class ModuleOptions(TypedDict, total=False):
@@ -99,6 +102,17 @@ class Passes(nn.Module):
             assert isinstance(nfms, nn.ModuleList)
             yield Pass(nfms, read, write, k == len(self) - 1)
 
+    def over(self, input: _T) -> Iterator[tuple[Pass, _T]]:
+        """Every pass with the same input, which a pass may change in place."""
+        for one_pass in self:
+            yield one_pass, input if one_pass.is_last else copy_of(input)
+
+
+def copy_of(arguments: _T) -> _T:
+    """Tensors, also in tuples, lists and mappings, that can be changed and leave these alone."""
+    copied: _T = tree_map_only(Tensor, Tensor.clone, arguments)
+    return copied
+
 
 def _mark_last(channels: Sequence[int]) -> Iterator[tuple[int, bool]]:
     return ((c, place == len(channels) - 1) for place, c in enumerate(channels))
@@ -166,8 +180,7 @@ class NFMNetwork(nn.Module):
         """Run all passes; the output of the last."""
         memory: Memory = ()
         hidden = input
-        for k, one_pass in enumerate(self.nfms):
-            hidden = input
+        for k, (one_pass, hidden) in enumerate(self.nfms.over(input)):
             stack = self.stacks[0 if self.nfms.share else k]
             assert isinstance(stack, nn.ModuleList)
             for place, module in enumerate(stack):

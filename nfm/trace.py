@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from nfm.attention import Memory, SlotRead
 from nfm.module import NFM, SlotAttention
 from nfm.rescale import window_size
+from nfm.surroundings import is_recomputed
 
 
 class Reading(NamedTuple):
@@ -39,12 +42,18 @@ class Trace:
 def trace(network: nn.Module) -> Iterator[Trace]:
     """Record every NFM inside ``network`` while the context is open.
 
+    What is computed again for a gradient is recorded once; a compiled network runs without its
+    compiled code.
+
     Args:
         network: any module with :class:`nfm.NFM` inside; every call of it begins with an empty
             memory, as those of :class:`nfm.NFMNetwork` and :func:`nfm.insert` do.
 
     Yields:
         A :class:`Trace`, filled as the network runs.
+
+    Raises:
+        RuntimeError: if the network is called inside a function transform, such as vmap.
 
     Example:
         >>> from nfm import NFMNetwork
@@ -71,7 +80,8 @@ def trace(network: nn.Module) -> Iterator[Trace]:
                 hook = partial(watch.read, name)
                 handles.append(module.attention.register_forward_hook(hook))
     try:
-        yield record
+        with _without_compiled_code():
+            yield record
     finally:
         for handle in handles:
             handle.remove()
@@ -106,35 +116,54 @@ def random_attention(network: nn.Module) -> Iterator[None]:
             module.random = value
 
 
-class _Watch:
-    """Knows who wrote which entry of the memory that is being filled."""
+def _without_compiled_code() -> AbstractContextManager[Any]:
+    """Compiled code does not look whether there are hooks by now."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # PyTorch 2.6
+    if set_stance is None or "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        return nullcontext()
+    stance: AbstractContextManager[Any] = set_stance("force_eager")
+    return stance
+
+
+class _Watch(threading.local):
+    """Knows who wrote which entry of the memory that is being filled, in each thread."""
 
     def __init__(self, record: Trace) -> None:
         self.record = record
         self.writers: list[tuple[str, int]] = []  # of the entries: name and visit
         self.visits: dict[str, int] = {}  # by name, in the call of the network that is going on
-        self.inside = False  # a call of the whole network
+        #: writers and visits of the calls around it: a hook may call the network, too
+        self.outer: list[tuple[list[tuple[str, int]], dict[str, int]]] = []
 
     def enters(self, *_: Any) -> None:
         """A call of the whole network begins."""
-        self.inside, self.visits = True, {}
+        self.outer.append((self.writers, self.visits))
+        self.writers, self.visits = [], {}
 
     def leaves(self, *_: Any) -> None:
-        """It has ended."""
-        self.inside = False
+        """It has ended, or failed before it began."""
+        if self.outer:
+            self.writers, self.visits = self.outer.pop()
 
     def begins(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """An NFM is called; with an empty memory, forget those before."""
-        if _memory(args, kwargs):
+        if _memory(args, kwargs) or is_recomputed():
             return
         self.writers = []
-        if not self.inside and next(iter(self.visits), name) == name:  # a part is called alone
+        if not self.outer and next(iter(self.visits), name) == name:  # a part is called alone
             self.visits = {}
 
     def read(self, name: str, module: nn.Module, args: tuple[Any, ...], out: SlotRead) -> None:
         """Its attention has read."""
+        if is_recomputed():
+            return
+        if torch._C._functorch.is_functorch_wrapped_tensor(out.weights):
+            raise RuntimeError(
+                f"trace: {name!r} is called inside a function transform (torch.func), after which "
+                "nothing of its numbers is left. Trace a call without it."
+            )
         assert isinstance(module, SlotAttention)
         query: Tensor = args[0]
         memory: Memory = args[1]
@@ -159,6 +188,8 @@ class _Watch:
         out: tuple[Tensor, Memory],
     ) -> None:
         """The call of an NFM has ended."""
+        if is_recomputed():
+            return
         self.visits[name] = self.visits.get(name, 0) + 1
         if len(out[1]) > len(_memory(args, kwargs)):
             self.writers.append((name, self.visits[name]))

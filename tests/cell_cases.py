@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +10,6 @@ from torch import Tensor
 
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.step import RIMCell, State
-
-#: Double precision over two steps with sums of at most some dozens of terms of order one.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 
 CELLS = [RIM_LSTMCell, RIM_GRUCell]
 both = pytest.mark.parametrize("kind", CELLS)

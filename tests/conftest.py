@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -35,10 +36,10 @@ def _ctrl_c() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums split over threads round differently; one thread makes every number repeatable."""
+def _threads() -> Iterator[None]:
+    """One thread, or RIMS_TEST_THREADS: sums are rounded by how many share them out."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("RIMS_TEST_THREADS", "1")))
     yield
     torch.set_num_threads(before)
 

@@ -11,6 +11,7 @@ from agents.config import CORE_NAMES, PPOConfig
 from agents.cores import CoreState, RecurrentCore
 from command_line import ENV
 from rims import RIM_GRU, RIM_LSTM
+from tolerances import assert_near
 
 NUM_STEPS, NUM_ENVS, INPUT_SIZE, HIDDEN_SIZE = 7, 5, 6, 12
 
@@ -101,7 +102,7 @@ NAMES = [*WITH_MEMORY, "none"]
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
     """In double precision: both sides do the same sums, in blocks of different sizes."""
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+    assert_near(actual, expected)
 
 
 def make_config(name: str, **settings: Any) -> PPOConfig:

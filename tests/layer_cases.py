@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +10,6 @@ from torch import Tensor, nn
 
 import rims
 from rims.step import RIMCell
-
-#: Double precision over a few steps, sums of some dozens of terms of order one.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 
 LAYERS = [rims.RIM_LSTM, rims.RIM_GRU]
 both = pytest.mark.parametrize("kind", LAYERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import rims
 from fixtures import Arrays, files, read, tensor, weights
 from rims import authors
 from rims.layers import RIMLayer
+from tolerances import assert_near as assert_close
 
-assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
 SINGLE = files("rims_*.npz")
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from cell_cases import SIZES, Kind, assert_near, both, call, make, random_input, random_state
+from cell_cases import SIZES, Kind, both, call, make, random_input, random_state
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.step import CellOptions, RIMCell, State
+from tolerances import assert_near
 
 
 @pytest.fixture(autouse=True)

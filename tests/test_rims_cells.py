@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from cell_cases import CELLS, SIZES, Kind, assert_near, both, call, make, random_input, random_state
+from cell_cases import CELLS, SIZES, Kind, both, call, make, random_input, random_state
 from oracles import rim_step
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.step import RIMCell, State
+from tolerances import assert_near
 
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rims
 from rims.step import RIMCell
-
-#: Double precision: a compiler may sum in another order, no more.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+from tolerances import assert_near
 
 Kind = type[rims.RIM_LSTM] | type[rims.RIM_GRU]
 CellKind = type[rims.RIM_LSTMCell] | type[rims.RIM_GRUCell]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from torch import Tensor
 import rims
 from fixtures import Arrays, assert_gradients, files, read, tensor, weights
 from rims.step import RIMCell
-
-assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+from tolerances import assert_near as assert_close
 
 
 def _layer(arrays: Arrays, **options: bool) -> rims.RIM_LSTM | rims.RIM_GRU:

@@ -19,7 +19,6 @@ from layer_cases import (
     Kind,
     N,
     T,
-    assert_near,
     both,
     cells_of,
     make,
@@ -28,6 +27,7 @@ from layer_cases import (
     with_projection,
 )
 from rims.step import RIMCell
+from tolerances import assert_near
 
 
 @pytest.fixture(autouse=True)

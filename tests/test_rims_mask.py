@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rims
+from tolerances import assert_near
 
-#: Double precision over a few steps; batches of other sizes sum in another order.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
 both = pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])
 #: Steps, batch, features; hidden size, mechanisms, active ones.
 T, B, I = 7, 3, 11  # noqa: E741

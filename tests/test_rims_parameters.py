@@ -13,6 +13,7 @@ from torch import Tensor
 
 import rims
 from layer_cases import B, D, I, Kind, T, both, cells_of, make
+from tolerances import assert_rounds
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +175,8 @@ def test_input_and_state_need_not_be_contiguous(kind: Kind, bidirectional: bool)
 
     output, _ = layer(input, hx(parts))
     expected, _ = layer(input.contiguous(), hx([part.contiguous() for part in parts]))
-    assert torch.equal(output, expected)
+    # What is not in a row may be multiplied in another order, in each of T steps.
+    assert_rounds(output, expected, I + D, times=T)
 
 
 @both

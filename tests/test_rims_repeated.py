@@ -119,7 +119,10 @@ def test_repeated_input_under_autocast(kind: LayerKind) -> None:
     with torch.autocast("cpu"):
         expected, got = layer(rows[place])[0], layer(rims.RepeatedInput(rows, place))[0]
     assert expected.dtype == got.dtype
-    assert torch.equal(expected, got)
+    # Of distinct rows alone it is another product, whose bfloat16 numbers may be rounded up where
+    # they were rounded down; so may those of the two or three that follow.
+    bound = 4 * torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(got, expected, rtol=bound, atol=bound)
 
 
 def test_repeated_input_of_the_wrong_size_is_refused_as_any() -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rims
-from layer_cases import assert_near
 from rims.scan import paths
 from rims.scan.paths import Path
 from rims.scan.recurrence import Recurrence
 from scan_cases import needs_numba
+from tolerances import assert_near
 
 each_path = pytest.mark.parametrize("path", ["torch", "native"])
 

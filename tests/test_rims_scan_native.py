@@ -263,8 +263,9 @@ def test_another_process_computes_the_same(method: str) -> None:
     torch.manual_seed(3)
     layer: Any = rims.RIM_LSTM(5, 12, 4, 2, dtype=torch.float64)
     input = torch.randn(6, 9, 5, dtype=torch.float64, requires_grad=True)
-    output, _ = layer(input)  # before the fork: kernels are compiled, and threads were used
-    (slope,) = torch.autograd.grad(output.square().sum(), input)
+    with threads(1):  # as in the child
+        output, _ = layer(input)  # before the fork: kernels are compiled
+        (slope,) = torch.autograd.grad(output.square().sum(), input)
     context: Any = multiprocessing.get_context(method)
     queue = context.Queue()
     child = context.Process(target=_child, args=(method, 3, queue))

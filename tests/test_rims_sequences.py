@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 import rims
 from oracles import rim_step
 from rims.step import RIMCell
-
-#: Double precision over a few steps; batches of other sizes sum in another order.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
+from tolerances import assert_near
 
 both = pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])
 directions = pytest.mark.parametrize("bidirectional", [False, True])
@@ -146,8 +143,9 @@ def test_batch_first_and_unbatched_are_layouts(kind: Kind, bidirectional: bool) 
     input, state = random(T, B, I), random_states(layer, B)
     output, final = call(layer, input, state)
     output_turned, final_turned = call(turned, input.transpose(0, 1), state)
-    assert torch.equal(output_turned.transpose(0, 1), output)
-    assert all(torch.equal(a, b) for a, b in zip(final, final_turned, strict=True))
+    assert_near(output_turned.transpose(0, 1), output)
+    for end, other in zip(final, final_turned, strict=True):
+        assert_near(end, other)
     for module in (layer, turned):  # a single sequence has no batch axis to be first
         single, ends = call(module, input[:, 1], tuple(s[:, 1] for s in state))
         assert_near(single, output[:, 1])
@@ -303,8 +301,9 @@ def test_reset_in_other_layouts(kind: Kind, bidirectional: bool) -> None:
     input, state = random(T, B, I), random_states(layer, B)
     expected, ends = call(layer, input, state, reset=RESET)
     output, final = call(turned, input.transpose(0, 1), state, reset=RESET.T)
-    assert torch.equal(output.transpose(0, 1), expected)
-    assert all(torch.equal(a, b) for a, b in zip(final, ends, strict=True))
+    assert_near(output.transpose(0, 1), expected)
+    for one, other in zip(final, ends, strict=True):
+        assert_near(one, other)
     for module in (layer, turned):
         output, final = call(module, input[:, 1], tuple(s[:, 1] for s in state), reset=RESET[:, 1])
         assert_near(output, expected[:, 1])

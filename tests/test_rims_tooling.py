@@ -19,9 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import rims
 from oracles import rim_step
 from rims.step import RIMCell
-
-#: Double precision over a few steps, sums of some dozens of terms of order one.
-assert_near = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-10)
+from tolerances import assert_near
 
 Kind = type[rims.RIM_LSTM] | type[rims.RIM_GRU]
 CellKind = type[rims.RIM_LSTMCell] | type[rims.RIM_GRUCell]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nfm.surroundings import refuse_checkpoint
+
 
 class IQNOutput(NamedTuple):
     """Quantiles of the return of every action, and the fractions at which they were taken."""
@@ -24,7 +26,9 @@ class NoisyLinear(nn.Module):
                   + \mu^b + \sigma^b \odot f(\epsilon^{out}), \qquad
               f(\epsilon) = \mathrm{sgn}(\epsilon) \sqrt{|\epsilon|}
 
-    The noise stays the same until :meth:`resample`; in evaluation there is none.
+    The noise stays the same until :meth:`resample`; in evaluation there is none. What is computed
+    again for a gradient, by ``torch.utils.checkpoint``, takes the noise of that moment: resample
+    after the backward pass.
 
     Args:
         in_features: size of the input.
@@ -77,8 +81,9 @@ class NoisyLinear(nn.Module):
         if not self.training:
             return output
         # (sigma * outer(out, in)) x = out * (sigma (in * x)): no noisy copy of the weights.
-        noise = F.linear(input * self.input_noise, self.weight_sigma, self.bias_sigma)
-        return output + self.output_noise * noise
+        # Copies are what the gradient keeps: the noise may be drawn anew before it is computed.
+        noise = F.linear(input * self.input_noise.clone(), self.weight_sigma, self.bias_sigma)
+        return output + self.output_noise.clone() * noise
 
     def extra_repr(self) -> str:
         """Sizes, as ``nn.Linear`` prints them."""
@@ -150,6 +155,8 @@ class IQNHead(nn.Module):
             generator: of the fractions, on the CPU so that a seed means the same everywhere;
                 ``None`` (default) for torch's own.
         """
+        if generator is not None:  # torch's own is set back where something is computed again
+            refuse_checkpoint("IQNHead", "fractions of a generator")
         taus = torch.rand(len(features), num_quantiles, generator=generator).to(features)
         return IQNOutput(self.at(features, taus), taus)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfm.network import NFMOptions, trunk
+from nfm.surroundings import refuse_checkpoint
 
 #: NFM in the encoder, after each stage in two passes. arXiv:2010.08012 names VAE encoders without
 #: giving settings; these are those of its small convolutional networks.
@@ -162,6 +163,8 @@ def reparameterise(
         >>> reparameterise(torch.ones(2), torch.full((2,), -torch.inf)).tolist()
         [1.0, 1.0]
     """
+    if generator is not None:  # torch's own is set back where something is computed again
+        refuse_checkpoint("reparameterise", "noise of a generator")
     noise = torch.randn(mean.shape, generator=generator).to(mean)
     return mean + (0.5 * log_variance).exp() * noise
 

@@ -1,0 +1,72 @@
+"""What is around a call and reaches into it: gradients, recomputation, function transforms.
+
+A layer whose effect is not in its arguments alone has to know: what was around it in one moment
+need not be in the next, when the same is computed again.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import NamedTuple, Self
+
+import torch
+
+
+class Surroundings(NamedTuple):
+    """Whether gradients are on, and how many checkpoints and transforms something is inside of."""
+
+    gradients: bool
+    checkpoints: int
+    transforms: int
+
+    @classmethod
+    def now(cls) -> Self:
+        """Those of the caller."""
+        if torch.compiler.is_compiling():  # which sees to these itself
+            return cls(True, 0, 0)
+        level = torch._C._functorch.maybe_current_level() or 0
+        return cls(torch.is_grad_enabled(), num_checkpoints(), level)
+
+    def unlike(self, outer: Surroundings) -> str | None:
+        """What separates a part from the call it belongs to, or ``None``."""
+        if self.transforms != outer.transforms:
+            return "inside a function transform (torch.func)"
+        if outer.gradients and self.checkpoints > outer.checkpoints:
+            return "inside torch.utils.checkpoint"
+        if outer.gradients and not self.gradients:
+            return "without gradients (torch.no_grad)"
+        return None
+
+
+def num_checkpoints() -> int:
+    """How many functions of :mod:`torch.utils.checkpoint` the caller is inside of.
+
+    PyTorch does not say. What is computed again is inside of some, too.
+    """
+    if torch.compiler.is_compiling():  # there is no stack
+        return 0
+    frame: FrameType | None = sys._getframe(1)
+    count = 0
+    while frame is not None:
+        count += frame.f_globals.get("__name__") == torch.utils.checkpoint.__name__
+        frame = frame.f_back
+    return count
+
+
+def is_recomputed() -> bool:
+    """Whether what the caller computes was computed before, and is needed again for a gradient."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def refuse_checkpoint(where: str, what: str) -> None:
+    """Raise where something would be computed again that cannot be the same.
+
+    Raises:
+        RuntimeError: inside of :mod:`torch.utils.checkpoint`.
+    """
+    if num_checkpoints():
+        raise RuntimeError(
+            f"{where}: {what} inside torch.utils.checkpoint would be other numbers when they are "
+            "computed again. Leave it out, or the checkpoint."
+        )
