@@ -16,7 +16,11 @@ DEMO_SEEDS ?= 1
 DEMO_EPISODES ?= 200
 DEMO_TASKS := DoorKey-5x5,DoorKey-6x6,DoorKey-8x8
 
-.PHONY: install demo test test-processors lint bench clean
+# Bytecode is kept: the tests start many processes, which would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+.PHONY: install demo test test-long test-all test-lowest test-newest test-processors lint bench clean
 
 install: $(INSTALLED)
 
@@ -44,7 +48,15 @@ demo: $(INSTALLED)
 	@echo "Episode: $(DEMO_OUT)/rim_lstm-on-DoorKey-6x6.gif"
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST) -m "not long"
+
+test-long: $(INSTALLED_DEV)
+	$(PYTEST) -m long
+
+test-all: test test-long
+
+test-lowest test-newest: test-%: $(INSTALLED_DEV)
+	tests/versions.sh $*
 
 # The numerical tests as other processors would round.
 test-processors: $(INSTALLED_DEV)

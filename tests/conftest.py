@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import cli
+from agents import processes
 from agents.config import PPOConfig
 from command_line import Result, Rims
 from compare_cases import comparison, done, root  # noqa: F401  (fixtures)
@@ -33,6 +35,26 @@ def _ctrl_c() -> None:
     """Shells let what they start in the background ignore Ctrl-C, and so would what is tested."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imported_once() -> Iterator[None]:
+    """Runs of comparisons and sweeps are forked off a process that has imported what they use.
+
+    Those that a test's own ``python -m cli`` starts are spawned, as a user's are.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        [
+            "agents.compare",
+            "envs.gymnasium_backend",
+            "experiments.comparison",
+            "torch.utils.tensorboard",
+        ]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_SPAWN", server)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -44,8 +44,8 @@ run() {
   shift
   cache=$(mktemp -d) # machine code made for another processor is of no use to this one
   echo "== $threads thread(s), ${settings[*]}"
-  env "${settings[@]}" RIMS_TEST_THREADS="$threads" NUMBA_CACHE_DIR="$cache" \
-    OMP_WAIT_POLICY=passive "$python" -m pytest "${files[@]}" -m "not slow" "$@" ||
+  env "${settings[@]}" RIMS_TEST_THREADS="$threads" RIMS_CACHE_DIR="$cache" \
+    OMP_WAIT_POLICY=passive "$python" -m pytest "${files[@]}" -m "not long" "$@" ||
     failed+=("$threads thread(s), ${settings[*]}")
   rm -rf "$cache"
 }

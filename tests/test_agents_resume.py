@@ -213,8 +213,8 @@ def begin_or_go_on(folder: str, config: PPOConfig) -> None:
     trainer_for(config, Path(folder)).run()
 
 
-@pytest.mark.slow
-def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_random_moments(tmp_path: Path, times: int) -> None:
     """SIGKILL at any time, also while saving, needs no clean-up; the end is the same."""
     config = make_config(
         core="gru", env="MiniGrid-Empty-5x5-v0", checkpoint_every=1, hidden_size=8,
@@ -223,7 +223,7 @@ def test_killed_twenty_times_at_random_moments(tmp_path: Path) -> None:
     kills, rng = 0, random.Random(0)
     folder = tmp_path / "run"
     updates = []
-    while kills < 20:
+    while kills < times:
         process = _SERVER.Process(target=begin_or_go_on, args=(str(folder), config))
         process.start()
         wait_for_work(folder)

@@ -90,7 +90,7 @@ TOY = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bench_runs_torchrun(tmp_path: Path, rims: Rims) -> None:
     result = rims(*TOY)
     assert result.code == 0, result.err

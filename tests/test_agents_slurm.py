@@ -151,7 +151,6 @@ def test_what_slurm_refuses_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
 def test_a_job_stopped_by_slurm_is_queued_again_and_goes_on_exactly(
     tmp_path: Path, state: fake_slurm.State
 ) -> None:
@@ -253,7 +252,7 @@ SLURM = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compare_on_slurm_gives_what_it_gives_here(
     root: Path, tmp_path: Path, state: fake_slurm.State, rims: Rims
 ) -> None:
@@ -282,7 +281,7 @@ def test_compare_on_slurm_gives_what_it_gives_here(
     assert not (state.folder / "101.sh").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopping_the_command_cancels_its_jobs_which_save(
     tmp_path: Path, state: fake_slurm.State, number: signal.Signals, code: int

@@ -254,7 +254,7 @@ def test_quick_and_defaults(
     assert quick.config.suite == "doorkey"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_processes(rims: Rims) -> None:
     result = rims(*AGENTS, *TINY, "--cores", "none", "--no-sb3", "--rounds", "1")
     assert result.code == 0, result.err

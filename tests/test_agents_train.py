@@ -292,8 +292,10 @@ def test_progress_of_no_run_is_refused(tmp_path: Path) -> None:
         read_progress(tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("core", ["rim_lstm", "lstm", "none"])
+@pytest.mark.parametrize(
+    "core",
+    ["rim_lstm", *(pytest.param(core, marks=pytest.mark.long) for core in ("lstm", "none"))],
+)
 def test_core_learns_an_easy_task(tmp_path: Path, core: CoreName) -> None:
     config = PPOConfig(
         env="MiniGrid-Empty-Random-5x5-v0",

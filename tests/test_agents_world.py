@@ -249,7 +249,6 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
 @needs_proc
 def test_signal_to_one_process_saves_and_ends_all(tmp_path: Path, torchrun: Any) -> None:
     running = torchrun(*ENDLESS, "--checkpoint-every", "100000", "--run-dir", "run")
@@ -262,7 +261,7 @@ def test_signal_to_one_process_saves_and_ends_all(tmp_path: Path, torchrun: Any)
     assert agent_store(tmp_path / "run").load().number == updates[-1] >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_proc
 def test_death_of_one_process_ends_the_others(tmp_path: Path, torchrun: Any) -> None:
     running = torchrun(*ENDLESS, "--checkpoint-every", "1", "--run-dir", "run")
@@ -280,7 +279,7 @@ def test_death_of_one_process_ends_the_others(tmp_path: Path, torchrun: Any) -> 
     trainer.run()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_terminated_torchrun_saves_once(tmp_path: Path, torchrun: Any) -> None:
     running = torchrun(*ENDLESS, "--checkpoint-every", "100000", "--run-dir", "run")
     wait_for_rows(running, tmp_path / "run" / PROGRESS_NAME)
@@ -292,7 +291,7 @@ def test_terminated_torchrun_saves_once(tmp_path: Path, torchrun: Any) -> None:
     assert agent_store(tmp_path / "run").load().number == updates[-1] >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mistake_under_torchrun_is_told_once_and_nothing_is_written(
     tmp_path: Path, torchrun: Any
 ) -> None:

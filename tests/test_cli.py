@@ -322,7 +322,7 @@ def endless_compare(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             os.killpg(running.pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_comparison_stops(
     tmp_path: Path, endless_compare: subprocess.Popen[str]
 ) -> None:

@@ -46,7 +46,7 @@ def write(folder: Path, steps: int = 512) -> None:
     (folder / "sweep.toml").write_text(TOML.format(steps=steps))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_sweep_goes_on_and_reports(tmp_path: Path, rims: Rims) -> None:
     here = tmp_path / "here"
     write(here, steps=100_000_000)

@@ -247,7 +247,6 @@ def test_calls_in_several_threads_do_not_meet() -> None:
             torch.testing.assert_close(result, expected[i])
 
 
-@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     layers = [torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, stride=2)]
     network = awake(nfm.NFMNetwork(layers, [4, 4], **SMALL))

@@ -28,6 +28,14 @@ LAYERS: list[Kind] = [rims.RIM_LSTM, rims.RIM_GRU]
 both = pytest.mark.parametrize("kind", LAYERS)
 both_cells = pytest.mark.parametrize("kind", CELLS)
 all_kinds = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+#: Where each takes many seconds: one layer and one cell; the others only in the long tests.
+kinds_in_turn = pytest.mark.parametrize(
+    "kind",
+    [
+        *(rims.RIM_LSTM, rims.RIM_GRUCell),
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in (rims.RIM_GRU, rims.RIM_LSTMCell)),
+    ],
+)
 
 DYNAMO: Any = torch._dynamo  # most of it has no types
 
@@ -103,8 +111,7 @@ def assert_same_with_gradients(module: Any, compiled: Any, input: Tensor, hx: An
 # --- torch.compile
 
 
-@pytest.mark.slow
-@all_kinds
+@kinds_in_turn
 def test_compiled_as_one_graph_equals_eager(kind: AnyKind) -> None:
     module = make(kind)
     compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -113,7 +120,6 @@ def test_compiled_as_one_graph_equals_eager(kind: AnyKind) -> None:
         assert_same_with_gradients(module, compiled, *given)
 
 
-@pytest.mark.slow
 @both
 def test_compiled_with_options_equals_eager(kind: Kind) -> None:
     options: dict[str, Any] = {"batch_first": True, "use_inactive": False, "blocked_grad": True}
@@ -154,7 +160,6 @@ def test_compiled_takes_packed_sequences(kind: Kind) -> None:
     assert torch.equal(got.batch_sizes, expected.batch_sizes)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
     reason="inductor needs a C++ compiler",
@@ -231,9 +236,8 @@ def test_jit_trace_does_not_bake_the_selection_in(kind: AnyKind) -> None:
 # --- ONNX
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
-@all_kinds
+@kinds_in_turn
 def test_onnx_equals_eager(kind: AnyKind) -> None:
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="running an ONNX model needs onnxruntime")

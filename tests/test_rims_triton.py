@@ -59,9 +59,10 @@ def test_kernels_on_cuda_agree_with_autograd(name: str) -> None:
 
 
 @needs_triton
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="triton brings its assembler for linux only")
-@pytest.mark.parametrize("layer", ["lstm float32", "gru bfloat16"])
+@pytest.mark.parametrize(
+    "layer", ["gru bfloat16", pytest.param("lstm float32", marks=pytest.mark.long)]
+)
 def test_kernels_compile_for_an_absent_device(layer: str, tmp_path: Path) -> None:
     """As much as can be said of a GPU without one: the compiler takes the kernels."""
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}

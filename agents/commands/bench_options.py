@@ -13,6 +13,7 @@ from agents.commands.options import (
     CommaSeparated,
     Decorated,
     FiniteRange,
+    ParamType,
     config_options,
     plain_option,
 )
@@ -50,7 +51,7 @@ KINDS = ("lstm", "gru")
 PASSES = ("inference", "training")
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
+class Numbers(ParamType[tuple[int, ...]]):
     """Positive integers with commas between them: those of ``names``, else each once."""
 
     name = "numbers"

@@ -13,6 +13,7 @@ from agents.commands.bench_options import NOT_OF_AGENTS
 from agents.commands.options import (
     FOLDER,
     GroupedCommand,
+    ParamType,
     checking_input,
     config_options,
     make_config,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from agents.throughput.scaling import Measured, Plan, Results, Row
 
 
-class _Counts(click.ParamType[tuple[int, ...]]):
+class _Counts(ParamType[tuple[int, ...]]):
     """Numbers of processes, with commas between them."""
 
     name = "counts"

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agents.commands import options
-from agents.commands.options import GroupedCommand, UserError, checking_input, make_config
+from agents.commands.options import (
+    GroupedCommand,
+    ParamType,
+    UserError,
+    checking_input,
+    make_config,
+)
 from agents.config import ActionMode
 from envs import get_suite
 
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 MOST_SEEDS = 10**6
 
 
-class Seeds(click.ParamType[tuple[int, ...]]):
+class Seeds(ParamType[tuple[int, ...]]):
     """How many seeds, counted from 0, or which: ``3,7``, ``0-4``."""
 
     name = "seeds"

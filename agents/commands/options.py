@@ -29,6 +29,15 @@ from envs import BackendChoice, Suite, Task, get_suite
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from click import ParamType as ParamType
+else:
+
+    class ParamType(click.ParamType):
+        """click's, which can be subscripted since 8.4 only: types are for checkers alone."""
+
+        def __class_getitem__(cls, _: Any) -> type[ParamType]:
+            return cls
+
 
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
@@ -44,7 +53,7 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-class CommaSeparated(click.ParamType[tuple[str, ...]]):
+class CommaSeparated(ParamType[tuple[str, ...]]):
     """One or more words with commas between them, each once, from ``choices`` if given.
 
     ``check`` raises ConfigError for a word that cannot be.
@@ -181,7 +190,7 @@ class _Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
-class WhichCheckpoint(click.ParamType[str | int]):
+class WhichCheckpoint(ParamType[str | int]):
     """``last``, ``best`` or a number."""
 
     name = "checkpoint"
