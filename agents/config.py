@@ -25,6 +25,7 @@ from envs import (
     get_suite,
     get_task,
     parse_actions,
+    read_text,
 )
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
@@ -172,7 +173,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: if it cannot be read or holds a setting there is not.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}.") from None
     known = [field.name for field in dataclasses.fields(PPOConfig)]

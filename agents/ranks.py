@@ -16,6 +16,11 @@ def speaks() -> bool:
     return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def processes_here(size: int) -> int:
+    """How many of the ``size`` processes of a run are on this machine."""
+    return min(size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def local_device(name: str) -> str:
     """The device of this process: of ``"cuda"``, each process on a machine gets its own.
 

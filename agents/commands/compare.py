@@ -151,6 +151,9 @@ def compare(
         )
     jobs = min(jobs or (len(runs) if launch else usable_processors()), len(runs))
     here = min(jobs, usable_processors()) if launch else jobs
+    if not (launch or report_only):
+        with checking_input():
+            comparing.require_memory(runs, jobs)
     judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=here)
     with claimed(run_root, report_only):
         flags = [] if report_only else _train(runs, jobs, launch)

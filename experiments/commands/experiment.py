@@ -168,10 +168,10 @@ def _compare(
     from experiments.report import to_dict, to_markdown, write_report
 
     runs = comparing.plan(task, configs, seeds, run_root)
-    if not report_only:
-        with checking_input():
-            comparing.check(runs)
     jobs = None if report_only else min(jobs or usable_processors(), len(runs))
+    if jobs is not None:
+        with checking_input():
+            comparing.check(runs, jobs)
     with claimed(run_root, report_only):
         flags = _train(runs, jobs) if jobs else []
         try:
