@@ -314,9 +314,9 @@ class PPOConfig:
         if bool(self.suite) == bool(self.env):
             raise TaskChoiceError
         if self.suite.endswith(".toml"):  # the run may be looked at from another folder
-            object.__setattr__(self, "suite", str(Path(self.suite).resolve()))
+            object.__setattr__(self, "suite", os.path.realpath(self.suite))
         if self.init_from:
-            object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
+            object.__setattr__(self, "init_from", os.path.realpath(self.init_from))
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         check_core(self.core)
         self._check_actions()
