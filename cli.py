@@ -6,14 +6,21 @@ Those of ``rims experiment`` are in :mod:`experiments.commands`.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import click
 
 from agents.commands.bench import bench
 from agents.commands.bench_scaling import scaling
 from agents.commands.compare import compare
+from agents.commands.errors import (
+    EXIT_USER_ERROR,
+    OUT_OF_MEMORY,
+    checking_input,
+    os_trouble,
+    plain_line,
+)
 from agents.commands.evaluate import evaluate
-from agents.commands.options import EXIT_USER_ERROR, os_trouble, plain_line
 from agents.commands.plot import plot
 from agents.commands.record import record
 from agents.commands.resume import resume
@@ -21,8 +28,10 @@ from agents.commands.suites import suites
 from agents.commands.sweep import sweep
 from agents.commands.train import train
 from agents.commands.watch import watch
+from agents.memory import is_out_of_memory
 from agents.ranks import speaks
 from agents.signals import exit_code, raise_when_stopped
+from agents.surroundings import prepare, require_working_directory
 from experiments.commands.experiment import experiment
 
 
@@ -44,6 +53,8 @@ def rims(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+    with checking_input():
+        require_working_directory()
 
 
 for command in (
@@ -65,19 +76,32 @@ bench.add_command(scaling)
 
 def main() -> None:
     """Entry point: errors of the user are one line on standard error, exit code 2."""
+    prepare()
     raise_when_stopped()
     try:
         rims.main(standalone_mode=False)
     except click.ClickException as error:
         if speaks() or error.exit_code != EXIT_USER_ERROR:
-            click.echo(f"Error: {plain_line(error.format_message())}", err=True)
+            _say(f"Error: {plain_line(error.format_message())}")
         sys.exit(error.exit_code)
     except OSError as error:  # such as a full disk
-        click.echo(f"Error: {plain_line(os_trouble(error))}", err=True)
+        trouble = OUT_OF_MEMORY if is_out_of_memory(error) else os_trouble(error)
+        _say(f"Error: {plain_line(trouble)}")
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo("Interrupted.", err=True)
+        _say("Interrupted.")
         sys.exit(exit_code(error.__cause__ or error))
+    except (MemoryError, RuntimeError, ImportError, SystemError) as error:
+        if not is_out_of_memory(error):
+            raise  # a fault of ours, of which the traceback tells most
+        _say(f"Error: {OUT_OF_MEMORY}")
+        sys.exit(1)
+
+
+def _say(line: str) -> None:
+    """On standard error, where somebody may be listening."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from agents.comparison import Comparison, Flag, Run, grouped
 from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
 from agents.cores import require_usable
 from agents.evaluations import cached_results, evaluate_run
+from agents.footprint import require_all_fit
 from agents.initial_weights import initial_weights
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
 from agents.processes import Outcome, run_all
@@ -98,6 +99,22 @@ def _matched(configs: Sequence[PPOConfig]) -> list[PPOConfig]:
         first,
         *(replace(c, hidden_size=matched_hidden_size(c, first)) for c in others),
     ]
+
+
+def require_memory(runs: Sequence[Run], jobs: int) -> None:
+    """See that there is memory to train what is missing, before anything is made.
+
+    Raises:
+        ValueError: in one line, if not.
+    """
+    require_all_fit([run.config for run in runs if not _is_known_complete(run)], jobs)
+
+
+def _is_known_complete(run: Run) -> bool:
+    try:
+        return is_trained(run.folder, run.config.total_steps)
+    except (ValueError, OSError):  # damaged: it is not trained
+        return True
 
 
 def train_missing(

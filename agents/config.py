@@ -25,6 +25,7 @@ from envs import (
     get_suite,
     get_task,
     parse_actions,
+    read_text,
 )
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
@@ -172,7 +173,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: if it cannot be read or holds a setting there is not.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}.") from None
     known = [field.name for field in dataclasses.fields(PPOConfig)]
@@ -313,9 +314,9 @@ class PPOConfig:
         if bool(self.suite) == bool(self.env):
             raise TaskChoiceError
         if self.suite.endswith(".toml"):  # the run may be looked at from another folder
-            object.__setattr__(self, "suite", str(Path(self.suite).resolve()))
+            object.__setattr__(self, "suite", os.path.realpath(self.suite))
         if self.init_from:
-            object.__setattr__(self, "init_from", str(Path(self.init_from).resolve()))
+            object.__setattr__(self, "init_from", os.path.realpath(self.init_from))
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         check_core(self.core)
         self._check_actions()

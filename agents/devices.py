@@ -1,14 +1,11 @@
-"""Torch devices: which there are, which of them a process uses, and what the machine holds."""
+"""Torch devices: which there are and which of them a process uses."""
 
 from __future__ import annotations
-
-import math
-import os
 
 import torch
 
 from agents.config import ConfigError
-from agents.ranks import launched
+from agents.ranks import launched, processes_here
 
 
 def usable_device(name: str) -> torch.device:
@@ -35,7 +32,7 @@ def require_devices(name: str) -> None:
     Raises:
         ValueError: in one line, if not.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched()[1] > 1 else 1
+    here = processes_here(launched()[1])
     if name == "cuda" and here > 1:
         for rank in range(here):
             usable_device(f"cuda:{rank}")
@@ -46,12 +43,3 @@ def require_devices(name: str) -> None:
         raise ConfigError("device", rule)
     else:
         usable_device(name)
-
-
-def physical_memory() -> float:
-    """Bytes of memory of this machine; infinity where the system does not say."""
-    try:
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return math.inf
-    return size if size > 0 else math.inf  # it says -1 for what it does not know

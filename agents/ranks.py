@@ -7,13 +7,24 @@ import os
 
 def launched() -> tuple[int, int]:
     """Rank and number of processes that torchrun has started this one as; 0 and 1 without it."""
-    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return (int(rank), int(size)) if rank.isdecimal() and size.isdecimal() else (0, 1)
+    rank, size = _number("RANK", -1), _number("WORLD_SIZE", 0)
+    return (rank, size) if 0 <= rank < size else (0, 1)
+
+
+def _number(name: str, otherwise: int) -> int:
+    """What an environment variable says, if it is a whole number."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else otherwise
 
 
 def speaks() -> bool:
     """Whether this process is the first on its machine, which tells what all there find wrong."""
     return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def processes_here(size: int) -> int:
+    """How many of the ``size`` processes of a run are on this machine."""
+    return max(1, min(size, _number("LOCAL_WORLD_SIZE", 1)))
 
 
 def local_device(name: str) -> str:
@@ -22,6 +33,4 @@ def local_device(name: str) -> str:
     >>> local_device("cpu")
     'cpu'
     """
-    return (
-        f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" and launched()[1] > 1 else name
-    )
+    return f"cuda:{_number('LOCAL_RANK', 0)}" if name == "cuda" and launched()[1] > 1 else name

@@ -23,6 +23,10 @@ from agents.versions import other_versions
 from agents.world import World
 
 
+class RunComplete(ValueError):
+    """There is nothing left to do in a run."""
+
+
 class Interrupted(NamedTuple):
     """A run as it was left."""
 
@@ -75,8 +79,8 @@ def resume(
         world: the processes that train together; all of them call this.
 
     Raises:
-        ValueError: as :func:`read_run` and :meth:`Trainer.resuming`; or if the run is complete, or
-            in use.
+        RunComplete: if it has made all the steps it was to make.
+        ValueError: as :func:`read_run` and :meth:`Trainer.resuming`; or if the run is in use.
     """
     _require_run(folder)
     world = world or World()
@@ -151,7 +155,7 @@ def _require_run(folder: Path) -> None:
 
 def _require_steps(folder: Path, checkpoint: Checkpoint | None, total_steps: int) -> None:
     if checkpoint is not None and checkpoint.env_steps >= total_steps:
-        raise ValueError(
+        raise RunComplete(
             f"the run in {str(folder)!r} is complete, with {checkpoint.env_steps} of "
             f"{total_steps} steps; to go on with it, give more --total-steps."
         )

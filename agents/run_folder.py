@@ -53,7 +53,8 @@ def require_writable(folder: Path) -> None:
     made: list[Path] = []
     try:
         made += [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in reversed(made):  # one by one: mkdir(parents=True) calls itself for each
+            path.mkdir(exist_ok=True)
         probe = folder / ".writable"
         try:
             write_bytes(probe, bytes(_PROBE))  # an empty file fits a full disk

@@ -18,7 +18,7 @@ from agents.run_folder import (
     read_progress,
     require_run_folder,
 )
-from envs import SUITES, Task
+from envs import SUITES, Task, read_text
 
 #: Settings that may differ between runs that are seeds of one experiment.
 _NOT_OF_THE_EXPERIMENT = ("seed", *WITHOUT_EFFECT)
@@ -147,7 +147,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

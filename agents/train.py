@@ -20,6 +20,7 @@ from agents.config import ConfigError, PPOConfig
 from agents.cores import require_usable
 from agents.devices import usable_device
 from agents.encoder import Observations
+from agents.footprint import require_fits
 from agents.guards import CannotSave, NotFinite, RunStopped, TrainingError, first_not_finite
 from agents.initial_weights import initial_weights
 from agents.optimizer import make_optimizer
@@ -113,6 +114,7 @@ class Trainer:
         self.backend: BackendName = require_makeable(config.task, backend, config.action_numbers)
         require_usable(config)
         require_divisible(config, world.size)
+        require_fits(config, world.size)
         self.env_steps = 0
         self.updates = 0
         self.seconds = 0.0  # of the run, with those before it was resumed

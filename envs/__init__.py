@@ -5,6 +5,7 @@ Importing this package imports neither gymnasium, minigrid nor EnvPool; making s
 
 from envs.actions import ACTIONS, action_names, parse_actions
 from envs.base import BackendName, Observation, StepResult, VectorEnv
+from envs.files import Bounded, read_file, read_text
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
 from envs.suites import SUITES, Suite, Task, get_suite, get_task
@@ -24,6 +25,7 @@ __all__ = [
     "VOCABULARY",
     "BackendChoice",
     "BackendName",
+    "Bounded",
     "Observation",
     "StepResult",
     "Suite",
@@ -38,6 +40,8 @@ __all__ = [
     "make_vector_env",
     "mission_varies",
     "parse_actions",
+    "read_file",
+    "read_text",
     "require_makeable",
     "resolve_backend",
 ]

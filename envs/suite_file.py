@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from envs.files import read_text
 from envs.suites import Suite, Task, get_task
 
 __all__ = ["read_suite"]
@@ -54,7 +55,7 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
 @lru_cache(maxsize=32)
 def _read(resolved: str, path: str, changed: int) -> Suite:
     try:
-        table = tomllib.loads(Path(resolved).read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(resolved))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"suite {path!r} cannot be read: {error}.") from None
     try:

@@ -15,6 +15,7 @@ from experiments.experiment import Curve, Row, Selection
 from experiments.images import parts
 from experiments.sequence_configs import AddingConfig
 from experiments.sequences import (
+    EVALUATION_BATCH,
     DrawnExperiment,
     Phase,
     SequenceModel,
@@ -23,7 +24,6 @@ from experiments.sequences import (
     trained_label,
 )
 
-_EVALUATION_BATCH = 250  # sequences
 _SHOWN = 100
 
 #: Of the sum of two numbers drawn uniformly from [0, 1): the error of always saying 1.
@@ -56,6 +56,10 @@ class AddingExperiment(DrawnExperiment[AddingConfig, Batch]):
         """As in the settings."""
         return self.config.train_length
 
+    def steps(self, size: int) -> int:
+        """Of all of it."""
+        return size
+
     def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
         """So many sequences of this length."""
         return Batch(*to_device(*adding_sequences(number, size, rng), device=self.device))
@@ -70,7 +74,7 @@ class AddingExperiment(DrawnExperiment[AddingConfig, Batch]):
 
     def _error(self, model: nn.Module, batch: Batch) -> float:
         total = 0.0
-        for part in parts(len(batch.targets), _EVALUATION_BATCH):
+        for part in parts(len(batch.targets), EVALUATION_BATCH):
             wrong = _sums(model, batch.inputs[:, part]) - batch.targets[part]
             total += float(wrong.double().square().sum())
         return total / len(batch.targets)

@@ -18,10 +18,12 @@ from experiments.experiment import Curve, Row, Selection, shuffled
 from experiments.images import grid, parts
 from experiments.sequence_configs import BouncingBallsConfig
 from experiments.sequences import (
+    NUMBER,
     Phase,
     SequenceExperiment,
     SequenceModel,
     Shown,
+    outputs_memory,
     trained_label,
 )
 
@@ -67,6 +69,19 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         super().check()
         for balls in {self.config.balls, *self.config.counts}:
             self._videos(1, 1, balls, 0.0, _TEST)
+
+    @property
+    def data_memory(self) -> float:
+        """Of the training videos, and of the largest other set or batch."""
+        config, pixels = self.config, float(self.config.side**2)
+        told = config.context + config.rollout
+        return pixels * config.frames * config.train_videos + max(
+            pixels * config.frames * config.validation_videos,
+            pixels * told * config.test_videos,
+            NUMBER * pixels * config.frames * config.batch_size,
+            outputs_memory(config, config.frames - 1, config.batch_size),
+            NUMBER * pixels * told * min(config.test_videos, _EVALUATION_BATCH),
+        )
 
     def _videos(
         self, number: int, frames: int, balls: int, curtain_share: float, stream: int

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.comparison import Flag, grouped
+from agents.memory import PROCESS, require_memory
 from agents.processes import run_all
 from agents.run_folder import (
     CONFIG_NAME,
@@ -19,7 +21,7 @@ from agents.run_folder import (
 from agents.statistics import Estimate, mean_over_seeds
 from experiments.config import ExperimentConfig, read_config
 from experiments.experiment import Experiment, Row
-from experiments.fit import Results, fit, read_results
+from experiments.fit import RESULTS_NAME, Results, fit, read_results
 from experiments.registry import Task
 from experiments.snapshot import require_same
 
@@ -166,8 +168,12 @@ def plan(
     ]
 
 
-def check(runs: Sequence[Run]) -> None:
+def check(runs: Sequence[Run], jobs: int = 1) -> None:
     """See that all runs can be trained and every folder is theirs, before any work.
+
+    Args:
+        runs: of one task.
+        jobs: that are trained at a time.
 
     Raises:
         ValueError: in one line, if not.
@@ -175,8 +181,14 @@ def check(runs: Sequence[Run]) -> None:
     from agents.devices import usable_device
 
     usable_device(runs[0].config.device)
+    needed = {}
     for run in {run.config.model: run for run in runs}.values():
-        run.task.make(run.config).check()
+        experiment = run.task.make(run.config)
+        experiment.check()
+        needed[run.config.model] = PROCESS + experiment.memory
+    missing = [run for run in runs if not (run.folder / RESULTS_NAME).exists()]
+    largest = heapq.nlargest(jobs, (needed[run.config.model] for run in missing))
+    require_memory(sum(largest), f"training {len(largest)} runs at a time", "give less --jobs")
     for run in runs:
         if run.folder.is_dir() or not run.folder.exists():  # a file there fails this run alone
             require_same(run.folder, run.config)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 import tomli_w
 
 from agents.config import ConfigError, did_you_mean
+from envs import read_text
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine", "steps"]
@@ -220,7 +221,7 @@ def read_settings(path: Path, kind: type[ExperimentConfig]) -> dict[str, Any]:
             is not.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}.") from None
     task = values.pop("task", kind.task)

@@ -15,6 +15,7 @@ from experiments.experiment import Curve, Row, Selection
 from experiments.images import parts
 from experiments.sequence_configs import CopyingConfig
 from experiments.sequences import (
+    EVALUATION_BATCH,
     DrawnExperiment,
     Phase,
     SequenceModel,
@@ -23,7 +24,6 @@ from experiments.sequences import (
     trained_label,
 )
 
-_EVALUATION_BATCH = 250  # sequences
 _SHOWN = 100
 
 
@@ -58,6 +58,10 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
         """As in the settings."""
         return self.config.train_blanks
 
+    def steps(self, size: int) -> int:
+        """Of all of it."""
+        return 2 * self.config.items + size
+
     def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
         """So many sequences of this number of blanks."""
         config = self.config
@@ -87,7 +91,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
     def _judged(self, model: nn.Module, batch: Batch) -> tuple[float, float]:
         """Cross-entropy in nats and share of right symbols, over all steps of the recall."""
         losses, right, items = [], 0, self.config.items
-        for part in parts(batch.inputs.shape[1], _EVALUATION_BATCH):
+        for part in parts(batch.inputs.shape[1], EVALUATION_BATCH):
             inputs, targets = batch.inputs[:, part], batch.targets[:, part]
             recall = model(inputs)[0][-items:]
             losses.append(self._cross_entropy(recall, targets))

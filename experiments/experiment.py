@@ -7,6 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from agents.devices import physical_memory
 from agents.guards import NotFinite, first_not_finite
+from agents.memory import require_memory
 from experiments.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: A weight, its gradient, and what the optimiser keeps of each.
+_COPIES = {"adam": 4, "adamw": 4, "sgd": 2}
 
 Config = TypeVar("Config", bound=ExperimentConfig)
 Batch = TypeVar("Batch")
@@ -157,26 +161,40 @@ class Experiment(ABC, Generic[Config, Batch]):
         Raises:
             ValueError: in one line, if it cannot.
         """
+        require_memory(self._model_memory, f"model {self.config.model}", "make it smaller")
+        what, cure = f"{self.config.task} with these settings", "give smaller batches or fewer data"
+        require_memory(self.memory, what, f"{cure}, or make the data smaller")
+        if self.config.patience and self.selection is None:
+            raise ValueError(
+                f"--patience is by what an evaluation chooses the best epoch; {self.config.task} "
+                "judges the weights at the end."
+            )
+
+    @property
+    def memory(self) -> float:
+        """Bytes that training takes at least, of the model and of all that is known of the data."""
+        return self._model_memory + (self.data_memory if self.device.type == "cpu" else 0.0)
+
+    @cached_property
+    def _model_memory(self) -> float:
+        """Of the weights and what training keeps beside them, as far as that is on the CPU."""
         try:
             with torch.device("meta"):  # there tensors have a shape and no content
                 model = self.make_model()
         except (RuntimeError, TypeError) as error:  # of torch, for sizes beyond any memory
             what = " ".join(str(error).split())[:200]
             raise ValueError(f"model {self.config.model} cannot be built: {what}") from None
-        # It is built on the CPU, and its gradients are where it is trained.
-        needed = sum(part.numel() * part.element_size() for part in model.parameters())
-        if self.device.type == "cpu":
-            needed *= 2
-        if needed > (limit := physical_memory()):
-            raise ValueError(
-                f"model {self.config.model} cannot be built: its weights and their gradients take "
-                f"{needed / 1e9:,.0f} GB; this machine has {limit / 1e9:,.0f} GB. Make it smaller."
-            )
-        if self.config.patience and self.selection is None:
-            raise ValueError(
-                f"--patience is by what an evaluation chooses the best epoch; {self.config.task} "
-                "judges the weights at the end."
-            )
+        weights = sum(part.numel() * part.element_size() for part in model.parameters())
+        # It is built on the CPU, and all else is where it is trained.
+        return float(weights * (_COPIES[self.config.optimizer] if self.device.type == "cpu" else 1))
+
+    @property
+    def data_memory(self) -> float:
+        """Bytes at least of the data that are there at once, a batch's outputs among them.
+
+        By default 0: a task whose settings decide how much there is says it here.
+        """
+        return 0.0
 
     @abstractmethod
     def make_model(self) -> nn.Module:

@@ -23,6 +23,7 @@ from agents.guards import NotFinite, RunStopped, first_not_finite
 from agents.run_folder import FAILURE_NAME, note_failure, write_text
 from agents.run_log import RunLog
 from agents.signals import StopRequest
+from envs import read_text
 from experiments.config import ExperimentConfig, Schedule
 from experiments.experiment import Batch, Config, Experiment, State
 from experiments.images import write_png
@@ -84,7 +85,7 @@ def read_results(folder: Path) -> Results | None:
     if not path.is_file():
         return None
     try:
-        return Results(**json.loads(path.read_text(encoding="utf-8")))
+        return Results(**json.loads(read_text(path)))
     except (OSError, ValueError, TypeError):
         raise ValueError(f"{path} is damaged; remove it to judge the run again.") from None
 

@@ -105,6 +105,13 @@ class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
             del discriminator.local_critic, discriminator.global_critic
         return GAN(generator, discriminator)
 
+    @property
+    def data_memory(self) -> float:
+        """Of the real images for all steps of the discriminator, as float32."""
+        config, kind = self.config, KINDS[self.config.dataset]
+        values = 4.0 * kind.side**2 * kind.channels
+        return values * config.discriminator_steps * config.batch_size
+
     def make_optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
         """One for each of the two networks."""
         config = self.config

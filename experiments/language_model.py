@@ -19,7 +19,7 @@ from experiments.data.text import END, UNKNOWN, Corpus, pieces, read_corpus, to_
 from experiments.experiment import Curve, Row, Selection, State, identity, shuffled
 from experiments.images import parts
 from experiments.sequence_configs import LanguageModelConfig
-from experiments.sequences import SequenceExperiment, SequenceModel, Shown
+from experiments.sequences import SequenceExperiment, SequenceModel, Shown, outputs_memory
 
 _SHOWN_STEPS, _SHOWN = 120, 20
 
@@ -59,6 +59,15 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
             rule = f"must be at most {len(self._lines)}, the lines trained on"
             raise ValueError(f"--batch-size {rule}; got {config.batch_size}.")
         super().check()
+
+    @property
+    def data_memory(self) -> float:
+        """Of the core's outputs for a piece of a stream; lines have many lengths."""
+        config, tokens = self.config, len(self._corpus.train)
+        if config.reading == "lines":
+            return 0.0
+        steps = min(config.bptt, tokens // config.batch_size - 1)
+        return outputs_memory(config, steps, config.batch_size)
 
     def make_model(self) -> nn.Module:
         """Embedded tokens, the core, logits of the tokens."""

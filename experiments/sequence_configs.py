@@ -120,6 +120,11 @@ class DrawnConfig(SequenceConfig):
     )
     epochs: int = option(100, "Training", "How often --steps-per-epoch steps are made.", low=1)
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sizes that are tested."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class CopyingConfig(DrawnConfig):

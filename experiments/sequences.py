@@ -21,6 +21,11 @@ from rims import RepeatedInput, plot_activations, trace
 Config = TypeVar("Config", bound=SequenceConfig)
 Drawn = TypeVar("Drawn", bound=DrawnConfig)
 
+#: Sequences that are judged at a time.
+EVALUATION_BATCH = 250
+
+NUMBER = 4  #: bytes, of float32
+
 _VALIDATION, _TEST = 1, 2  # keep the draws of one seed apart
 
 
@@ -165,9 +170,33 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
         rng = self.rng(0, _VALIDATION)
         return self.drawn(self.config.validation_sequences, self.trained, rng)
 
+    @property
+    def data_memory(self) -> float:
+        """Of the largest set that is drawn, and of the core's outputs for one batch."""
+        config = self.config
+        judged = [(config.validation_sequences, self.trained)]
+        judged += [(config.test_sequences, size) for size in config.lengths]
+        return max(
+            outputs_memory(config, self.steps(self.trained), config.batch_size),
+            *(
+                NUMBER * self.steps(size) * float(number)
+                + outputs_memory(config, self.steps(size), min(number, EVALUATION_BATCH))
+                for number, size in judged
+            ),
+        )
+
+    @abstractmethod
+    def steps(self, size: int) -> int:
+        """Of a sequence of a size."""
+
     def tested(self, size: int) -> Batch:
         """The test sequences of a size."""
         return self.drawn(self.config.test_sequences, size, self.rng(size, _TEST))
+
+
+def outputs_memory(config: SequenceConfig, steps: int, sequences: int) -> float:
+    """Bytes of what the core tells of so many sequences."""
+    return NUMBER * float(steps) * sequences * config.hidden_size
 
 
 def to_device(*arrays: Any, device: torch.device) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from experiments.sequences import (
     SequenceExperiment,
     SequenceModel,
     Shown,
+    outputs_memory,
     trained_label,
 )
 
@@ -56,10 +57,20 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
 
     def check(self) -> None:
         """See that the digits are there, enough for a batch, and the model can be built."""
-        super().check()
         config = self.config
         load_mnist(config.data_dir, "test", download=config.download)
         require_a_batch(len(self._digits[0].labels), config.batch_size)
+        super().check()
+
+    @property
+    def data_memory(self) -> float:
+        """Of the core's outputs for one batch."""
+        config, most = self.config, min(len(self._split[1].labels), _EVALUATION_BATCH)
+        sets = [(config.batch_size, config.train_side), *((most, side) for side in config.sides)]
+        return max(
+            outputs_memory(config, side if config.order == "row" else side**2, number)
+            for number, side in sets
+        )
 
     def make_model(self) -> nn.Module:
         """Embedded pixels, or a linear map of rows; the core; logits of the classes."""

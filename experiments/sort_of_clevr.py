@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data.sort_of_clevr import (
+    IMAGE_SIZE,
     NON_RELATIONAL,
     QUESTION_TEXTS,
     RELATIONAL,
@@ -85,6 +86,13 @@ class SortOfClevrExperiment(Experiment[SortOfClevrConfig, Batch]):
         kind = RelationNetwork if config.model == "rn" else CNN_MLP
         options = nfm_options(config) if config.model == "nfm" else None
         return kind(channels=config.channels, hidden=config.hidden_size, nfm=options)
+
+    @property
+    def data_memory(self) -> float:
+        """Of all images, and of a batch of them."""
+        config, values = self.config, 3.0 * IMAGE_SIZE**2
+        images = config.train_images + config.validation_images + config.test_images
+        return values * (images + 4 * config.batch_size)  # bytes; float32
 
     @property
     def steps_per_epoch(self) -> int:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from experiments.data.common import LabelledImages, hold_out
 from experiments.data.mnist import load_mnist
 from experiments.data.stacked_mnist import (
+    FRAME,
     TEST_COUNTS,
     StackedDigits,
     evaluation_set,
@@ -96,6 +97,13 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
         config = self.config
         options = nfm_options(config) if config.model == "nfm" else None
         return StackedCNN(width=config.width, pool=config.pool, nfm=options)
+
+    @property
+    def data_memory(self) -> float:
+        """Of all validation images, and of the largest other set or batch."""
+        config, pixels = self.config, float(FRAME**2)
+        validation = pixels * config.validation_images * len(config.counts)
+        return validation + pixels * max(5 * config.batch_size, config.test_images)  # and float32
 
     @property
     def data_identity(self) -> str:

@@ -19,9 +19,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import cli
-from agents.commands.bench_options import Numbers
-from agents.commands.compare import Seeds
-from agents.commands.options import CommaSeparated, WhichCheckpoint
+from agents.commands.lists import CommaSeparated, Numbers, Seeds
+from agents.commands.options import WhichCheckpoint
 from agents.config import CORE_NAMES
 from command_line import ENV, Result
 from experiments.registry import TASKS

@@ -404,9 +404,12 @@ RUN = ("train", "--env", "MiniGrid-Empty-5x5-v0", "--core", "none", *TOY, "--run
 
 def test_resume_from_the_command_line(tmp_path: Path, rims: Rims) -> None:
     assert rims(*RUN).code == 0
-    line = assert_one_line(rims("resume", "run"))
-    assert "is complete" in line
-    assert "--total-steps" in line
+    before = tree(tmp_path)
+    result = rims("resume", "run")  # as a launcher does that starts the command again
+    assert (result.code, result.out) == (0, "")
+    assert result.err.startswith("Notice: the run in 'run' is complete, with ")
+    assert "is complete" in assert_one_line(rims("resume", "run", "--total-steps", "64"))
+    assert tree(tmp_path) == before
     result = rims("resume", "run", "--total-steps", "300", "--threads", "2")
     assert result.code == 0
     assert "Notice" not in result.err

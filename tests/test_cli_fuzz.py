@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 import cli
-from agents.commands.options import CommaSeparated, UserError
+from agents.commands.errors import UserError
+from agents.commands.lists import CommaSeparated
 from command_line import ENV, Result, assert_one_line, process
 from fuzz_cases import (
     COMMANDS,

@@ -44,7 +44,9 @@ def test_full_disk_is_one_line(tmp_path: Path, rims: Rims, monkeypatch: pytest.M
     monkeypatch.setattr(Figure, "savefig", fail)
     result = rims("plot", "../run", "--out", "curves.png")
     assert (result.code, result.out) == (1, "")
-    assert result.err == "Error: [Errno 28] No space left on device\n"
+    assert result.err == (
+        "Error: 'curves.png': No space left on device; make room, or give another place.\n"
+    )
 
 
 MISTAKES = {

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agents.commands import bench_options
-from agents.commands.options import (
-    GroupedCommand,
-    UserError,
-    checking_input,
-    make_config,
-)
+from agents.commands.errors import UserError, checking_input
+from agents.commands.options import GroupedCommand, make_config
+from agents.memory import require_memory
 from agents.signals import exit_code
 
 if TYPE_CHECKING:
     from agents.throughput.run import Contest
+    from rims.bench.cases import Settings
 
 
 @click.group(invoke_without_command=True)
@@ -59,6 +57,17 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
         lock.release()
 
 
+def _require_memory(grid: Settings) -> None:
+    """For the weights, inputs and outputs of the largest case."""
+    needed = max(
+        4.0 * (4 * size.hidden_size + steps * batch) * (size.input_size + size.hidden_size)
+        for size in grid.sizes
+        for steps in grid.steps
+        for batch in grid.batches
+    )
+    require_memory(needed, "the largest case", "give less of --size, --batch or --steps")
+
+
 @bench.command()
 @bench_options.cells_options
 def cells(out: Path, resume: bool, **given: Any) -> None:
@@ -79,6 +88,7 @@ def cells(out: Path, resume: bool, **given: Any) -> None:
     given["threads"] = given["threads"] or torch.get_num_threads()
     with checking_input():
         settings = Settings(**given)
+        _require_memory(settings)
     command = shlex.join(("rims", *sys.argv[1:]))
     with measuring(out, "the same command goes on from what is in"):
         report = bench_cells(
@@ -98,13 +108,16 @@ def nfm(out: Path, **given: Any) -> None:
     """
     import torch
 
-    from nfm.bench.contenders import Settings
+    from nfm.bench.contenders import IMAGE, Settings
     from nfm.bench.run import bench_nfm
 
     given = bench_options.apply_quick(given, bench_options.QUICK_NFM)
     given["threads"] = given["threads"] or torch.get_num_threads()
     with checking_input():
         settings = Settings(**given)
+        points = IMAGE**2 * settings.batch  # of the first stage's map; the last has 8 times as many
+        needed = 4.0 * settings.planes * (points + 9 * 64 * settings.planes)
+        require_memory(needed, "the largest case", "give less of --planes or --batch")
     command = shlex.join(("rims", *sys.argv[1:]))
     with measuring(out):
         report = bench_nfm(settings, out, command, say=lambda line: click.echo(line, err=True))
@@ -131,6 +144,7 @@ def jax_(out: Path, **given: Any) -> None:
     given["device"] = given["device"] or best_device()
     with checking_input():
         grid = Settings(**given, threads=usable_processors(), memory=False)
+        _require_memory(grid)
     command = shlex.join(("rims", *sys.argv[1:]))
     with measuring(out), checking_input():
         report = bench_jax(grid, out, command, say=lambda line: click.echo(line, err=True))
@@ -166,6 +180,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     fresh process. agents.json and agents.md are complete after every round. Without --suite and
     --env the task is that of suite doorkey.
     """
+    from agents.footprint import require_fits
     from agents.processes import usable_processors
     from agents.throughput.run import SB3_NAMES, Contest
     from envs import resolve_backend
@@ -185,6 +200,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
     with checking_input():
         resolve_backend(config.task, config.backend)
+        require_fits(config)
     with measuring(out):
         report = _measure_agents(contest, out)
     click.echo(report, nl=False)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from agents.commands.options import (
-    COUNT,
-    FOLDER,
-    CommaSeparated,
-    Decorated,
-    FiniteRange,
-    ParamType,
-    config_options,
-    plain_option,
-)
+from agents.commands.lists import COUNT, CommaSeparated, Numbers
+from agents.commands.options import FOLDER, Decorated, FiniteRange, config_options, plain_option
 from agents.config import CORE_NAMES
 
 #: What --quick replaces, unless it was typed: one size, two shapes, few rounds.
@@ -49,28 +41,6 @@ QUICK_JAX: dict[str, Any] = {
 
 KINDS = ("lstm", "gru")
 PASSES = ("inference", "training")
-
-
-class Numbers(ParamType[tuple[int, ...]]):
-    """Positive integers with commas between them: those of ``names``, else each once."""
-
-    name = "numbers"
-
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        self.names = names
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Split and check; what is a tuple already was checked before."""
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip() for word in value.split(",")]
-        if self.names and len(words) != len(self.names):
-            expected = f"{len(self.names)} numbers, {','.join(self.names)}"
-            self.fail(f"{value!r} is not {expected}.", param, ctx)
-        numbers = tuple(COUNT.convert(word, param, ctx) for word in words)
-        return numbers if self.names else tuple(dict.fromkeys(numbers))
 
 
 THREADS = plain_option(

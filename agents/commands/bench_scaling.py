@@ -10,11 +10,11 @@ import click
 
 from agents.commands.bench import about_machine, measuring
 from agents.commands.bench_options import NOT_OF_AGENTS
+from agents.commands.errors import checking_input
+from agents.commands.lists import Numbers
 from agents.commands.options import (
     FOLDER,
     GroupedCommand,
-    ParamType,
-    checking_input,
     config_options,
     make_config,
     plain_option,
@@ -24,26 +24,13 @@ if TYPE_CHECKING:
     from agents.throughput.scaling import Measured, Plan, Results, Row
 
 
-class _Counts(ParamType[tuple[int, ...]]):
-    """Numbers of processes, with commas between them."""
-
-    name = "counts"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Split and check."""
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip() for word in str(value).split(",")]
-        if not all(word.isascii() and word.isdigit() and 1 <= int(word) <= 1024 for word in words):
-            self.fail(f"must be numbers from 1 to 1024 such as 1,2; got {value!r}.", param, ctx)
-        return tuple(dict.fromkeys(int(word) for word in words))
-
-
 @click.command(cls=GroupedCommand)
 @plain_option(
-    "--processes", type=_Counts(), default="1,2", metavar="N,...", help="How many, in turn."
+    "--processes",
+    type=Numbers(most=1024),
+    default="1,2",
+    metavar="N,...",
+    help="How many, in turn.",
 )
 @plain_option("--core", metavar="NAME", default="rim_lstm", help="As of 'rims train'.")
 @plain_option(
@@ -74,6 +61,7 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
     Without --suite and --env the task is that of suite doorkey. scaling.json and scaling.md are
     complete after every run.
     """
+    from agents.footprint import require_fits
     from agents.throughput.scaling import Plan
     from agents.train import require_divisible
     from envs import require_makeable
@@ -85,7 +73,9 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
     with checking_input():
         plan = Plan(config=config, processes=processes, updates=updates, rounds=rounds)
         for row in plan.rows:
-            require_divisible(replace(config, num_envs=row.num_envs), row.processes)
+            own = replace(config, num_envs=row.num_envs)
+            require_divisible(own, row.processes)
+            require_fits(own)
         require_makeable(config.task, config.backend, config.action_numbers)
     with measuring(out):
         report = _measure(plan, out)

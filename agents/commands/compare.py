@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,48 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agents.commands import options
-from agents.commands.options import (
-    GroupedCommand,
-    ParamType,
-    UserError,
-    checking_input,
-    make_config,
-)
+from agents.commands.errors import UserError, checking_input
+from agents.commands.lists import Seeds
+from agents.commands.options import GroupedCommand, make_config
 from agents.config import ActionMode
 from envs import get_suite
 
 if TYPE_CHECKING:
     from agents.comparison import Comparison, Flag, Run
     from agents.slurm import SlurmLauncher
-
-
-MOST_SEEDS = 10**6
-
-
-class Seeds(ParamType[tuple[int, ...]]):
-    """How many seeds, counted from 0, or which: ``3,7``, ``0-4``."""
-
-    name = "seeds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Write out; what is a tuple already was checked before."""
-        if isinstance(value, tuple):
-            return value
-        text = str(value).replace(" ", "")
-        if not re.fullmatch(r"\d{1,10}(-\d{1,10})?(,\d{1,10}(-\d{1,10})?)*", text):
-            self.fail(f"{value!r} is no number of seeds, and no list such as 3,7 or 0-4.")
-        parts = [part.partition("-") for part in text.split(",")]
-        ends = [(int(first), int(last or first)) for first, _, last in parts]
-        if text.isdigit():
-            ends = [(0, int(text) - 1)]
-        if any(last < first or last >= 2**31 for first, last in ends):
-            self.fail(f"{value!r}: at least one seed is needed, and none above 2**31 - 1.")
-        if sum(last - first + 1 for first, last in ends) > MOST_SEEDS:
-            self.fail(f"{value!r} are more than {MOST_SEEDS} seeds.")
-        every = (seed for first, last in ends for seed in range(first, last + 1))
-        return tuple(dict.fromkeys(every))
 
 
 SEEDS = options.plain_option(
@@ -157,6 +123,9 @@ def compare(
         )
     jobs = min(jobs or (len(runs) if launch else usable_processors()), len(runs))
     here = min(jobs, usable_processors()) if launch else jobs
+    if not (launch or report_only):
+        with checking_input():
+            comparing.require_memory(runs, jobs)
     judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=here)
     with claimed(run_root, report_only):
         flags = [] if report_only else _train(runs, jobs, launch)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from agents.commands import options
-from agents.commands.options import checking_input
+from agents.commands.errors import checking_input
 from agents.config import ActionMode
 from agents.run_folder import require_run_folder
 from envs import BackendChoice, get_suite, get_task

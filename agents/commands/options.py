@@ -6,21 +6,19 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import click
 
+from agents.commands.errors import checking_input, flag
+from agents.commands.lists import COUNT, CommaSeparated, ParamType
 from agents.config import (
     CORE_NAMES,
     ActionMode,
-    ConfigError,
-    Damaged,
     Group,
     PPOConfig,
-    TaskChoiceError,
     check_core,
     preset_settings,
     read_settings,
@@ -29,62 +27,11 @@ from envs import BackendChoice, Suite, Task, get_suite
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from click import ParamType as ParamType
-else:
-
-    class ParamType(click.ParamType):
-        """click's, which can be subscripted since 8.4 only: types are for checkers alone."""
-
-        def __class_getitem__(cls, _: Any) -> type[ParamType]:
-            return cls
-
 
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
 _METAVAR_OF = {"core": f"[{'|'.join(CORE_NAMES)}|PACKAGE.MODULE:CLASS]"}
-
-
-EXIT_USER_ERROR = 2
-
-
-def flag(field: str) -> str:
-    """The option of a field: ``total_steps`` is ``--total-steps``."""
-    return "--" + field.replace("_", "-")
-
-
-class CommaSeparated(ParamType[tuple[str, ...]]):
-    """One or more words with commas between them, each once, from ``choices`` if given.
-
-    ``check`` raises ConfigError for a word that cannot be.
-    """
-
-    name = "names"
-
-    def __init__(
-        self, choices: Sequence[str] = (), check: Callable[[str], None] | None = None
-    ) -> None:
-        self.choices = choices
-        self.check = check
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Split and check; what is a tuple already was checked before."""
-        if isinstance(value, tuple):
-            return value
-        words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
-        if not words:
-            self.fail("names nothing; give at least one.", param, ctx)
-        for word in words:
-            if self.choices and word not in self.choices:
-                self.fail(f"{word!r} is not one of {', '.join(self.choices)}.", param, ctx)
-            if self.check is not None:
-                try:
-                    self.check(word)
-                except ConfigError as error:
-                    self.fail(error.rule, param, ctx)
-        return words
 
 
 class GroupedOption(click.Option):
@@ -210,7 +157,6 @@ class WhichCheckpoint(ParamType[str | int]):
 
 FOLDER = _Folder(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
-COUNT = click.IntRange(1, 10**6)
 
 
 # Of several commands.
@@ -312,48 +258,6 @@ FPS = plain_option(
 MAX_STEPS = plain_option(
     "--max-steps", default=300, type=COUNT, metavar="N", help="Stop after this many."
 )
-
-
-def plain_line(message: str) -> str:
-    r"""A message as one line: what was typed may break lines or hold what terminals obey.
-
-    >>> plain_line("no such option: --a\nb\x1b[31m")
-    'no such option: --a b\\x1b[31m'
-    """
-    line = " ".join(part.strip() for part in message.splitlines()).strip()
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return "".join(escaped)
-
-
-class UserError(click.ClickException):
-    """A mistake in what was asked for: one line, exit code 2."""
-
-    exit_code = EXIT_USER_ERROR
-
-
-@contextmanager
-def checking_input() -> Iterator[None]:
-    """Turn a complaint about what the user gave into one line that names the option."""
-    try:
-        yield
-    except Damaged as error:
-        raise click.ClickException(str(error)) from None
-    except TaskChoiceError:
-        raise UserError(
-            "give exactly one of --suite NAME and --env ID; 'rims suites' lists the suites."
-        ) from None
-    except ConfigError as error:
-        raise UserError(f"{flag(error.field)} {error.rule}") from None
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    except OSError as error:  # such as a name that is too long, or a folder of another user
-        raise UserError(os_trouble(error)) from None
-
-
-def os_trouble(error: OSError) -> str:
-    """What the operating system refuses, and for which file."""
-    name = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
-    return f"{name}{error.strerror or error}; give another."
 
 
 def typed_of(given: dict[str, Any]) -> dict[str, Any]:

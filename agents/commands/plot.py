@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from agents.commands.options import FOLDER, CommaSeparated, checking_input, plain_option
+from agents.commands.errors import checking_input
+from agents.commands.lists import CommaSeparated
+from agents.commands.options import FOLDER, plain_option
 
 X_CHOICES = ("env_steps", "seconds", "update")
 
@@ -45,9 +47,6 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...], x: str) ->
     with checking_input():
         check_output(out, ENDINGS)
         check_metrics(found, metrics)
-    try:
-        groups = save_curves(found, metrics, x, out)
-    except OSError as error:  # such as a full disk
-        raise click.ClickException(str(error)) from None
+    groups = save_curves(found, metrics, x, out)
     count = f"{len(found)} run{'s' * (len(found) > 1)}"
     click.echo(f"{count}, {len(groups)} line{'s' * (len(groups) > 1)} per panel: {out}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from agents.commands import options
-from agents.commands.options import checking_input
+from agents.commands.errors import checking_input
 from agents.config import ActionMode
 from agents.output import ANIMATION_ENDINGS, check_output
 from agents.run_folder import require_run_folder
@@ -57,8 +57,5 @@ def record(
         check_task(policy, task, "gymnasium")
     core = loaded.config.core
     recording = record_episode(policy, task, core, seed=seed, mode=mode, max_steps=max_steps)
-    try:
-        frames = save_animation(recording, out, fps)
-    except OSError as error:
-        raise click.ClickException(str(error)) from None
+    frames = save_animation(recording, out, fps)
     click.echo(f"{recording.outcome}. {frames} frames: {out}")

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from agents.commands import options
-from agents.commands.options import checking_input, plain_option
+from agents.commands.errors import checking_input
+from agents.commands.options import plain_option
 from agents.commands.train import processes, run_to_end
 from agents.config import Damaged
 from agents.run_folder import require_run_folder
@@ -47,13 +48,13 @@ def resume(
     RUN is its folder, which says all about it. On the same machine it ends with the weights and
     numbers with which it would have ended without the interruption, but for those of time.
 
-    With more --total-steps, also a run that is complete goes on. With torchrun, the number of
-    processes may be another one than before.
+    A run that is complete is left as it is; with more --total-steps it goes on. With torchrun, the
+    number of processes may be another one than before.
     """
     with checking_input():
         require_run_folder(run)
     from agents.checkpoint_store import DamagedCheckpoint
-    from agents.resuming import device_of
+    from agents.resuming import RunComplete, device_of
     from agents.resuming import resume as resume_run
 
     with checking_input():
@@ -71,6 +72,13 @@ def resume(
                 )
             except DamagedCheckpoint as error:
                 raise Damaged(f"{error} Option --fallback does so, and keeps it.") from None
+            except RunComplete as error:
+                if total_steps is not None:
+                    raise
+                # Nothing is wrong: a launcher that starts the command again finds all done.
+                if world.is_first:
+                    click.echo(f"Notice: {error}", err=True)
+                return
         for notice in notices if world.is_first else ():
             click.echo(f"Notice: {notice}.", err=True)
         run_to_end(trainer)

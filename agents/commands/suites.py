@@ -7,7 +7,7 @@ import json
 import click
 
 from agents.commands import options
-from agents.commands.options import flag
+from agents.commands.errors import flag
 from envs import SUITES
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from agents.commands import options
-from agents.commands.options import UserError, checking_input, plain_option
+from agents.commands.errors import UserError, checking_input
+from agents.commands.options import plain_option
 from agents.signals import exit_code
 
 if TYPE_CHECKING:

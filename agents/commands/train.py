@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agents.commands import options
-from agents.commands.options import GroupedCommand, checking_input, make_config
+from agents.commands.errors import checking_input
+from agents.commands.options import GroupedCommand, make_config
 from agents.config import folder_name
 from agents.signals import exit_code
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from agents.commands import options
-from agents.commands.options import checking_input, plain_option
+from agents.commands.errors import checking_input
+from agents.commands.options import plain_option
 from agents.signals import exit_code
 
 

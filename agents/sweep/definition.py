@@ -18,7 +18,7 @@ from agents.config import (
     did_you_mean,
     preset_settings,
 )
-from envs import Task, get_suite, resolve_backend
+from envs import Task, get_suite, read_text, resolve_backend
 
 Sampler = Literal["tpe", "random", "grid"]
 Objective = Literal["success_rate", "unseen_success_rate"]
@@ -147,7 +147,7 @@ def read_sweep(path: Path) -> Sweep:
         ValueError: in one line that names the file, table and key.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a sweep: {error}.") from None
     try:

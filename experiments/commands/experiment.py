@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agents.commands import options
-from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, Seeds, claimed
-from agents.commands.options import CommaSeparated, GroupedCommand, checking_input
+from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, claimed
+from agents.commands.errors import UserError, checking_input, flag
+from agents.commands.lists import CommaSeparated, Seeds
+from agents.commands.options import GroupedCommand
 from agents.output import check_output
 from experiments.config import GROUPS, ExperimentConfig, read_settings
 from experiments.registry import COMPARED_CORES, TASKS, Show, Task
@@ -141,7 +143,7 @@ def _check_effect(task: Task, configs: Sequence[ExperimentConfig], typed: dict[s
             why = f"needs a {needed}; {task.compared.option} names none, but {names}"
         else:
             why = configs[0].why_unused(name)
-        raise options.UserError(f"{options.flag(name)} {why}.")
+        raise UserError(f"{flag(name)} {why}.")
 
 
 def _matched(configs: Sequence[Any]) -> list[ExperimentConfig]:
@@ -168,10 +170,10 @@ def _compare(
     from experiments.report import to_dict, to_markdown, write_report
 
     runs = comparing.plan(task, configs, seeds, run_root)
-    if not report_only:
-        with checking_input():
-            comparing.check(runs)
     jobs = None if report_only else min(jobs or usable_processors(), len(runs))
+    if jobs is not None:
+        with checking_input():
+            comparing.check(runs, jobs)
     with claimed(run_root, report_only):
         flags = _train(runs, jobs) if jobs else []
         try:

@@ -6,6 +6,7 @@ unpacked or as the ``.tar.gz`` archive, which is read without unpacking it.
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -15,12 +16,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import Bounded, read_file
 from experiments.data.common import LabelledImages, check_choice, one_line
 from experiments.data.safe_pickle import read_plain_pickle
 
 Name = Literal["cifar10", "cifar100"]
 Split = Literal["train", "test"]
 
+_LARGEST = 1 << 30  # bytes of a file, or of an archive unpacked; the published have 190 million
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE
 
@@ -128,7 +131,7 @@ def _find(path: Path, name: str) -> tuple[Path, _Form]:
 
 def _from_folder(folder: Path, members: Iterable[str]) -> dict[str, bytes]:
     try:
-        return {m: (folder / m).read_bytes() for m in members if (folder / m).is_file()}
+        return {m: read_file(folder / m, _LARGEST) for m in members if (folder / m).is_file()}
     except OSError as error:
         raise ValueError(f"load_cifar: {folder} cannot be read: {one_line(error)}.") from error
 
@@ -138,7 +141,11 @@ def _from_archive(archive: Path, form: _Form) -> dict[str, bytes]:
     wanted = {f"{form.folder}/{m}": m for names in form.members.values() for m in names}
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        # As a stream that ends: what tarfile itself reads, such as names, is bounded too.
+        with (
+            gzip.open(archive) as unpacked,
+            tarfile.open(fileobj=Bounded(unpacked, _LARGEST), mode="r|") as tar,
+        ):
             for entry in tar:
                 file = tar.extractfile(entry) if entry.isfile() else None
                 if file is not None and entry.name.removeprefix("./") in wanted:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import read_file
 from experiments.data.common import LabelledImages, check_choice, hold_out, one_line
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -32,6 +33,7 @@ FILES = {
 Split = Literal["train", "test"]
 _PREFIX = {"train": "train", "test": "t10k"}
 _TEST_SHARE = 0.2  # of the t10k files where there are no others
+_LARGEST = 1 << 30  # bytes of a file, packed or not; MNIST's has 47 million, EMNIST's 547
 _LARGEST_DOWNLOAD = 1 << 24  # bytes; the largest file has 9 912 422
 _TIMEOUT_S = 30.0
 
@@ -129,8 +131,9 @@ def read_idx(path: str | Path, dimensions: int) -> NDArray[np.uint8]:
     """
     path = Path(path)
     cure = "Delete the file and fetch it again."
+    start = 4 + 4 * dimensions
     try:
-        content = _unzipped(path.read_bytes())
+        content = _content(path, start)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"read_idx: {path} cannot be read: {one_line(error)}. {cure}") from error
     magic = bytes([0, 0, 8, dimensions])
@@ -139,7 +142,6 @@ def read_idx(path: str | Path, dimensions: int) -> NDArray[np.uint8]:
             f"read_idx: {path} must begin with {magic.hex()}, the mark of {dimensions}-dimensional "
             f"bytes; got {content[:4].hex() or 'nothing'}. {cure}"
         )
-    start = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(content[4:start], ">u4").tolist()) if len(content) >= start else ()
     if len(shape) != dimensions or len(content) - start != math.prod(shape):
         raise ValueError(
@@ -149,11 +151,17 @@ def read_idx(path: str | Path, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
-def _unzipped(content: bytes) -> bytes:
+def _content(path: Path, start: int) -> bytes:
+    """What a file holds, unpacked; no more than one byte beyond what its header says."""
+    content = read_file(path, _LARGEST)
     if not content.startswith(b"\x1f\x8b"):
         return content
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        return file.read()
+        header = file.read(start)
+        values = math.prod(np.frombuffer(header[4:].ljust(start - 4, b"\0"), ">u4").tolist())
+        if values > _LARGEST:
+            raise OSError(f"its header tells of {values:,} values, more than {_LARGEST:,}")
+        return header + file.read(values + 1)
 
 
 def _find(root: Path, name: str) -> Path | None:

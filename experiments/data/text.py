@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.memory import require_memory
+from envs import read_text
 from experiments.data.common import check_at_least, check_choice, one_line
 
 Unit = Literal["char", "word"]
@@ -19,6 +21,9 @@ UNITS: tuple[Unit, ...] = ("char", "word")
 #: which is also what stands before the first token of a line that is a sequence of its own.
 UNKNOWN, END = 0, 1
 _LINE_END = ""  # among words
+
+#: Bytes of a text at most; as tokens it takes twenty times as many in memory.
+LARGEST = 2**32
 
 #: How the text is split: the first part is trained on, the next validates, the last tests.
 SHARES = (0.8, 0.1, 0.1)
@@ -68,11 +73,14 @@ def read_corpus(path: str | Path, unit: Unit, *, vocabulary: int = 10_000) -> Co
     check_choice("read_corpus", "unit", unit, UNITS)
     check_at_least("read_corpus", "vocabulary", vocabulary)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, LARGEST)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"read_corpus: {path} cannot be read as UTF-8: {one_line(error)}."
         ) from None
+    # A character is an entry of a list, of the part it is in, and a token; a word is longer.
+    needed = 24.0 * len(text) if unit == "char" else 0.0
+    require_memory(needed, f"read_corpus: {path}", "take a shorter text")
     units = list(text) if unit == "char" else _words(text)
     ends = [round(len(units) * share) for share in np.cumsum(SHARES)]
     parts = [units[start:end] for start, end in zip([0, *ends], ends, strict=False)]

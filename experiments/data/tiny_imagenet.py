@@ -14,9 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import Bounded, read_file
 from experiments.data.common import LabelledImages, check_choice, one_line
 
 SIDE = 64
+_LARGEST = 1 << 24  # bytes of a file; an image has some thousand, a list 600 000
 FOLDER = "tiny-imagenet-200"
 URL = f"http://cs231n.stanford.edu/{FOLDER}.zip"
 
@@ -132,11 +134,16 @@ def _zipped(opened: zipfile.ZipFile, archive: Path) -> _Files:
     names = opened.namelist()
     prefix = next((n.removesuffix("wnids.txt") for n in names if n.endswith("wnids.txt")), "")
     inside = sorted(n.removeprefix(prefix) for n in names if n.startswith(prefix))
-    return _Files(str(archive), inside, lambda name: opened.read(prefix + name))
+    return _Files(str(archive), inside, lambda name: _read_zipped(opened, prefix + name))
+
+
+def _read_zipped(opened: zipfile.ZipFile, name: str) -> bytes:
+    with opened.open(name) as file:
+        return Bounded(file, _LARGEST).read()
 
 
 def _read_below(folder: Path, name: str) -> bytes:
-    return (folder / name).read_bytes()
+    return read_file(folder / name, _LARGEST)
 
 
 def _read(files: _Files, name: str) -> bytes:
