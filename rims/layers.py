@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -15,7 +14,6 @@ from torch.nn.utils.rnn import PackedSequence
 from rims.batching import (
     RepeatedInput,
     check_input,
-    check_input_dtype,
     require_ends_only,
     side_by_side,
     time_major_flags,
@@ -27,8 +25,9 @@ from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
 from rims.hidden_state import Stacked, join_states, split_hx, to_autocast_dtype
-from rims.scan import ScanOutput, scan, scan_reversed
+from rims.scan import Over, ScanOutput
 from rims.step import CellOptions, RIMCell, State
+from rims.symbolic import as_leaf
 
 #: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.
 Recorder = Callable[[int, ScanOutput, Tensor | None, Tensor | None], None]
@@ -176,9 +175,6 @@ class RIMLayer(nn.Module):
         where, unbatched_dim = type(self).__name__, 3 if self.input_slots else 2
         check_input(where, input, self.input_size, self.batch_first, unbatched_dim=unbatched_dim)
         cells = self.rim_cells
-        # Not next(self.parameters()): torch's replicas of a module have none.
-        dtype = cells[0].weight_ih.dtype
-        check_input_dtype(where, input, dtype, lstm=self.cell_type.num_states == 2)
         batch = to_time_major(input, self.batch_first, unbatched_dim=unbatched_dim)
         if mask is not None:
             valid = time_major_flags(where, "mask", mask, batch)
@@ -190,7 +186,16 @@ class RIMLayer(nn.Module):
             batch = batch._replace(valid=valid, input=batch.input.masked_fill(skipped, 0.0))
         reset_steps = None if reset is None else time_major_flags(where, "reset", reset, batch)
         states = split_hx(where, cells, hx, batch, self.num_directions)
-        repeated = time_major_places(repeated, batch)
+        # A packed nn.LSTM finds another type out later than the others, as another class.
+        late = isinstance(input, PackedSequence) and self.cell_type.num_states == 2
+        over = Over(
+            where,
+            RuntimeError if late else ValueError,
+            reset_steps,
+            batch.valid,
+            time_major_places(repeated, batch),
+            record=bool(self.recorders) and not _is_recomputing(),
+        )
 
         sequence = batch.input
         finals: list[State] = []
@@ -198,26 +203,21 @@ class RIMLayer(nn.Module):
             scans = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                run = scan_reversed if direction else partial(scan, repeated=repeated)
-                result = run(
-                    cells[index],
-                    sequence,
-                    states[index],
-                    reset=reset_steps,
-                    valid=batch.valid,
-                    record=bool(self.recorders),
+                # Called, not asked for its weights: tools act on what is called.
+                result: ScanOutput = cells[index](
+                    sequence, states[index], over=over._replace(backwards=bool(direction))
                 )
-                for recorder in self.recorders:
+                for recorder in self.recorders if over.record else ():
                     recorder(index, result, batch.valid, batch.order_back)
                 scans.append(result)
                 finals.append(result.state)
-            repeated = None
+            over = over._replace(repeated=None)
             if layer < self.num_layers - 1:
                 sequence = torch.cat([self._pass_on(s) for s in scans], dim=-1)
                 sequence = F.dropout(sequence, self.dropout, self.training)
             else:
                 sequence = side_by_side([s.output for s in scans])
-        return batch.restore(sequence), join_states(finals, batch, self.num_directions)
+        return batch.restore(sequence), join_states(cells, finals, batch, self.num_directions)
 
     def _pass_on(self, scanned: ScanOutput) -> Tensor:
         """What the next layer reads of this one: ``use_inactive`` and ``blocked_grad``."""
@@ -229,6 +229,11 @@ class RIMLayer(nn.Module):
         if self.blocked_grad:
             output = stop_gradient_where(output, ~active)
         return output if self.use_inactive else output.masked_fill(~active, 0.0)
+
+
+def _is_recomputing() -> bool:
+    """Whether this is a way back, on which activation checkpointing computes a forward again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class RIM_LSTM(RIMLayer):
@@ -302,6 +307,9 @@ class RIM_LSTM(RIMLayer):
         are and the output repeats the last one. Bidirectional layers can skip only the ends of
         sequences. It cannot be combined with ``reset``.
         """
+        leaf = as_leaf(self, input, hx, reset=reset, mask=mask)
+        if leaf is not None:
+            return leaf  # type: ignore[no-any-return]
         if isinstance(hx, Tensor):
             raise RuntimeError("RIM_LSTM: hx must be a pair (h_0, c_0); got one tensor.")
         parts = None if hx is None else tuple(hx)
@@ -394,6 +402,9 @@ class RIM_GRU(RIMLayer):
         mask: Tensor | None = None,
     ) -> tuple[Any, Stacked]:
         """Run the sequence; ``hx``, ``reset`` and ``mask`` as in :meth:`RIM_LSTM.forward`."""
+        leaf = as_leaf(self, input, hx, reset=reset, mask=mask)
+        if leaf is not None:
+            return leaf  # type: ignore[no-any-return]
         input, repeated = unrepeat(input)
         parts = None if hx is None else (hx,)
         output, (h_n,) = self._run(input, parts, reset, mask, repeated)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rims.parameters import Parameters
 from rims.scan.problem import Weights, why_not
 from rims.scan.recurrence import Recurrence
 from rims.scan.torch_recurrence import TorchRecurrence
@@ -18,6 +19,9 @@ from rims.step import RIMCell
 #: ``reference``: the readable loop. ``torch``: hoisted, PyTorch only. ``native``: machine code for
 #: the CPU. ``triton``: kernels for CUDA.
 Path = Literal["reference", "torch", "native", "triton"]
+
+#: Types of tensors that are numbers in memory and nothing else.
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -63,8 +67,8 @@ def scan_path(path: Path | None) -> Iterator[None]:
         _forced.path = before
 
 
-def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
-    """The way to run ``cell`` over ``input``, (T, B, I).
+def choose(cell: RIMCell, input: Tensor, p: Parameters | None = None) -> Path:
+    """The way to run ``cell``, whose parameters are ``p``, over ``input``, (T, B, I).
 
     Raises:
         RuntimeError: if a way is asked for that cannot be taken.
@@ -72,9 +76,7 @@ def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
     forced = _forced.path
     if forced == "reference":
         return "reference"
-    obstacle = (
-        "recording attentions" if record else why_not(cell) or _obstacle(input, cell.weight_hh)
-    )
+    obstacle = why_not(cell) or _obstacle(input, Parameters.of(cell) if p is None else p)
     if forced is not None:
         obstacle = obstacle or unavailable(forced, input, cell)
         if obstacle:
@@ -116,7 +118,7 @@ def recurrence(path: str, device: torch.device) -> type[Recurrence]:
     return TorchRecurrence
 
 
-def _obstacle(input: Tensor, weight: Tensor) -> str | None:
+def _obstacle(input: Tensor, p: Parameters) -> str | None:
     """What about a call, not its layer, only the readable loop can do."""
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms it"
@@ -127,9 +129,14 @@ def _obstacle(input: Tensor, weight: Tensor) -> str | None:
         return "it is being traced"
     if torch._C._len_torch_dispatch_stack():
         return "a dispatch mode watches every operation"
-    for tensor in (input, weight):
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
+    dtype, device = p.weight_hh.dtype, input.device
+    for tensor in (input, *p):
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN:
             return f"it is made of {type(tensor).__name__}"
+        if tensor.device != device or (tensor.dtype != dtype and tensor is not input):
+            return "its parts have different types or devices"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode derivatives are on"
     if input.device.type == "meta" or 0 in input.shape:
