@@ -166,9 +166,7 @@ class RIM_GRUCell(RIMCell):
             **options,
         )
 
-    def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, over: Over | None = None
-    ) -> Any:
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, over: Over | None = None) -> Any:
         """Return the state after one input; ``hx`` defaults to zeros.
 
         Layers give ``over``, which computes a whole sequence with this cell during this one call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Unpack, cast
@@ -25,7 +26,7 @@ from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
 from rims.hidden_state import Stacked, join_states, split_hx, to_autocast_dtype
-from rims.scan import Over, ScanOutput
+from rims.scan import Over, ScanOutput, is_recomputing
 from rims.step import CellOptions, RIMCell, State
 from rims.symbolic import as_leaf
 
@@ -149,18 +150,7 @@ class RIMLayer(nn.Module):
     def extra_repr(self) -> str:
         """Sizes in constructor order, then what differs from the default; cells show the rest."""
         parts = [f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"]
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-            "proj_size": 0,
-            "input_slots": False,
-            "use_inactive": True,
-            "blocked_grad": False,
-        }
-        parts += [f"{n}={getattr(self, n)}" for n, d in defaults.items() if getattr(self, n) != d]
+        parts += [f"{n}={getattr(self, n)}" for n, d in _DEFAULTS.items() if getattr(self, n) != d]
         return ", ".join(parts)
 
     def _run(
@@ -188,14 +178,10 @@ class RIMLayer(nn.Module):
         states = split_hx(where, cells, hx, batch, self.num_directions)
         # A packed nn.LSTM finds another type out later than the others, as another class.
         late = isinstance(input, PackedSequence) and self.cell_type.num_states == 2
-        over = Over(
-            where,
-            RuntimeError if late else ValueError,
-            reset_steps,
-            batch.valid,
-            time_major_places(repeated, batch),
-            record=bool(self.recorders) and not _is_recomputing(),
-        )
+        wrong_type = RuntimeError if late else ValueError
+        record = bool(self.recorders) and not is_recomputing()
+        repeated = time_major_places(repeated, batch)
+        over = Over(where, wrong_type, reset_steps, batch.valid, repeated, record=record)
 
         sequence = batch.input
         finals: list[State] = []
@@ -207,7 +193,7 @@ class RIMLayer(nn.Module):
                 result: ScanOutput = cells[index](
                     sequence, states[index], over=over._replace(backwards=bool(direction))
                 )
-                for recorder in self.recorders if over.record else ():
+                for recorder in self.recorders if record else ():
                     recorder(index, result, batch.valid, batch.order_back)
                 scans.append(result)
                 finals.append(result.state)
@@ -231,9 +217,11 @@ class RIMLayer(nn.Module):
         return output if self.use_inactive else output.masked_fill(~active, 0.0)
 
 
-def _is_recomputing() -> bool:
-    """Whether this is a way back, on which activation checkpointing computes a forward again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(RIMLayer.__init__).parameters.items()
+    if parameter.default is not parameter.empty and name not in ("device", "dtype")
+}
 
 
 class RIM_LSTM(RIMLayer):

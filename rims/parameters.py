@@ -1,7 +1,8 @@
-"""The parameters of a cell: their names, their values during a call, and how they were once named."""
+"""The parameters of a cell: their names, their values during a call, how they are drawn."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 class Parameters(NamedTuple):
     """The parameters of a cell as tensors, read once for a call; absent ones are None.
 
-    What stands behind an attribute may be more than a parameter: pruning, a norm, a parametrization,
-    a shard that was gathered for this call. It is asked once, so that all steps of a sequence
-    compute with the same numbers. Names and shapes are those of :class:`rims.jax.Parameters`.
+    What stands behind an attribute may be more than a parameter: pruning, a norm, a
+    parametrization, a shard that was gathered for this call. It is asked once, so that all steps of
+    a sequence compute with the same numbers. Names and shapes are those of
+    :class:`rims.jax.Parameters`.
     """
 
     weight_ih: Tensor  # (N, G d, A)
@@ -43,6 +45,34 @@ class Parameters(NamedTuple):
     def initial(self) -> tuple[Tensor, ...]:
         """The learned initial state, h first; empty if none is learned."""
         return tuple(start for start in (self.initial_h, self.initial_c) if start is not None)
+
+
+def draw_(named: Mapping[str, Tensor], *, mechanism: int, output: int) -> None:
+    r"""Draw parameters from :math:`U(-1/\sqrt{fan}, 1/\sqrt{fan})`; initial states are zero.
+
+    Args:
+        named: parameters by the names of :class:`Parameters`, or such with an ending.
+        mechanism: fan of what mechanisms do on their own.
+        output: fan of the output and the gate of the communication. All others have their own.
+    """
+    # The attentions come first, so that a seed gives the weights it always gave.
+    for name in sorted(named, key=_is_of_mechanisms):
+        parameter = named[name]
+        if name.startswith("initial_"):
+            nn.init.zeros_(parameter)
+            continue
+        if _is_of_mechanisms(name):
+            fan = mechanism
+        elif name.startswith(("comm_output_", "comm_gate_")):
+            fan = output
+        else:
+            fan = parameter.shape[-2]
+        nn.init.uniform_(parameter, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
+
+
+def _is_of_mechanisms(name: str) -> bool:
+    """Whether a parameter is one of what mechanisms do on their own, not of the attentions."""
+    return name.startswith(("weight_", "bias_", "initial_"))
 
 
 #: Both attentions were modules once: what names in them began with, and begin with now.

@@ -6,7 +6,6 @@ Every faster way of computing a sequence is tested against :meth:`RIMCell.step`.
 from __future__ import annotations
 
 import inspect
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from rims.attention import communicate, read_input
 from rims.checks import check_cell_options, check_mechanisms, check_state_dtype, is_autocasting
 from rims.functional import stop_gradient_where, topk_mask
-from rims.parameters import Parameters, from_former_names
+from rims.parameters import Parameters, draw_, from_former_names
 
 #: The state of a cell: ``(h, c)`` for an LSTM, ``(h,)`` for a GRU, each flat: (B, D).
 State = tuple[Tensor, ...]
@@ -68,11 +67,24 @@ class RIMCell(nn.Module):
     num_gates: ClassVar[int]
     num_states: ClassVar[int]
 
-    # Shapes and the others are at Parameters.
+    # What a tool makes of a parameter may be a plain tensor. Parameters says the shapes.
     weight_ih: Tensor
     weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
     initial_h: Tensor | None
     initial_c: Tensor | None
+    query_weight: Tensor
+    key_weight: Tensor
+    value_weight: Tensor
+    comm_query_weight: Tensor
+    comm_key_weight: Tensor
+    comm_value_weight: Tensor
+    comm_output_weight: Tensor
+    comm_gate_weight: Tensor
+    comm_output_bias: Tensor | None
+    comm_gate_bias: Tensor | None
 
     def __init__(
         self,
@@ -188,25 +200,15 @@ class RIMCell(nn.Module):
         ``init_from_unit_size=True`` takes the size d of one mechanism, its true fan-in. Learned
         initial states start at zero.
         """
-        own = dict(self.named_parameters(recurse=False))
-        # The attentions come first, so that a seed gives the weights it always gave.
-        for name in sorted(own, key=_is_of_mechanisms):
-            if name.startswith("initial_"):
-                nn.init.zeros_(own[name])
-            else:
-                bound = 1 / math.sqrt(self._fan_in(name, own[name]))
-                nn.init.uniform_(own[name], -bound, bound)
-
-    def _fan_in(self, name: str, parameter: Tensor) -> int:
-        if _is_of_mechanisms(name):
-            return self.hidden_size // (self.num_rims if self.init_from_unit_size else 1)
-        if name.startswith(("comm_output_", "comm_gate_")):
-            return self.num_comm_heads * self.comm_value_size
-        return parameter.shape[-2]
+        draw_(
+            dict(self.named_parameters(recurse=False)),
+            mechanism=self.hidden_size // (self.num_rims if self.init_from_unit_size else 1),
+            output=self.num_comm_heads * self.comm_value_size,
+        )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Read checkpoints of all versions."""
-        super()._load_from_state_dict(from_former_names(state_dict, prefix), prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(from_former_names(state_dict, prefix), prefix, *rest)
 
     def initial_state(self, input: Tensor, p: Parameters | None = None) -> State:
         """The state before the first step for a batch like ``input``: zeros, unless learned."""
@@ -338,8 +340,3 @@ _DEFAULTS = {
     for name, parameter in inspect.signature(RIMCell.__init__).parameters.items()
     if parameter.default is not parameter.empty and name not in ("device", "dtype")
 }
-
-
-def _is_of_mechanisms(name: str) -> bool:
-    """Whether a parameter is one of what mechanisms do on their own, not of the attentions."""
-    return name.startswith(("weight_", "bias_", "initial_"))

@@ -159,7 +159,9 @@ def loop(
 
 def _fast_way(batch: int, *, insist: bool) -> Callable[..., Any] | None:
     """What computes a sequence of so many samples fast; None if the plain loop may be as fast."""
-    if batch and native.is_available():
+    if not batch:  # there is nothing to compute
+        return None
+    if native.is_available():
         from rims.jax.native.sequence import run
 
         return run

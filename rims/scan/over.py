@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rims.batching import RepeatedInput
@@ -39,6 +40,9 @@ class Over(NamedTuple):
         for part in state:
             check_state_dtype(self.where, part, p.weight_hh.dtype)
         run = scan_reversed if self.backwards else partial(scan, repeated=self.repeated)
-        return run(
-            cell, input, state, p, reset=self.reset, valid=self.valid, record=self.record
-        )
+        return run(cell, input, state, p, reset=self.reset, valid=self.valid, record=self.record)
+
+
+def is_recomputing() -> bool:
+    """Whether this is a way back, on which activation checkpointing computes a forward again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

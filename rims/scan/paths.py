@@ -129,16 +129,26 @@ def _obstacle(input: Tensor, p: Parameters) -> str | None:
         return "it is being traced"
     if torch._C._len_torch_dispatch_stack():
         return "a dispatch mode watches every operation"
-    dtype, device = p.weight_hh.dtype, input.device
-    for tensor in (input, *p):
-        if tensor is None:
-            continue
-        if type(tensor) not in _PLAIN:
-            return f"it is made of {type(tensor).__name__}"
-        if tensor.device != device or (tensor.dtype != dtype and tensor is not input):
-            return "its parts have different types or devices"
+    unusual = _unusual(input, p)
+    if unusual:
+        return unusual
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode derivatives are on"
     if input.device.type == "meta" or 0 in input.shape:
         return "there is nothing to compute"
+    return None
+
+
+def _unusual(input: Tensor, p: Parameters) -> str | None:
+    """What is not as kernels take it, who read memory by its address."""
+    if type(input) not in _PLAIN:
+        return f"it is made of {type(input).__name__}"
+    dtype, device = p.weight_hh.dtype, input.device
+    for tensor in p:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN:
+            return f"it is made of {type(tensor).__name__}"
+        if tensor.dtype != dtype or tensor.device != device:
+            return "its parameters have different types, or are on another device than the input"
     return None
