@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rims.layers import RIMLayer
+from rims.parameters import Parameters
 from rims.step import RIMCell
 
 #: Entries of a BlocksCore that its forward never uses: gates and layer norms that are switched off.
@@ -45,9 +46,10 @@ def load_weights(module: RIMCell | RIMLayer, arrays: Mapping[str, Any]) -> None:
         ValueError: naming the first entry that is missing, unknown or of the wrong shape. Nothing
             was copied then.
     """
-    wanted: dict[str, nn.Parameter] = {}
+    wanted: dict[str, Tensor] = {}
     cells = _cells(module)
     for i, cell in enumerate(cells):
+        _require_parameters("load_weights", cell)
         prefix = f"layer{i}." if len(cells) > 1 else ""
         wanted |= {prefix + name: parameter for name, parameter in _plain_names(cell).items()}
     given = {name: torch.as_tensor(array) for name, array in arrays.items()}
@@ -78,6 +80,7 @@ def from_state_dict(module: RIMCell | RIMLayer, state_dict: Mapping[str, Any]) -
             was copied then.
     """
     cell = _single_cell("from_state_dict", module)
+    _require_parameters("from_state_dict", cell)
     template = _to_state_dict(cell)
     given = {n: torch.as_tensor(v) for n, v in state_dict.items() if n not in DEAD}
     _require_names("from_state_dict", set(template) - set(DEAD), set(given))
@@ -91,8 +94,8 @@ def from_state_dict(module: RIMCell | RIMLayer, state_dict: Mapping[str, Any]) -
     with torch.no_grad():
         for name, parameter in _same_shape_names(cell).items():
             parameter.copy_(given[name])
-        cell.input_attention.key_weight.copy_(given["inp_att.GLN_ks.w"][1])
-        cell.input_attention.value_weight.copy_(given["inp_att.GLN_vs.w"][1])
+        cell.key_weight.copy_(given["inp_att.GLN_ks.w"][1])
+        cell.value_weight.copy_(given["inp_att.GLN_vs.w"][1])
         for name in _RECURRENT:
             parameter = getattr(cell, name)
             parameter.copy_(_blocks(given[f"{core}.{name}"], cell).reshape(parameter.shape))
@@ -113,19 +116,18 @@ def to_state_dict(module: RIMCell | RIMLayer) -> dict[str, Tensor]:
     return _to_state_dict(_single_cell("to_state_dict", module))
 
 
-def _plain_names(cell: RIMCell) -> dict[str, nn.Parameter]:
-    read, comm = cell.input_attention, cell.communication
+def _plain_names(cell: RIMCell) -> dict[str, Tensor]:
     names = {
-        "input_attention.query.weight": read.query_weight,
-        "input_attention.key.weight": read.key_weight,
-        "input_attention.value.weight": read.value_weight,
-        "communication.query.weight": comm.query_weight,
-        "communication.key.weight": comm.key_weight,
-        "communication.value.weight": comm.value_weight,
-        "communication.output.weight": comm.output_weight,
-        "communication.output.bias": comm.output_bias,
-        "communication.gate.weight": comm.gate_weight,
-        "communication.gate.bias": comm.gate_bias,
+        "input_attention.query.weight": cell.query_weight,
+        "input_attention.key.weight": cell.key_weight,
+        "input_attention.value.weight": cell.value_weight,
+        "communication.query.weight": cell.comm_query_weight,
+        "communication.key.weight": cell.comm_key_weight,
+        "communication.value.weight": cell.comm_value_weight,
+        "communication.output.weight": cell.comm_output_weight,
+        "communication.output.bias": cell.comm_output_bias,
+        "communication.gate.weight": cell.comm_gate_weight,
+        "communication.gate.bias": cell.comm_gate_bias,
     }
     names |= {f"cell.{name}": getattr(cell, name) for name in _RECURRENT}
     return {name: parameter for name, parameter in names.items() if parameter is not None}
@@ -139,17 +141,16 @@ def _plain_shape(name: str, parameter: Tensor, cells: list[RIMCell]) -> tuple[in
     return (num_rims, gates, rows // gates, *rest)
 
 
-def _same_shape_names(cell: RIMCell) -> dict[str, nn.Parameter]:
-    comm = cell.communication
+def _same_shape_names(cell: RIMCell) -> dict[str, Tensor]:
     names = {
-        "inp_att.GLN_qs.w": cell.input_attention.query_weight,
-        "mha.GLN_qs.w": comm.query_weight,
-        "mha.GLN_ks.w": comm.key_weight,
-        "mha.GLN_vs.w": comm.value_weight,
-        "mha.fc.weight": comm.output_weight,
-        "mha.fc.bias": comm.output_bias,
-        "mha.gate_fc.weight": comm.gate_weight,
-        "mha.gate_fc.bias": comm.gate_bias,
+        "inp_att.GLN_qs.w": cell.query_weight,
+        "mha.GLN_qs.w": cell.comm_query_weight,
+        "mha.GLN_ks.w": cell.comm_key_weight,
+        "mha.GLN_vs.w": cell.comm_value_weight,
+        "mha.fc.weight": cell.comm_output_weight,
+        "mha.fc.bias": cell.comm_output_bias,
+        "mha.gate_fc.weight": cell.comm_gate_weight,
+        "mha.gate_fc.bias": cell.comm_gate_bias,
     }
     return {name: parameter for name, parameter in names.items() if parameter is not None}
 
@@ -157,8 +158,8 @@ def _same_shape_names(cell: RIMCell) -> dict[str, nn.Parameter]:
 def _to_state_dict(cell: RIMCell) -> dict[str, Tensor]:
     state = {name: p.detach().clone() for name, p in _same_shape_names(cell).items()}
     for name, weight in (
-        ("inp_att.GLN_ks.w", cell.input_attention.key_weight.detach()),
-        ("inp_att.GLN_vs.w", cell.input_attention.value_weight.detach()),
+        ("inp_att.GLN_ks.w", cell.key_weight.detach()),
+        ("inp_att.GLN_vs.w", cell.value_weight.detach()),
     ):
         state[name] = torch.stack([torch.zeros_like(weight), weight])
     for name in _RECURRENT:
@@ -212,16 +213,14 @@ def _single_cell(where: str, module: RIMCell | RIMLayer) -> RIMCell:
             "Convert module.cells[i] one by one."
         )
     cell = cells[0]
-    read, comm = cell.input_attention, cell.communication
     unit_size = cell.hidden_size // cell.num_rims
     published = (
         cell.bias
         and not (cell.proj_size or cell.input_slots or cell.initial)
         and cell.comm_reads == "candidate"
-        and (read.num_heads, comm.num_heads) == (1, 4)
-        and read.key_weight.shape[-1] == comm.key_weight.shape[-1] == 64
-        and comm.value_weight.shape[-1] == 64
-        and read.value_weight.shape[-1] == 4 * unit_size
+        and (cell.num_input_heads, cell.num_comm_heads) == (1, 4)
+        and (cell.input_key_size, cell.comm_key_size, cell.comm_value_size) == (64, 16, 16)
+        and cell.input_value_size == 4 * unit_size
     )
     if not published:
         raise ValueError(
@@ -230,6 +229,15 @@ def _single_cell(where: str, module: RIMCell | RIMLayer) -> RIMCell:
             f"got {cell}."
         )
     return cell
+
+
+def _require_parameters(where: str, cell: RIMCell) -> None:
+    for name, value in Parameters.of(cell)._asdict().items():
+        if value is not None and not isinstance(value, nn.Parameter):
+            raise ValueError(
+                f"{where}: {name} is no parameter but computed from others, as pruning and "
+                "weight_norm do. Load weights before that."
+            )
 
 
 def _require_names(where: str, wanted: set[str], given: set[str]) -> None:

@@ -91,20 +91,6 @@ def check_input(
         raise RuntimeError(f"{where}: Expected sequence length to be larger than 0")
 
 
-def check_input_dtype(
-    where: str, input: Tensor | PackedSequence, dtype: torch.dtype, *, lstm: bool
-) -> None:
-    """Raise ValueError (for a packed LSTM RuntimeError) if input and parameters differ in type."""
-    data = input.data if isinstance(input, PackedSequence) else input
-    if data.dtype != dtype and not is_autocasting(data.device.type):
-        # A packed nn.LSTM finds this out later than the others, as another class.
-        late = lstm and isinstance(input, PackedSequence)
-        raise (RuntimeError if late else ValueError)(
-            f"{where}: input has dtype {data.dtype} but the parameters have {dtype}. "
-            f"Convert one: input.to({dtype}) or module.to({data.dtype})."
-        )
-
-
 def to_time_major(
     input: Tensor | PackedSequence, batch_first: bool, *, unbatched_dim: int = 2
 ) -> TimeMajor:

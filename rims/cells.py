@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from rims.functional import grouped_linear, gru_candidate, lstm_candidate
-from rims.step import CellOptions, RIMCell, State
+from rims.parameters import Parameters
+from rims.step import CellOptions, Over, RIMCell, State
+from rims.symbolic import as_leaf
 
 
 class RIM_LSTMCell(RIMCell):
@@ -16,7 +18,7 @@ class RIM_LSTMCell(RIMCell):
 
     Recurrent Independent Mechanisms, arXiv:1909.10893. Each mechanism m owns ``d = D / N`` columns
     of the state. With the input attention :math:`u_m = \sigma(l_m)\, x W^v`
-    (:class:`rims.attention.InputAttention`), the k mechanisms with the largest :math:`l_m` become
+    (:func:`rims.attention.read_input`), the k mechanisms with the largest :math:`l_m` become
 
     .. math::
         s_g = W^{ih}_{m,g} u_m + b^{ih}_{m,g} + W^{hh}_{m,g} h_m + b^{hh}_{m,g},
@@ -25,7 +27,7 @@ class RIM_LSTMCell(RIMCell):
         \tilde h_m = \sigma(s_o) \tanh(c'_m) \\
         h'_m = \tilde h_m + update_m(\tilde h_1, \dots, \tilde h_N)
 
-    where the update comes from :class:`rims.attention.CommunicationAttention`; the others keep
+    where the update comes from :func:`rims.attention.communicate`; the others keep
     their state unchanged. Equal scores: the lowest index is active (a zero state ties them all).
 
     Args:
@@ -76,18 +78,26 @@ class RIM_LSTMCell(RIMCell):
     num_states = 2
 
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the state after one input; ``hx`` defaults to zeros."""
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, over: Over | None = None
+    ) -> Any:
+        """Return the state after one input; ``hx`` defaults to zeros.
+
+        Layers give ``over``, which computes a whole sequence with this cell during this one call.
+        """
+        leaf = as_leaf(self, input, hx)
+        if leaf is not None:
+            return leaf
+        if over is not None:
+            return over(self, input, hx)
         h, c = self._step_batched(input, hx)
         return h, c
 
-    def candidate(self, read: Tensor, prev: State) -> State:
+    def candidate(self, p: Parameters, read: Tensor, prev: State) -> State:
         """LSTM update of every mechanism, projected if ``proj_size`` is set."""
         h_prev, c_prev = prev
-        from_input, from_state = self._gates(read, h_prev)
+        from_input, from_state = _gates(p, read, h_prev)
         h, c = lstm_candidate(from_input + from_state, c_prev)
-        return (h if self.weight_hr is None else grouped_linear(h, self.weight_hr.mT)), c
+        return (h if p.weight_hr is None else grouped_linear(h, p.weight_hr.mT)), c
 
 
 class RIM_GRUCell(RIMCell):
@@ -156,12 +166,27 @@ class RIM_GRUCell(RIMCell):
             **options,
         )
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Return the state after one input; ``hx`` defaults to zeros."""
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, over: Over | None = None) -> Any:
+        """Return the state after one input; ``hx`` defaults to zeros.
+
+        Layers give ``over``, which computes a whole sequence with this cell during this one call.
+        """
+        leaf = as_leaf(self, input, hx)
+        if leaf is not None:
+            return leaf
+        if over is not None:
+            return over(self, input, hx)
         (h,) = self._step_batched(input, None if hx is None else (hx,))
         return h
 
-    def candidate(self, read: Tensor, prev: State) -> State:
+    def candidate(self, p: Parameters, read: Tensor, prev: State) -> State:
         """GRU update of every mechanism."""
         (h_prev,) = prev
-        return (gru_candidate(*self._gates(read, h_prev), h_prev),)
+        return (gru_candidate(*_gates(p, read, h_prev), h_prev),)
+
+
+def _gates(p: Parameters, read: Tensor, h_prev: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums behind all gates: what comes from the input, and what from the state."""
+    from_input = grouped_linear(read, p.weight_ih.mT, p.bias_ih)  # (B, N, G d)
+    from_state = grouped_linear(h_prev, p.weight_hh.mT, p.bias_hh)  # (B, N, G d)
+    return from_input, from_state

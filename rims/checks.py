@@ -43,6 +43,17 @@ def is_autocasting(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def check_input_dtype(
+    where: str, input: Tensor, dtype: torch.dtype, error: type[Exception] = ValueError
+) -> None:
+    """Raise ``error`` if an input is of another dtype than the parameters."""
+    if input.dtype != dtype and not is_autocasting(input.device.type):
+        raise error(
+            f"{where}: input has dtype {input.dtype} but the parameters have {dtype}. "
+            f"Convert one: input.to({dtype}) or module.to({input.dtype})."
+        )
+
+
 def check_state_dtype(where: str, state: Tensor, dtype: torch.dtype) -> None:
     """Raise RuntimeError, as torch, if a state is of another dtype than the parameters."""
     if state.dtype != dtype and not is_autocasting(state.device.type):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rims.batching import TimeMajor
-from rims.checks import check_state_dtype, is_autocasting
+from rims.checks import is_autocasting
 from rims.step import RIMCell, State
 
 #: One tensor (layers * directions, B, D), or one per layer (directions, B, D_l) where sizes differ.
@@ -22,14 +22,14 @@ def split_hx(
     hx: tuple[Stacked, ...] | None,
     batch: TimeMajor,
     directions: int,
-) -> list[State]:
-    """The initial state of every cell, rows in the order of ``batch``; zeros without ``hx``.
+) -> list[State | None]:
+    """The initial state of every cell, rows in the order of ``batch``; None: where a cell starts.
 
     Raises:
         RuntimeError, AttributeError: for a state that does not fit, as nn.LSTM does.
     """
     if hx is None:
-        return [cell.initial_state(batch.input[0]) for cell in cells]
+        return [None] * len(cells)
     num_states = cells[0].num_states
     if len(hx) != num_states:
         raise RuntimeError(f"{where}: hx must hold {num_states} tensors; got {len(hx)}.")
@@ -39,9 +39,16 @@ def split_hx(
     return list(zip(*columns, strict=True))
 
 
-def join_states(states: Sequence[State], batch: TimeMajor, directions: int) -> tuple[Stacked, ...]:
+def join_states(
+    cells: Sequence[RIMCell], states: Sequence[State], batch: TimeMajor, directions: int
+) -> tuple[Stacked, ...]:
     """Final states of all cells in the form of hx, rows in the caller's order."""
-    return tuple(_join(list(rows), batch, directions) for rows in zip(*states, strict=True))
+    # Of the cells, not of the tensors: the sizes of those are no numbers while a graph is traced.
+    sizes = zip(*(cell.state_sizes for cell in cells), strict=True)
+    return tuple(
+        _join(list(rows), _all_equal(widths), batch, directions)
+        for rows, widths in zip(zip(*states, strict=True), sizes, strict=True)
+    )
 
 
 @overload
@@ -86,8 +93,6 @@ def _split(
         parts = list(part)
     if got != whole:
         raise RuntimeError(f"{expected} size {whole}, got {got}")
-    for tensor in parts:
-        check_state_dtype(where, tensor, cells[0].weight_ih.dtype)
     rows = [row for tensor in parts for row in tensor]
     if batch.unbatched:
         return [row.unsqueeze(0) for row in rows]
@@ -96,14 +101,14 @@ def _split(
     return rows
 
 
-def _join(rows: list[Tensor], batch: TimeMajor, directions: int) -> Stacked:
+def _join(rows: list[Tensor], alike: bool, batch: TimeMajor, directions: int) -> Stacked:
     if batch.unbatched:
         rows = [row.squeeze(0) for row in rows]
     elif batch.order_back is not None:
         rows = [row.index_select(0, batch.order_back) for row in rows]
     if len(rows) == 1:
         return rows[0][None]
-    if _all_equal([row.shape[-1] for row in rows]):
+    if alike:
         return torch.stack(rows)
     layers = range(0, len(rows), directions)
     return tuple(torch.stack(rows[i : i + directions]) for i in layers)

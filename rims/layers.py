@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import PackedSequence
 from rims.batching import (
     RepeatedInput,
     check_input,
-    check_input_dtype,
     require_ends_only,
     side_by_side,
     time_major_flags,
@@ -27,8 +26,9 @@ from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.checks import check_count, check_flag, check_probability, per_layer
 from rims.functional import stop_gradient_where
 from rims.hidden_state import Stacked, join_states, split_hx, to_autocast_dtype
-from rims.scan import ScanOutput, scan, scan_reversed
+from rims.scan import Over, ScanOutput, is_recomputing
 from rims.step import CellOptions, RIMCell, State
+from rims.symbolic import as_leaf
 
 #: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.
 Recorder = Callable[[int, ScanOutput, Tensor | None, Tensor | None], None]
@@ -150,18 +150,7 @@ class RIMLayer(nn.Module):
     def extra_repr(self) -> str:
         """Sizes in constructor order, then what differs from the default; cells show the rest."""
         parts = [f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.k}"]
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-            "proj_size": 0,
-            "input_slots": False,
-            "use_inactive": True,
-            "blocked_grad": False,
-        }
-        parts += [f"{n}={getattr(self, n)}" for n, d in defaults.items() if getattr(self, n) != d]
+        parts += [f"{n}={getattr(self, n)}" for n, d in _DEFAULTS.items() if getattr(self, n) != d]
         return ", ".join(parts)
 
     def _run(
@@ -176,9 +165,6 @@ class RIMLayer(nn.Module):
         where, unbatched_dim = type(self).__name__, 3 if self.input_slots else 2
         check_input(where, input, self.input_size, self.batch_first, unbatched_dim=unbatched_dim)
         cells = self.rim_cells
-        # Not next(self.parameters()): torch's replicas of a module have none.
-        dtype = cells[0].weight_ih.dtype
-        check_input_dtype(where, input, dtype, lstm=self.cell_type.num_states == 2)
         batch = to_time_major(input, self.batch_first, unbatched_dim=unbatched_dim)
         if mask is not None:
             valid = time_major_flags(where, "mask", mask, batch)
@@ -190,7 +176,12 @@ class RIMLayer(nn.Module):
             batch = batch._replace(valid=valid, input=batch.input.masked_fill(skipped, 0.0))
         reset_steps = None if reset is None else time_major_flags(where, "reset", reset, batch)
         states = split_hx(where, cells, hx, batch, self.num_directions)
+        # A packed nn.LSTM finds another type out later than the others, as another class.
+        late = isinstance(input, PackedSequence) and self.cell_type.num_states == 2
+        wrong_type = RuntimeError if late else ValueError
+        record = bool(self.recorders) and not is_recomputing()
         repeated = time_major_places(repeated, batch)
+        over = Over(where, wrong_type, reset_steps, batch.valid, repeated, record=record)
 
         sequence = batch.input
         finals: list[State] = []
@@ -198,26 +189,21 @@ class RIMLayer(nn.Module):
             scans = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                run = scan_reversed if direction else partial(scan, repeated=repeated)
-                result = run(
-                    cells[index],
-                    sequence,
-                    states[index],
-                    reset=reset_steps,
-                    valid=batch.valid,
-                    record=bool(self.recorders),
+                # Called, not asked for its weights: tools act on what is called.
+                result: ScanOutput = cells[index](
+                    sequence, states[index], over=over._replace(backwards=bool(direction))
                 )
-                for recorder in self.recorders:
+                for recorder in self.recorders if record else ():
                     recorder(index, result, batch.valid, batch.order_back)
                 scans.append(result)
                 finals.append(result.state)
-            repeated = None
+            over = over._replace(repeated=None)
             if layer < self.num_layers - 1:
                 sequence = torch.cat([self._pass_on(s) for s in scans], dim=-1)
                 sequence = F.dropout(sequence, self.dropout, self.training)
             else:
                 sequence = side_by_side([s.output for s in scans])
-        return batch.restore(sequence), join_states(finals, batch, self.num_directions)
+        return batch.restore(sequence), join_states(cells, finals, batch, self.num_directions)
 
     def _pass_on(self, scanned: ScanOutput) -> Tensor:
         """What the next layer reads of this one: ``use_inactive`` and ``blocked_grad``."""
@@ -229,6 +215,13 @@ class RIMLayer(nn.Module):
         if self.blocked_grad:
             output = stop_gradient_where(output, ~active)
         return output if self.use_inactive else output.masked_fill(~active, 0.0)
+
+
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(RIMLayer.__init__).parameters.items()
+    if parameter.default is not parameter.empty and name not in ("device", "dtype")
+}
 
 
 class RIM_LSTM(RIMLayer):
@@ -302,6 +295,9 @@ class RIM_LSTM(RIMLayer):
         are and the output repeats the last one. Bidirectional layers can skip only the ends of
         sequences. It cannot be combined with ``reset``.
         """
+        leaf = as_leaf(self, input, hx, reset=reset, mask=mask)
+        if leaf is not None:
+            return leaf  # type: ignore[no-any-return]
         if isinstance(hx, Tensor):
             raise RuntimeError("RIM_LSTM: hx must be a pair (h_0, c_0); got one tensor.")
         parts = None if hx is None else tuple(hx)
@@ -394,6 +390,9 @@ class RIM_GRU(RIMLayer):
         mask: Tensor | None = None,
     ) -> tuple[Any, Stacked]:
         """Run the sequence; ``hx``, ``reset`` and ``mask`` as in :meth:`RIM_LSTM.forward`."""
+        leaf = as_leaf(self, input, hx, reset=reset, mask=mask)
+        if leaf is not None:
+            return leaf  # type: ignore[no-any-return]
         input, repeated = unrepeat(input)
         parts = None if hx is None else (hx,)
         output, (h_n,) = self._run(input, parts, reset, mask, repeated)

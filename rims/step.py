@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from functools import partial
-from typing import ClassVar, Literal, NamedTuple, TypedDict
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from rims.attention import CommunicationAttention, InputAttention, uniform_
+from rims.attention import communicate, read_input
 from rims.checks import check_cell_options, check_mechanisms, check_state_dtype, is_autocasting
-from rims.functional import (
-    grouped_linear,
-    stop_gradient_where,
-    topk_mask,
-)
+from rims.functional import stop_gradient_where, topk_mask
+from rims.parameters import Parameters, draw_, from_former_names
 
 #: The state of a cell: ``(h, c)`` for an LSTM, ``(h,)`` for a GRU, each flat: (B, D).
 State = tuple[Tensor, ...]
 
+#: Computes a whole sequence with a cell; takes the cell, the input and the state or None.
+Over = Callable[["RIMCell", Tensor, Any], Any]
 
 #: What communication reads of an inactive mechanism: its discarded candidate or its kept state.
 CommReads = Literal["candidate", "state"]
@@ -59,10 +58,33 @@ class RIMCell(nn.Module):
 
     A subclass says how a mechanism alone would change its state (:meth:`candidate`), how many
     gates that takes and how many tensors the state has.
+
+    All parameters are the cell's own, and they are used only while the cell is being called: by
+    its user for a step, by a layer for a whole sequence. So whatever acts on a module around its
+    call (hooks, pruning, norms, offloading, sharding) acts on all of them.
     """
 
     num_gates: ClassVar[int]
     num_states: ClassVar[int]
+
+    # What a tool makes of a parameter may be a plain tensor. Parameters says the shapes.
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
+    initial_h: Tensor | None
+    initial_c: Tensor | None
+    query_weight: Tensor
+    key_weight: Tensor
+    value_weight: Tensor
+    comm_query_weight: Tensor
+    comm_key_weight: Tensor
+    comm_value_weight: Tensor
+    comm_output_weight: Tensor
+    comm_gate_weight: Tensor
+    comm_output_bias: Tensor | None
+    comm_gate_bias: Tensor | None
 
     def __init__(
         self,
@@ -116,51 +138,55 @@ class RIMCell(nn.Module):
         self.bias = bias
         self.proj_size = int(proj_size)
         self.input_slots = input_slots
-        self.comm_reads = comm_reads
+        self.num_input_heads = int(num_input_heads)
+        self.input_key_size = int(input_key_size)
+        self.input_value_size = int(value_size)
+        self.num_comm_heads = int(num_comm_heads)
+        self.comm_key_size = int(comm_key_size)
+        self.comm_value_size = int(comm_value_size)
+        self.input_dropout = input_dropout
+        self.comm_dropout = comm_dropout
+        self.comm_reads: CommReads = comm_reads
+        self.learned_initial_state = learned_initial_state
         self.init_from_unit_size = init_from_unit_size
-        output_size = (self.proj_size or self.hidden_size) // self.num_rims  # of one mechanism's h
+        for name, shape in self._shapes().items():
+            value = torch.empty(shape, device=device, dtype=dtype) if shape else None
+            self.register_parameter(name, None if value is None else nn.Parameter(value))
+        self.reset_parameters()
 
-        self.input_attention = InputAttention(
-            input_size,
-            output_size,
-            num_rims,
-            num_heads=num_input_heads,
-            key_size=input_key_size,
-            value_size=value_size,
-            dropout=input_dropout,
-            device=device,
-            dtype=dtype,
-        )
-        empty = partial(torch.empty, device=device, dtype=dtype)
-        gates = self.num_gates * unit_size
-        self.weight_ih = nn.Parameter(empty(num_rims, gates, value_size))
-        self.weight_hh = nn.Parameter(empty(num_rims, gates, output_size))
-        self.bias_ih = nn.Parameter(empty(num_rims, gates)) if bias else None
-        self.bias_hh = nn.Parameter(empty(num_rims, gates)) if bias else None
-        self.weight_hr = (
-            nn.Parameter(empty(num_rims, output_size, unit_size)) if proj_size else None
-        )
-        self.communication = CommunicationAttention(
-            output_size,
-            num_rims,
-            num_heads=num_comm_heads,
-            key_size=comm_key_size,
-            value_size=comm_value_size,
-            bias=bias,
-            dropout=comm_dropout,
-            device=device,
-            dtype=dtype,
-        )
-        starts = self.state_sizes if learned_initial_state else ()
-        # Not a ParameterList: torch's replicas of a module would hold an empty one.
-        self.initial_h = nn.Parameter(empty(starts[0])) if starts else None
-        self.initial_c = nn.Parameter(empty(starts[1])) if len(starts) > 1 else None
-        self._reset_own_parameters()  # the attentions have drawn theirs
+    def _shapes(self) -> dict[str, tuple[int, ...] | None]:
+        """The shape of every parameter in the order of :class:`Parameters`; None: there is none."""
+        n, unit = self.num_rims, self.hidden_size // self.num_rims
+        d = self.state_sizes[0] // n  # of one mechanism's h
+        gates = self.num_gates * unit
+        keys = self.num_input_heads * self.input_key_size
+        comm_keys = self.num_comm_heads * self.comm_key_size
+        comm_values = self.num_comm_heads * self.comm_value_size
+        starts = (*self.state_sizes, 0) if self.learned_initial_state else (0, 0)
+        return {
+            "weight_ih": (n, gates, self.input_value_size),
+            "weight_hh": (n, gates, d),
+            "bias_ih": (n, gates) if self.bias else None,
+            "bias_hh": (n, gates) if self.bias else None,
+            "weight_hr": (n, d, unit) if self.proj_size else None,
+            "initial_h": (starts[0],) if starts[0] else None,
+            "initial_c": (starts[1],) if starts[1] else None,
+            "query_weight": (n, d, keys),
+            "key_weight": (self.input_size, keys),
+            "value_weight": (self.input_size, self.input_value_size),
+            "comm_query_weight": (n, d, comm_keys),
+            "comm_key_weight": (n, d, comm_keys),
+            "comm_value_weight": (n, d, comm_values),
+            "comm_output_weight": (d, comm_values),
+            "comm_gate_weight": (d, comm_values),
+            "comm_output_bias": (d,) if self.bias else None,
+            "comm_gate_bias": (d,) if self.bias else None,
+        }
 
     @property
-    def initial(self) -> list[nn.Parameter]:
+    def initial(self) -> tuple[Tensor, ...]:
         """The learned initial state, one parameter per tensor of the state; empty if none is."""
-        return [start for start in (self.initial_h, self.initial_c) if start is not None]
+        return tuple(start for start in (self.initial_h, self.initial_c) if start is not None)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -171,49 +197,69 @@ class RIMCell(nn.Module):
         r"""Draw the gates from :math:`U(-1/\sqrt{D}, 1/\sqrt{D})`, the attentions by their fan-in.
 
         D is the total hidden size, the law of ``nn.LSTM`` and of the authors' code;
-        ``init_from_unit_size=True`` takes the size d of one mechanism, its true fan-in.
+        ``init_from_unit_size=True`` takes the size d of one mechanism, its true fan-in. Learned
+        initial states start at zero.
         """
-        self.input_attention.reset_parameters()
-        self.communication.reset_parameters()
-        self._reset_own_parameters()
+        draw_(
+            dict(self.named_parameters(recurse=False)),
+            mechanism=self.hidden_size // (self.num_rims if self.init_from_unit_size else 1),
+            output=self.num_comm_heads * self.comm_value_size,
+        )
 
-    def _reset_own_parameters(self) -> None:
-        fan_in = self.hidden_size // (self.num_rims if self.init_from_unit_size else 1)
-        for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith("initial_"):
-                nn.init.zeros_(parameter)
-            else:
-                uniform_(parameter, fan_in=fan_in)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Read checkpoints of all versions."""
+        super()._load_from_state_dict(from_former_names(state_dict, prefix), prefix, *rest)
 
-    def initial_state(self, input: Tensor) -> State:
+    def initial_state(self, input: Tensor, p: Parameters | None = None) -> State:
         """The state before the first step for a batch like ``input``: zeros, unless learned."""
         batch = input.shape[0]
-        if self.initial:
-            return tuple(start.expand(batch, -1) for start in self.initial)
+        if self.learned_initial_state:
+            starts = (Parameters.of(self) if p is None else p).initial
+            return tuple(start.expand(batch, -1) for start in starts)
         return tuple(input.new_zeros(batch, size) for size in self.state_sizes)
 
-    def step(self, input: Tensor, state: State) -> CellStep:
+    def step(
+        self,
+        input: Tensor,
+        state: State,
+        p: Parameters | None = None,
+        *,
+        active: Tensor | None = None,
+    ) -> CellStep:
         """Advance ``state`` by one input, ``(B, I)`` or with slots ``(B, S, I)``.
 
-        The equations, with the symbols used here, are in ``docs/notation.md``.
+        The equations, with the symbols used here, are in ``docs/notation.md``. A loop reads the
+        parameters ``p`` once for all its steps. With ``active`` (B, N) it is known who won.
         """
+        p = Parameters.of(self) if p is None else p
         prev = self._split(state)  # each (B, N, d)
 
         # 1. Compete: every mechanism asks for the input; the k that want it most are active.
         elements = input if self.input_slots else input.unsqueeze(1)  # (B, S, I)
-        read, input_weights, score = self.input_attention(elements, prev[0])
-        active = topk_mask(score, self.k)  # (B, N)
+        read, input_weights, score = read_input(
+            p,
+            elements,
+            prev[0],
+            num_heads=self.num_input_heads,
+            dropout=self.input_dropout if self.training else 0.0,
+        )
+        active = topk_mask(score, self.k) if active is None else active  # (B, N)
         is_active = active.unsqueeze(-1)  # (B, N, 1)
 
         # 2. Update: every mechanism, active or not, computes what it would become on its own.
-        h_cand, *rest = self.candidate(read, prev)  # each (B, N, d)
+        h_cand, *rest = self.candidate(p, read, prev)  # each (B, N, d)
 
         # 3. Communicate: candidates read each other. An idle mechanism is read, but it is not
         #    trained through being read.
         spoken = (
             h_cand if self.comm_reads == "candidate" else torch.where(is_active, h_cand, prev[0])
         )
-        update, comm_weights = self.communication(stop_gradient_where(spoken, ~is_active))
+        update, comm_weights = communicate(
+            p,
+            stop_gradient_where(spoken, ~is_active),
+            num_heads=self.num_comm_heads,
+            dropout=self.comm_dropout if self.training else 0.0,
+        )
 
         # torch.where keeps an idle state bit for bit; mask arithmetic would let a NaN through.
         new = tuple(
@@ -223,7 +269,7 @@ class RIMCell(nn.Module):
         return CellStep(new, active, input_weights, comm_weights)
 
     @abstractmethod
-    def candidate(self, read: Tensor, prev: State) -> State:
+    def candidate(self, p: Parameters, read: Tensor, prev: State) -> State:
         """What the mechanisms become from ``read`` (B, N, A) and ``prev`` (each (B, N, d))."""
 
     def extra_repr(self) -> str:
@@ -233,34 +279,14 @@ class RIMCell(nn.Module):
         return ", ".join(parts)
 
     def _options(self) -> dict[str, object]:
-        read, comm = self.input_attention, self.communication
-        unit_size = self.hidden_size // self.num_rims
-        value_size = read.value_weight.shape[-1]
-        return {
-            "bias": self.bias,
-            "proj_size": self.proj_size,
-            "input_slots": self.input_slots,
-            "num_input_heads": read.num_heads,
-            "input_key_size": read.key_weight.shape[-1] // read.num_heads,
-            "input_value_size": None if value_size == 4 * unit_size else value_size,
-            "num_comm_heads": comm.num_heads,
-            "comm_key_size": comm.key_weight.shape[-1] // comm.num_heads,
-            "comm_value_size": comm.value_weight.shape[-1] // comm.num_heads,
-            "input_dropout": read.dropout,
-            "comm_dropout": comm.dropout,
-            "comm_reads": self.comm_reads,
-            "learned_initial_state": bool(self.initial),
-            "init_from_unit_size": self.init_from_unit_size,
-        }
+        options = {name: getattr(self, name) for name in _DEFAULTS}
+        if self.input_value_size == 4 * (self.hidden_size // self.num_rims):
+            options["input_value_size"] = None
+        return options
 
     def _split(self, state: State) -> State:
         batch, num_rims = state[0].shape[0], self.num_rims  # -1 would fail for an empty batch
         return tuple(s.reshape(batch, num_rims, s.shape[-1] // num_rims) for s in state)
-
-    def _gates(self, read: Tensor, h_prev: Tensor) -> tuple[Tensor, Tensor]:
-        from_input = grouped_linear(read, self.weight_ih.mT, self.bias_ih)  # (B, N, G d)
-        from_state = grouped_linear(h_prev, self.weight_hh.mT, self.bias_hh)  # (B, N, G d)
-        return from_input, from_state
 
     def _step_batched(self, input: Tensor, hx: State | None) -> State:
         where = type(self).__name__
@@ -276,13 +302,17 @@ class RIMCell(nn.Module):
             )
         is_batch = input.dim() > unbatched_dim
         batched = input if is_batch else input.unsqueeze(0)
-        state = (
-            self.initial_state(batched) if hx is None else self._check_state(batched, is_batch, hx)
-        )
-        new = self.step(batched, state).state
+        p = Parameters.of(self)
+        if hx is None:
+            state = self.initial_state(batched, p)
+        else:
+            state = self._check_state(batched, is_batch, hx, p.weight_ih.dtype)
+        new = self.step(batched, state, p).state
         return new if is_batch else tuple(s.squeeze(0) for s in new)
 
-    def _check_state(self, batched: Tensor, is_batch: bool, hx: State | Tensor) -> State:
+    def _check_state(
+        self, batched: Tensor, is_batch: bool, hx: State | Tensor, dtype: torch.dtype
+    ) -> State:
         where = type(self).__name__
         if isinstance(hx, Tensor):
             raise TypeError(f"{where}: hx must be a tuple (h, c); got one tensor.")
@@ -296,7 +326,7 @@ class RIMCell(nn.Module):
             if s.shape != (batched.shape[0], size):
                 expected = (batched.shape[0], size)
                 raise RuntimeError(f"{where}: hx has shape {tuple(s.shape)}; expected {expected}")
-            check_state_dtype(where, s, self.weight_ih.dtype)
+            check_state_dtype(where, s, dtype)
         return state
 
 
@@ -308,4 +338,5 @@ def as_stored(candidate: Tensor, old: Tensor) -> Tensor:
 _DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(RIMCell.__init__).parameters.items()
+    if parameter.default is not parameter.empty and name not in ("device", "dtype")
 }

@@ -88,13 +88,18 @@ class Trace:
 def trace(model: nn.Module) -> Iterator[Trace]:
     """Record every RIM layer inside ``model`` while the context is open.
 
-    Recorded tensors are detached. A layer that is not being traced does no extra work.
+    Recorded tensors are detached. A layer that is not being traced does no extra work, and one
+    that is gives the same numbers as without. What activation checkpointing computes again on the
+    way back is not recorded again.
 
     Args:
         model: any module with :class:`rims.RIM_LSTM` or :class:`rims.RIM_GRU` layers inside.
 
     Yields:
         A :class:`Trace`, filled as the model runs.
+
+    Raises:
+        RuntimeError: when a layer runs inside ``torch.vmap``, where it does not see single samples.
 
     Example:
         >>> import rims
@@ -127,12 +132,22 @@ class _Recorder:
     ) -> None:
         assert scan.input_attention is not None
         assert scan.communication is not None
+        if _is_inside_vmap():
+            raise RuntimeError(
+                "rims.trace: a layer inside torch.vmap cannot be recorded. Trace a call of the "
+                "layer with the whole batch instead."
+            )
         if valid is None:
             valid = torch.ones_like(scan.active[..., 0])
         parts = (scan.active, scan.input_attention, scan.communication, valid)
         # Packed sequences are sorted by length; the caller knows them by another order.
         ordered = parts if order is None else tuple(part.index_select(1, order) for part in parts)
         self.record.add(f"{self.prefix}cells.{index}", Call(*(part.detach() for part in ordered)))
+
+
+def _is_inside_vmap() -> bool:
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:

@@ -42,22 +42,21 @@ def weights(arrays: Arrays) -> Arrays:
 
 def cell_parameters(cell: RIMCell) -> dict[str, tuple[Tensor, bool]]:
     """Published name -> our parameter, and whether theirs is [mechanism, gate, unit, ...]."""
-    read_in, comm = cell.input_attention, cell.communication
     named = {
-        "input_attention.query.weight": read_in.query_weight,
-        "input_attention.key.weight": read_in.key_weight,
-        "input_attention.value.weight": read_in.value_weight,
+        "input_attention.query.weight": cell.query_weight,
+        "input_attention.key.weight": cell.key_weight,
+        "input_attention.value.weight": cell.value_weight,
         "cell.weight_ih": cell.weight_ih,
         "cell.weight_hh": cell.weight_hh,
         "cell.bias_ih": cell.bias_ih,
         "cell.bias_hh": cell.bias_hh,
-        "communication.query.weight": comm.query_weight,
-        "communication.key.weight": comm.key_weight,
-        "communication.value.weight": comm.value_weight,
-        "communication.output.weight": comm.output_weight,
-        "communication.output.bias": comm.output_bias,
-        "communication.gate.weight": comm.gate_weight,
-        "communication.gate.bias": comm.gate_bias,
+        "communication.query.weight": cell.comm_query_weight,
+        "communication.key.weight": cell.comm_key_weight,
+        "communication.value.weight": cell.comm_value_weight,
+        "communication.output.weight": cell.comm_output_weight,
+        "communication.output.bias": cell.comm_output_bias,
+        "communication.gate.weight": cell.comm_gate_weight,
+        "communication.gate.bias": cell.comm_gate_bias,
     }
     return {name: (p, name.startswith("cell.")) for name, p in named.items() if p is not None}
 

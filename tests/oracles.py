@@ -55,12 +55,12 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
 
     # 1. attention over the null slot (score 0, value 0) and the elements of the input
     elements = x if cell.input_slots else x[None]
-    num_heads = cell.input_attention.num_heads
-    to_key = weights["input_attention.key_weight"]
-    to_value = weights["input_attention.value_weight"]
+    num_heads = cell.num_input_heads
+    to_key = weights["key_weight"]
+    to_value = weights["value_weight"]
     reads, odds, probs = [], [], []
     for m in mechanisms:
-        query = old[0][m] @ weights["input_attention.query_weight"][m]
+        query = old[0][m] @ weights["query_weight"][m]
         read, log_odds, prob = [], [], []
         for head in range(num_heads):
             keys = [_head(e @ to_key, head, num_heads) for e in elements]
@@ -86,7 +86,7 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
     # 4. communication; what rests is read as a constant
     resting = list(old[0]) if cell.comm_reads == "state" else [each[0] for each in candidates]
     seen = [candidates[m][0] if m in active else resting[m].detach() for m in mechanisms]
-    updates, read_weights = _communicate(weights, cell.communication.num_heads, seen)
+    updates, read_weights = _communicate(weights, cell.num_comm_heads, seen)
 
     # 5. new state
     new = []
@@ -144,7 +144,7 @@ def _communicate(
     weights: Weights, num_heads: int, seen: list[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
     projected = {
-        name: [e @ weights[f"communication.{name}_weight"][m] for m, e in enumerate(seen)]
+        name: [e @ weights[f"comm_{name}_weight"][m] for m, e in enumerate(seen)]
         for name in ("query", "key", "value")
     }
     updates, weights_of_readers = [], []
@@ -173,8 +173,8 @@ def _head(joined: Tensor, head: int, num_heads: int) -> Tensor:
 
 
 def _affine(weights: Weights, name: str, read: Tensor) -> Tensor:
-    result = weights[f"communication.{name}_weight"] @ read
-    bias = weights.get(f"communication.{name}_bias")
+    result = weights[f"comm_{name}_weight"] @ read
+    bias = weights.get(f"comm_{name}_bias")
     return result if bias is None else result + bias
 
 

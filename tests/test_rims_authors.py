@@ -14,6 +14,7 @@ import rims
 from fixtures import Arrays, files, read, tensor, weights
 from rims import authors
 from rims.layers import RIMLayer
+from rims.parameters import Parameters
 from tolerances import assert_near as assert_close
 
 SINGLE = files("rims_*.npz")
@@ -117,7 +118,9 @@ def test_round_trip_keeps_every_bit_and_loads_into_their_modules(kind: Any) -> N
     start = (h, torch.randn(3, 15)) if core == "lstm" else h
     ours: Any = layer.cells[0]
     parts = start if isinstance(start, tuple) else (start,)
-    candidates = ours.candidate(read_in, tuple(p.reshape(3, 5, 3) for p in parts))
+    candidates = ours.candidate(
+        Parameters.of(ours), read_in, tuple(p.reshape(3, 5, 3) for p in parts)
+    )
     theirs = cell(read_in.flatten(1), start)
     expected = theirs if isinstance(theirs, tuple) else (theirs,)
     for got, want in zip(candidates, expected, strict=True):

@@ -54,8 +54,8 @@ def test_bias_false_has_no_bias(kind: Kind) -> None:
     assert sorted(with_bias) == [
         "bias_hh",
         "bias_ih",
-        "communication.gate_bias",
-        "communication.output_bias",
+        "comm_gate_bias",
+        "comm_output_bias",
     ]
 
 
@@ -63,8 +63,8 @@ def test_bias_false_has_no_bias(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("option", "silenced"),
     [
-        ("input_dropout", ["input_attention.value_weight"]),
-        ("comm_dropout", ["communication.output_weight", "communication.output_bias"]),
+        ("input_dropout", ["value_weight"]),
+        ("comm_dropout", ["comm_output_weight", "comm_output_bias"]),
     ],
 )
 def test_dropout_acts_in_training_only(kind: Kind, option: str, silenced: list[str]) -> None:
@@ -183,16 +183,16 @@ def test_reset_parameters_draws_the_documented_bounds(kind: Kind) -> None:
             "weight_hh": gates,
             "bias_ih": gates,
             "bias_hh": gates,
-            "input_attention.query_weight": 38,
-            "input_attention.key_weight": 61,
-            "input_attention.value_weight": 61,
-            "communication.query_weight": 38,
-            "communication.key_weight": 38,
-            "communication.value_weight": 38,
-            "communication.output_weight": 46,
-            "communication.gate_weight": 46,
-            "communication.output_bias": 46,
-            "communication.gate_bias": 46,
+            "query_weight": 38,
+            "key_weight": 61,
+            "value_weight": 61,
+            "comm_query_weight": 38,
+            "comm_key_weight": 38,
+            "comm_value_weight": 38,
+            "comm_output_weight": 46,
+            "comm_gate_weight": 46,
+            "comm_output_bias": 46,
+            "comm_gate_bias": 46,
         }
         assert {name for name, _ in cell.named_parameters()} == set(fan_in)
         for name, parameter in cell.named_parameters():
@@ -211,7 +211,7 @@ def test_projection_draws_the_bounds_of_the_gates() -> None:
 def test_extra_repr_shows_sizes_and_missing_bias(kind: Kind) -> None:
     assert make(kind).extra_repr() == "7, 15, 5, 2"
     assert make(kind, bias=False).extra_repr() == "7, 15, 5, 2, bias=False"
-    assert repr(make(kind)).startswith(f"{kind.__name__}(\n  7, 15, 5, 2\n")
+    assert repr(make(kind)) == f"{kind.__name__}(7, 15, 5, 2)"
 
 
 def test_extra_repr_shows_a_projection() -> None:

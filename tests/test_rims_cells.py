@@ -204,8 +204,8 @@ def test_proj_size_projects_every_mechanism_by_itself() -> None:
     h_new, c_new = cell(input, (h, c))
     assert (h_new.shape, c_new.shape) == ((3, 10), (3, 15))
     with torch.no_grad():  # no communication, no projection of mechanism 3
-        cell.get_parameter("communication.output_weight").zero_()
-        cell.get_parameter("communication.output_bias").zero_()
+        cell.get_parameter("comm_output_weight").zero_()
+        cell.get_parameter("comm_output_bias").zero_()
         cell.weight_hr[3] = 0
     h_new, _ = cell(input, (h, c))
     zero = (h_new.reshape(3, 5, 2) == 0).all(-1)

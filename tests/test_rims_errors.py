@@ -287,13 +287,11 @@ def test_replica_of_data_parallel_runs(kind: Kind) -> None:
     replica.cells = nn.ModuleList()
     for cell in layer.cells:
         copy = cell._replicate_for_data_parallel()
-        for name in ("input_attention", "communication"):
-            part = getattr(cell, name)._replicate_for_data_parallel()
-            for own, value in getattr(cell, name).named_parameters(recurse=False):
-                setattr(part, own, value)
-            setattr(copy, name, part)
-        for own, value in cell.named_parameters(recurse=False):
-            setattr(copy, own, value)
+        for own, value in cell._parameters.items():  # as torch.nn.parallel.replicate does
+            if value is None:
+                copy._parameters[own] = None
+            else:
+                setattr(copy, own, value.view_as(value))  # not a parameter any more
         replica.cells.append(copy)
     input = torch.randn(T, B, I)
     assert torch.equal(replica(input)[0], layer(input)[0])

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import rims
 from fixtures import Arrays, assert_gradients, files, read, tensor, weights
+from rims.attention import communicate, read_input
+from rims.parameters import Parameters
 from rims.step import RIMCell
 from tolerances import assert_near as assert_close
 
@@ -95,9 +97,10 @@ def test_first_step_reproduces_published_intermediates(path: Path) -> None:
     prev = tuple(
         tensor(arrays[f"{n}0"]).reshape(-1, num_rims, size) for n in "hc"[: cell.num_states]
     )
-    read_in = cell.input_attention(tensor(arrays["inputs"])[0].unsqueeze(1), prev[0])
-    candidate = cell.candidate(read_in.read, prev)
-    update, attention = cell.communication(candidate[0])
+    p = Parameters.of(cell)
+    read_in = read_input(p, tensor(arrays["inputs"])[0].unsqueeze(1), prev[0])
+    candidate = cell.candidate(p, read_in.read, prev)
+    update, attention = communicate(p, candidate[0])
     for name, got in [
         ("mechanism_input", read_in.read),
         *zip(("h_candidate", "c_candidate"), candidate, strict=False),

@@ -198,12 +198,12 @@ def test_without_attention_it_is_torch_per_mechanism(
     for direction, cell in enumerate(cells_of(layer)):
         with torch.no_grad():
             for name in (
-                "input_attention.query_weight",
-                "communication.output_weight",
-                "communication.output_bias",
+                "query_weight",
+                "comm_output_weight",
+                "comm_output_bias",
             ):
                 cell.get_parameter(name).zero_()
-        read = 0.5 * input @ cell.input_attention.value_weight
+        read = 0.5 * input @ cell.value_weight
         columns, ends = [], []
         for m in range(N):
             reference = one_mechanism(cell, m)

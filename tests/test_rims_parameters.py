@@ -65,16 +65,16 @@ def test_state_dict_names_are_frozen(kind: Kind) -> None:
         "weight_hh",
         "bias_ih",
         "bias_hh",
-        "input_attention.query_weight",
-        "input_attention.key_weight",
-        "input_attention.value_weight",
-        "communication.query_weight",
-        "communication.key_weight",
-        "communication.value_weight",
-        "communication.output_weight",
-        "communication.gate_weight",
-        "communication.output_bias",
-        "communication.gate_bias",
+        "query_weight",
+        "key_weight",
+        "value_weight",
+        "comm_query_weight",
+        "comm_key_weight",
+        "comm_value_weight",
+        "comm_output_weight",
+        "comm_gate_weight",
+        "comm_output_bias",
+        "comm_gate_bias",
     ]
     expected = {f"cells.{i}.{name}" for i in range(4) for name in names}
     assert set(make(kind, num_layers=2, bidirectional=True).state_dict()) == expected
@@ -124,13 +124,13 @@ def test_options_reach_every_cell(kind: Kind) -> None:
         init_from_unit_size=True,
     )
     for cell in cells_of(layer):
-        assert cell.input_attention.key_weight.shape[-1] == 13
+        assert cell.key_weight.shape[-1] == 13
         assert cell.weight_ih.shape[-1] == 17
-        assert cell.communication.num_heads == 3
-        assert cell.communication.key_weight.shape[-1] == 57
-        assert cell.communication.value_weight.shape[-1] == 69
-        assert cell.input_attention.dropout == 0.25
-        assert cell.communication.dropout == 0.75
+        assert cell.num_comm_heads == 3
+        assert cell.comm_key_weight.shape[-1] == 57
+        assert cell.comm_value_weight.shape[-1] == 69
+        assert cell.input_dropout == 0.25
+        assert cell.comm_dropout == 0.75
         assert cell.init_from_unit_size
 
 
@@ -190,4 +190,4 @@ def test_one_step_of_one_sequence_reaches_every_parameter_it_can(kind: Kind) -> 
     assert all(gradient is not None for gradient in gradients.values())
     # from a zero state, queries are zero, and so is what weighs them or the state
     silent = {name for name, gradient in gradients.items() if not gradient.any()}
-    assert silent == {"input_attention.query_weight", "input_attention.key_weight", "weight_hh"}
+    assert silent == {"query_weight", "key_weight", "weight_hh"}

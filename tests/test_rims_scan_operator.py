@@ -60,7 +60,7 @@ def arguments(case: Case, path: Path, *, save: bool) -> tuple[Any, ...]:
     has_fresh = case.reset is not None and bool(cell.initial)
     fresh = cell.initial_state(case.input[0]) if has_fresh else ()
     parts = [*case.state, None][:2] + [*fresh, None, None][:2]
-    steering = (cell.k, cell.communication.num_heads, cell.comm_reads == "state", path, save)
+    steering = (cell.k, cell.num_comm_heads, cell.comm_reads == "state", path, save)
     return (case.input, *parts, Weights.of(cell).given(), case.reset, case.valid, *steering)
 
 

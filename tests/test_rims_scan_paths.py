@@ -11,12 +11,14 @@ from torch.nn.utils import prune
 
 import rims
 from layer_cases import both
+from rims.parameters import Parameters
 from rims.scan import paths, scan_path
 from rims.scan.paths import Path
-from rims.step import RIMCell, State
+from rims.step import CellStep, State
 from scan_cases import (
     LayerKind,
     Results,
+    all_paths,
     assert_equal,
     assert_near,
     double,
@@ -36,7 +38,7 @@ def make(kind: LayerKind, **options: Any) -> Any:
 
 
 def chosen(layer: Any, input: Tensor) -> Path:
-    return paths.choose(layer.cells[0], input, record=False)
+    return paths.choose(layer.cells[0], input)
 
 
 def drawn_alike(path: Path | None, layer: Any, input: Tensor) -> Results:
@@ -126,8 +128,8 @@ def test_layers_take_their_own_ways(kind: LayerKind) -> None:
     # elements enter the first layer only, so the second one is free
     layer = make(kind, num_layers=2, input_slots=True)
     first, second = layer.cells
-    assert paths.choose(first, double(6, 3, 2, 5), record=False) == "reference"
-    assert paths.choose(second, double(6, 3, 12), record=False) != "reference"
+    assert paths.choose(first, double(6, 3, 2, 5)) == "reference"
+    assert paths.choose(second, double(6, 3, 12)) != "reference"
     input = double(6, 3, 2, 5)
     assert_near(layer_results(None, layer, input), layer_results("reference", layer, input))
 
@@ -147,8 +149,8 @@ def test_a_cell_with_another_candidate_computes_it(kind: LayerKind) -> None:
     cell_type: Any = kind.cell_type
 
     class Doubled(cell_type):  # type: ignore[misc]
-        def candidate(self, read: Tensor, prev: State) -> State:
-            h, *rest = super().candidate(read, prev)
+        def candidate(self, p: Parameters, read: Tensor, prev: State) -> State:
+            h, *rest = super().candidate(p, read, prev)
             return (2 * h, *rest)
 
     class Layer(kind):  # type: ignore[valid-type,misc]
@@ -159,33 +161,35 @@ def test_a_cell_with_another_candidate_computes_it(kind: LayerKind) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", ["input_attention", "communication"])
-def test_hooks_of_attentions_are_called(kind: LayerKind, name: str) -> None:
-    layer, calls = make(kind), []
-    part = getattr(layer.cells[0], name)
-    part.register_forward_hook(lambda module, args, result: calls.append(module))
-    layer(double(6, 3, 5))
-    assert calls == [part] * 6
+def test_a_cell_with_another_step_computes_it(kind: LayerKind) -> None:
+    cell_type: Any = kind.cell_type
 
+    class Silent(cell_type):  # type: ignore[misc]
+        def step(self, input: Tensor, state: State, p: Parameters, **given: Any) -> CellStep:
+            none = torch.zeros_like(p.comm_output_weight)
+            silent = p._replace(comm_output_weight=none, comm_output_bias=none[:, 0])
+            step: CellStep = super().step(input, state, silent, **given)
+            return step
 
-@both
-def test_another_communication_is_used(kind: LayerKind) -> None:
-    class Silence(rims.attention.CommunicationAttention):
-        def forward(self, h: Tensor) -> Any:
-            update, weights = super().forward(h)
-            return 0 * update, weights
+    class Layer(kind):  # type: ignore[valid-type,misc]
+        cell_type = Silent
 
-    layer, input = make(kind), double(6, 3, 5)
-    cell: RIMCell = layer.cells[0]
-    cell.communication = Silence(3, 4, dtype=torch.float64)
-    assert_equal(layer_results(None, layer, input), layer_results("reference", layer, input))
+    layer, input = make(Layer), double(6, 3, 5)
+    output, _ = layer(input)
+    plain = make(kind)
+    plain.load_state_dict(layer.state_dict())
+    assert not torch.allclose(output, plain(input)[0])  # communication is heard in a plain layer
+    for cell in plain.cells:
+        nn.init.zeros_(cell.comm_output_weight)
+        nn.init.zeros_(cell.comm_output_bias)
+    assert_near({"output": output}, {"output": plain(input)[0]})
 
 
 @both
 def test_a_pruned_weight_is_pruned_anew_in_every_forward(kind: LayerKind) -> None:
     layer, input = make(kind), double(6, 3, 5)
     half: Any = prune.l1_unstructured  # has no types
-    half(layer.cells[0].input_attention, "key_weight", 0.5)
+    half(layer.cells[0], "key_weight", 0.5)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     before = layer(input)[0].detach()
     for _ in range(2):
@@ -193,7 +197,7 @@ def test_a_pruned_weight_is_pruned_anew_in_every_forward(kind: LayerKind) -> Non
         optimizer.step()
     with scan_path("reference"):
         expected = layer(input)[0]
-    assert torch.equal(layer(input)[0], expected)
+    assert_near({"output": layer(input)[0]}, {"output": expected})
     assert not torch.allclose(expected, before)
 
 
@@ -202,7 +206,7 @@ def test_a_pruned_weight_is_pruned_anew_in_every_forward(kind: LayerKind) -> Non
 def test_parametrized_weights_are_trained(path: Path, kind: LayerKind) -> None:
     layer, input = make(kind), double(6, 3, 5)
     nn.utils.parametrizations.weight_norm(layer.cells[0], "weight_hh")
-    nn.utils.parametrizations.weight_norm(layer.cells[0].communication, "output_weight")
+    nn.utils.parametrizations.weight_norm(layer.cells[0], "comm_output_weight")
     expected = layer_results("reference", layer, input)
     assert sum("parametrizations" in name for name in expected) == 4
     assert_near(layer_results(path, layer, input), expected)
@@ -248,21 +252,14 @@ def test_wishes_nest_and_end_with_an_exception() -> None:
     assert chosen(layer, input) == default
 
 
+@all_paths
 @both
-def test_recording_takes_the_loop_unless_another_way_is_asked_for(kind: LayerKind) -> None:
+def test_recording_leaves_every_way_as_it_is(path: Path, kind: LayerKind) -> None:
     layer, input = make(kind), double(6, 3, 5)
-    with scan_path("reference"):
-        expected, _ = layer(input)
+    expected = layer_results(path, layer, input)
     with rims.trace(layer) as trace:
-        output, _ = layer(input)
-    assert torch.equal(output, expected)
+        assert_equal(layer_results(path, layer, input), expected)
     assert trace.communication["cells.0"].shape == (6, 3, 4, 4, 4)
-    with (
-        scan_path("torch"),
-        rims.trace(layer),
-        pytest.raises(RuntimeError, match="recording attentions"),
-    ):
-        layer(input)
 
 
 @fast_paths

@@ -81,7 +81,7 @@ def test_of_equal_mechanisms_the_first_are_active(
     cell = case.cell
     # Whole numbers, and a scale of a quarter: scores are exact in whatever order they are summed.
     with torch.no_grad():
-        for weight in (cell.input_attention.query_weight, cell.input_attention.key_weight):
+        for weight in (cell.query_weight, cell.key_weight):
             weight.copy_(torch.randint(-3, 4, weight.shape))
         for name, parameter in cell.named_parameters():
             if name.split(".")[-1] in PER_MECHANISM:
@@ -185,8 +185,8 @@ def test_large_scores_do_not_overflow(path: Path) -> None:
     torch.manual_seed(0)
     case = make_case(rims.RIM_LSTMCell, (3, 4, 3, 2), 3, 5)
     with torch.no_grad():
-        case.cell.communication.query_weight.mul_(1e3)
-        case.cell.communication.key_weight.mul_(1e3)
-        case.cell.input_attention.query_weight.mul_(1e4)
+        case.cell.comm_query_weight.mul_(1e3)
+        case.cell.comm_key_weight.mul_(1e3)
+        case.cell.query_weight.mul_(1e4)
     assert case.run(path).output.isfinite().all()
     assert_near(results(path, case), results("reference", case))

@@ -214,7 +214,7 @@ def _arguments(case: Case, problem: Problem, device: str) -> _Arguments:
         States(h, *states[1:]),
         Flags(*(there(flag) for flag in problem.flags)),
         Weights(*(there(weight) for weight in Weights.of(cell))),  # type: ignore[arg-type]
-        Rules(cell.k, cell.communication.num_heads, cell.comm_reads == "state"),
+        Rules(cell.k, cell.num_comm_heads, cell.comm_reads == "state"),
     )
 
 

@@ -99,5 +99,10 @@ def split_heads(joined: Array, num_heads: int) -> Array:
 
 def join_heads(split: Array) -> Array:
     """(..., M, rows, width) -> (..., rows, M width)."""
-    moved = jnp.swapaxes(split, -2, -3)
-    return moved.reshape(*moved.shape[:-2], -1)
+    return join_last(jnp.swapaxes(split, -2, -3))
+
+
+def join_last(split: Array) -> Array:
+    """(..., X, Y) -> (..., X Y); an empty batch leaves nothing for a size of -1 to follow from."""
+    *batch, rows, width = split.shape
+    return split.reshape(*batch, rows * width)

@@ -130,9 +130,8 @@ class CellSpec:
 class Parameters:
     """The parameters of a cell: a pytree whose leaves are arrays, absent ones None.
 
-    Names and shapes are those of the torch cell, with ``input_attention.`` left out and
-    ``communication.`` shortened to ``comm_``. Gradients, optimizers and ``jax.tree.map`` work on it
-    as on any pytree; ``spec`` is static.
+    Names and shapes are those of the torch cell. Gradients, optimizers and ``jax.tree.map`` work on
+    it as on any pytree; ``spec`` is static.
 
     Example:
         >>> spec = CellSpec(kind="gru", input_size=5, hidden_size=12, num_rims=4, k=2)

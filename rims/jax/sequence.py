@@ -160,7 +160,9 @@ def loop(
 def _fast_way(input: Array, *, insist: bool) -> Callable[..., Any] | None:
     """What computes a sequence (T, B, I) fast; None if the plain loop may be as fast."""
     batch = input.shape[1]
-    if batch and native.is_available(input.dtype == jnp.float64):
+    if not batch:  # there is nothing to compute
+        return None
+    if native.is_available(input.dtype == jnp.float64):
         from rims.jax.native.sequence import run
 
         return run

@@ -14,6 +14,7 @@ from rims.jax.functional import (
     grouped_linear,
     gru_candidate,
     join_heads,
+    join_last,
     lstm_candidate,
     split_heads,
     stop_gradient_where,
@@ -124,7 +125,7 @@ def step_keyed(p: Parameters, given: Keyed, state: State, *, key: Array | None) 
 
     # jnp.where keeps an idle state bit for bit; mask arithmetic would let a NaN through.
     new = tuple(
-        jnp.where(is_active, candidate, old).reshape(*old.shape[:-2], -1)
+        join_last(jnp.where(is_active, candidate, old))
         for candidate, old in zip((h_cand + update, *rest), prev, strict=True)
     )
     return CellStep(new, active, weights, comm_weights)

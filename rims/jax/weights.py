@@ -18,6 +18,7 @@ from rims.jax.cells import RIMCellBase, RIMGRUCell, RIMLSTMCell
 from rims.jax.layers import RIM_GRU, RIM_LSTM, RIMLayer
 from rims.jax.parameters import NAMES, CellSpec, Parameters, of_arrays, shapes
 from rims.layers import RIMLayer as TorchLayer
+from rims.parameters import from_former_names
 from rims.step import RIMCell as TorchCell
 
 #: A module of this package that has weights.
@@ -64,10 +65,12 @@ def from_torch(source: TorchCell | TorchLayer | Mapping[str, Tensor], into: Any 
             raise ValueError("from_torch: a state_dict needs into=, the module to fill.")
         into = _empty_like(source)
     given = source if isinstance(source, Mapping) else source.state_dict()
-    arrays = {name: _to_array(name, tensor) for name, tensor in given.items()}
     cells = _cells(into)
-    names = {prefix + _torch_name(n): n for prefix, c in cells.items() for n in shapes(c.spec)}
-    for name in sorted(arrays.keys() - names.keys()):
+    for prefix in cells:
+        given = from_former_names(given, prefix)
+    arrays = {name: _to_array(name, tensor) for name, tensor in given.items()}
+    names = {prefix + name for prefix, cell in cells.items() for name in shapes(cell.spec)}
+    for name in sorted(arrays.keys() - names):
         raise ValueError(f"from_torch: unknown entry {name}.")
     loaded = [
         of_arrays("from_torch", cell.spec, _of_cell(arrays, prefix))
@@ -97,7 +100,7 @@ def to_torch(module: Module | Parameters) -> dict[str, Tensor]:
         <All keys matched successfully>
     """
     if isinstance(module, Parameters):
-        return {_torch_name(n): _to_tensor(array) for n, array in module.arrays().items()}
+        return {name: _to_tensor(array) for name, array in module.arrays().items()}
     return {
         prefix + name: tensor
         for prefix, cell in _cells(module).items()
@@ -143,14 +146,8 @@ def _cells(module: Any) -> dict[str, RIMCellBase]:
     raise TypeError(f"expected a cell or layer of rims.jax; got {type(module).__name__}.")
 
 
-def _torch_name(name: str) -> str:
-    if name.startswith("comm_"):
-        return _COMM + name.removeprefix("comm_")
-    return _READ + name if name in ("query_weight", "key_weight", "value_weight") else name
-
-
 def _of_cell(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    ours = {prefix + _torch_name(name): name for name in NAMES}
+    ours = {prefix + name: name for name in NAMES}
     return {ours[name]: array for name, array in arrays.items() if name in ours}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rims.batching import RepeatedInput
 from rims.checks import is_autocasting
+from rims.parameters import Parameters
 from rims.scan import hoisted, paths
 from rims.scan.function import ScanFunction
 from rims.scan.operator import scan_op
@@ -20,6 +21,7 @@ def scan(
     cell: RIMCell,
     input: Tensor,
     state: State,
+    p: Parameters,
     *,
     reset: Tensor | None,
     valid: Tensor | None,
@@ -27,18 +29,18 @@ def scan(
 ) -> ScanOutput:
     """As :func:`rims.scan.scan`, without recording."""
     fresh: tuple[Tensor | None, ...] = (None, None)
-    if reset is not None and cell.initial:
-        fresh = cell.initial_state(input[0])
+    if reset is not None and cell.learned_initial_state:
+        fresh = cell.initial_state(input[0], p)
     place = None
     if repeated is not None and not torch.compiler.is_compiling():  # the operator knows no places
         input, place = repeated
     tensors = [input, state[0], _second(state), fresh[0], _second(fresh)]
-    w = Weights.of(cell)
+    w = Weights.of(p)
     dtype = _computed_in(input)
     if not all(t is None or t.dtype == dtype for t in (*tensors, w.hh)):
         tensors = [None if t is None else t.to(dtype) for t in tensors]
         w = Weights.each(lambda weight: weight.to(dtype), w)
-    rules = Rules(cell.k, cell.communication.num_heads, cell.comm_reads == "state")
+    rules = Rules(cell.k, cell.num_comm_heads, cell.comm_reads == "state")
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*tensors, *w)
     )

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rims.parameters import Parameters
 from rims.scan.problem import Weights, why_not
 from rims.scan.recurrence import Recurrence
 from rims.scan.torch_recurrence import TorchRecurrence
@@ -19,6 +20,9 @@ from rims.step import RIMCell
 #: ``reference``: the readable loop. ``torch``: hoisted, PyTorch only. ``native``: machine code for
 #: the CPU. ``triton``: kernels for CUDA.
 Path = Literal["reference", "torch", "native", "triton"]
+
+#: Types of tensors that are numbers in memory and nothing else.
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -64,8 +68,8 @@ def scan_path(path: Path | None) -> Iterator[None]:
         _forced.path = before
 
 
-def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
-    """The way to run ``cell`` over ``input``, (T, B, I).
+def choose(cell: RIMCell, input: Tensor, p: Parameters | None = None) -> Path:
+    """The way to run ``cell``, whose parameters are ``p``, over ``input``, (T, B, I).
 
     Raises:
         RuntimeError: if a way is asked for that cannot be taken.
@@ -73,9 +77,7 @@ def choose(cell: RIMCell, input: Tensor, *, record: bool) -> Path:
     forced = _forced.path
     if forced == "reference":
         return "reference"
-    obstacle = (
-        "recording attentions" if record else why_not(cell) or _obstacle(input, cell.weight_hh)
-    )
+    obstacle = why_not(cell) or _obstacle(input, Parameters.of(cell) if p is None else p)
     if forced is not None:
         obstacle = obstacle or unavailable(forced, input, cell)
         if obstacle:
@@ -130,7 +132,7 @@ def recurrence(path: str, like: Tensor, name: Literal["forward", "back"]) -> typ
     return TorchRecurrence
 
 
-def _obstacle(input: Tensor, weight: Tensor) -> str | None:
+def _obstacle(input: Tensor, p: Parameters) -> str | None:
     """What about a call, not its layer, only the readable loop can do."""
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms it"
@@ -141,11 +143,26 @@ def _obstacle(input: Tensor, weight: Tensor) -> str | None:
         return "it is being traced"
     if torch._C._len_torch_dispatch_stack():
         return "a dispatch mode watches every operation"
-    for tensor in (input, weight):
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"it is made of {type(tensor).__name__}"
+    unusual = _unusual(input, p)
+    if unusual:
+        return unusual
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode derivatives are on"
     if input.device.type == "meta" or 0 in input.shape:
         return "there is nothing to compute"
+    return None
+
+
+def _unusual(input: Tensor, p: Parameters) -> str | None:
+    """What is not as kernels take it, who read memory by its address."""
+    if type(input) not in _PLAIN:
+        return f"it is made of {type(input).__name__}"
+    dtype, device = p.weight_hh.dtype, input.device
+    for tensor in p:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN:
+            return f"it is made of {type(tensor).__name__}"
+        if tensor.dtype != dtype or tensor.device != device:
+            return "its parameters have different types, or are on another device than the input"
     return None

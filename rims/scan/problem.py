@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from rims.attention import CommunicationAttention, InputAttention
 from rims.cells import RIM_GRUCell, RIM_LSTMCell
+from rims.parameters import Parameters
 from rims.step import RIMCell
 
 
@@ -58,24 +58,24 @@ class Weights(NamedTuple):
         return cls(*(None if w is None else change(w) for w in weights))  # type: ignore[arg-type]
 
     @classmethod
-    def of(cls, cell: RIMCell) -> Weights:
-        """The parameters of ``cell``."""
-        read, comm = cell.input_attention, cell.communication
+    def of(cls, given: RIMCell | Parameters) -> Weights:
+        """Those of a cell or of its parameters."""
+        p = given if isinstance(given, Parameters) else Parameters.of(given)
         return cls(
-            read.key_weight,
-            read.value_weight,
-            read.query_weight,
-            cell.weight_ih,
-            cell.weight_hh,
-            comm.query_weight,
-            comm.key_weight,
-            comm.value_weight,
-            comm.output_weight,
-            comm.gate_weight,
-            cell.bias_ih,
-            cell.bias_hh,
-            comm.output_bias,
-            comm.gate_bias,
+            p.key_weight,
+            p.value_weight,
+            p.query_weight,
+            p.weight_ih,
+            p.weight_hh,
+            p.comm_query_weight,
+            p.comm_key_weight,
+            p.comm_value_weight,
+            p.comm_output_weight,
+            p.comm_gate_weight,
+            p.bias_ih,
+            p.bias_hh,
+            p.comm_output_bias,
+            p.comm_gate_bias,
         )
 
 
@@ -105,36 +105,20 @@ class States(NamedTuple):
 
 def why_not(cell: RIMCell) -> str | None:
     """What about ``cell`` only the readable loop can do, its option or change; None if nothing."""
-    read, comm = cell.input_attention, cell.communication
     if not (
         type(cell).step is RIMCell.step
         and type(cell).candidate in (RIM_LSTMCell.candidate, RIM_GRUCell.candidate)
-        and type(read).forward is InputAttention.forward
-        and type(comm).forward is CommunicationAttention.forward
         and not {"step", "candidate"} & vars(cell).keys()
-        and not any("forward" in vars(part) for part in (read, comm))
     ):
         return "a method of its own"
-    if any(_is_hooked(part) for part in (read, comm)):
-        return "hooks on its attentions"
     if cell.input_slots:
         return "input_slots"
-    if read.num_heads > 1:
+    if cell.num_input_heads > 1:
         return "num_input_heads"
     if cell.proj_size:
         return "proj_size"
-    if read.dropout and cell.training:
+    if cell.input_dropout and cell.training:
         return "input_dropout"
-    if comm.dropout and cell.training:
+    if cell.comm_dropout and cell.training:
         return "comm_dropout"
     return None
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to be called whenever ``module`` is."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rims.batching import flip_time
+from rims.parameters import Parameters
 from rims.scan.dispatch import scan
 from rims.scan.reference import ScanOutput
 from rims.step import RIMCell, State
@@ -15,6 +16,7 @@ def scan_reversed(
     cell: RIMCell,
     input: Tensor,
     state: State,
+    p: Parameters | None = None,
     *,
     reset: Tensor | None = None,
     valid: Tensor | None = None,
@@ -25,7 +27,7 @@ def scan_reversed(
         # A reset before step t parts the sequence there: from this side, after step t.
         reset = torch.cat([torch.zeros_like(reset[:1]), reset[1:].flip(0)])
     flipped = flip_time(input, valid)
-    result = scan(cell, flipped, state, reset=reset, valid=valid, record=record)
+    result = scan(cell, flipped, state, p, reset=reset, valid=valid, record=record)
     reads, comm = result.input_attention, result.communication
     return ScanOutput(
         flip_time(result.output, valid),
