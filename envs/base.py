@@ -42,7 +42,7 @@ class StepResult(NamedTuple):
     reward: NDArray[np.float32]
     """(E,)"""
     terminated: NDArray[np.bool_]
-    """(E,): the episode ended by the task's own rules, success or failure: the environment's word."""
+    """(E,): the episode ended by the task's own rules, success or failure."""
     truncated: NDArray[np.bool_]
     """(E,): the episode was cut by the step limit. Never true together with ``terminated``, which
     wins where an environment says both."""

@@ -167,7 +167,5 @@ class ForeignEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 def _what(error: Exception) -> str:
     """An exception, and where it was raised: nobody sees the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = (
-        f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-    )
-    return one_line(error) + place
+    places = [f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in frames]
+    return "".join([one_line(error), *places[-1:]])

@@ -1,4 +1,4 @@
-"""Ids of environments: the module one names, what is registered, and what MiniGrid's own tasks have.
+"""Ids of environments: the module one names, what is registered, what is minigrid's own.
 
 Gymnasium and minigrid are imported inside the functions: that takes 0.3 s.
 """
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Success = Literal["", "reward"]
-"""How success is known where the environment does not say: not at all, or by a last reward above 0."""
+"""How success is known where no environment says: not at all, or by a last reward above 0."""
 
 #: Where minigrid defines the environments of its ids.
 _BUILTIN: Final = "minigrid.envs"

@@ -149,9 +149,7 @@ def _make(
         if view is None or view.holds(STOCK_VIEW):
             return EnvPoolVectorEnv(task, seeds, num_threads)
         raise ValueError(
-            f"{task.id} shows its agent more than this one can read: {_size(STOCK_VIEW)} cells with "
-            f"{STOCK_VIEW.categories} objects, colours and states, not {_size(view)} with "
-            f"{view.categories}."
+            f"{task.id} shows its agent what this one cannot read: {STOCK_VIEW}, not {view}."
         )
     from envs.gymnasium_backend import GymnasiumVectorEnv
 
