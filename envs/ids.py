@@ -17,6 +17,7 @@ __all__ = [
     "Success",
     "import_from_here",
     "is_builtin",
+    "is_stock",
     "known_ids",
     "load_id",
     "one_line",
@@ -105,6 +106,14 @@ def is_builtin(id: str) -> bool:
     return _builtin_class(id) is not None
 
 
+def is_stock(id: str) -> bool:
+    """Whether it is one of minigrid's own and agents see as much in it as MiniGrid's usually do."""
+    import gymnasium
+
+    spec = gymnasium.registry.get(_name(id)) if is_builtin(id) else None
+    return spec is not None and "agent_view_size" not in spec.kwargs
+
+
 def success_rule(id: str) -> Success:
     """How success is known in an environment that does not say: only minigrid's own have a rule.
 
@@ -133,8 +142,12 @@ def _builtin_class(id: str) -> str | None:
     import gymnasium
     import minigrid  # noqa: F401  (registers its environments)
 
-    spec = gymnasium.registry.get(id.rpartition(":")[2])
+    spec = gymnasium.registry.get(_name(id))
     if spec is None or not isinstance(spec.entry_point, str) or spec.additional_wrappers:
         return None
     module, _, name = spec.entry_point.partition(":")
     return name if f"{module}.".startswith(f"{_BUILTIN}.") else None
+
+
+def _name(id: str) -> str:
+    return id.rpartition(":")[2]

@@ -49,6 +49,7 @@ def understand(observation: spaces.Space[Any], action: spaces.Space[Any]) -> Und
                 f"observations hold {name!r}, which no agent here reads; leave it out, such as by "
                 "gymnasium.wrappers.FilterObservation"
             )
+    view = _view_of(parts["image"])
     _check_direction(parts.get("direction"))
     _check_mission(parts.get("mission"))
     if not isinstance(action, spaces.Discrete) or action.start != 0 or action.n > _MOST_ACTIONS:
@@ -57,7 +58,7 @@ def understand(observation: spaces.Space[Any], action: spaces.Space[Any]) -> Und
             f"{_short(action)}"
         )
     missing = tuple(name for name in _PARTS[1:] if name not in parts)
-    return Understood(_view_of(parts["image"]), missing, int(action.n))
+    return Understood(view, missing, int(action.n))
 
 
 _WANTED: Final = (

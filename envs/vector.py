@@ -12,7 +12,7 @@ import numpy as np
 
 from envs.actions import action_names
 from envs.base import BackendName, EnvironmentFailed, VectorEnv
-from envs.ids import is_builtin
+from envs.ids import is_builtin, is_stock
 from envs.mission import UNKNOWN, encode_mission, words_of
 from envs.seeding import SEED_LIMIT, level_seeds
 from envs.suites import Task, get_task
@@ -189,7 +189,7 @@ def require_makeable(
     task = _as_task(task)
     chosen = resolve_backend(task, backend)
     known = _is_known(task)
-    if known and not actions and view is None:
+    if known and not actions and (view is None or view.holds(STOCK_VIEW)):
         return chosen
     with make_vector_env(task, 1, [0], chosen, view=view) as env:
         if not known:
@@ -211,7 +211,7 @@ def require_makeable(
 
 def _is_known(task: Task) -> bool:
     """Whether it is one of minigrid's own environments as they come."""
-    return is_builtin(task.id) and not task.gym_kwargs and not task.envpool_kwargs
+    return is_stock(task.id) and not task.gym_kwargs and not task.envpool_kwargs
 
 
 def view_of(task: Task | str, backend: BackendChoice = "auto") -> View:

@@ -25,7 +25,7 @@ from agents.config import (
     preset_settings,
     read_settings,
 )
-from envs import BackendChoice, Suite, Task, get_suite
+from envs import BackendChoice, EnvironmentFailed, Suite, Task, get_suite
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -337,6 +337,8 @@ def checking_input() -> Iterator[None]:
         raise UserError(f"{flag(error.field)} {error.rule}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
+    except EnvironmentFailed as error:
+        raise click.ClickException(str(error)) from None
     except OSError as error:  # such as a name that is too long, or a folder of another user
         raise UserError(os_trouble(error)) from None
 

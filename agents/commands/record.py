@@ -56,7 +56,8 @@ def record(
         policy = loaded.make_policy()
         check_task(policy, task, "gymnasium")
     core = loaded.config.core
-    recording = record_episode(policy, task, core, seed=seed, mode=mode, max_steps=max_steps)
+    with checking_input():
+        recording = record_episode(policy, task, core, seed=seed, mode=mode, max_steps=max_steps)
     try:
         frames = save_animation(recording, out, fps)
     except OSError as error:
