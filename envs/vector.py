@@ -146,11 +146,11 @@ def _make(
     if backend == "envpool":
         from envs.envpool_backend import EnvPoolVectorEnv
 
-        if view is None or view.holds(STOCK_VIEW):
-            return EnvPoolVectorEnv(task, seeds, num_threads)
-        raise ValueError(
-            f"{task.id} shows its agent what this one cannot read: {STOCK_VIEW}, not {view}."
-        )
+        if view is not None and view.shape == STOCK_VIEW.shape and not view.holds(STOCK_VIEW):
+            raise ValueError(
+                f"{task.id} shows its agent what this one cannot read: {STOCK_VIEW}, not {view}."
+            )
+        return EnvPoolVectorEnv(task, seeds, num_threads)
     from envs.gymnasium_backend import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(task, seeds, view=view)
