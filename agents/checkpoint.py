@@ -10,7 +10,7 @@ from agents.checkpoint_store import CheckpointStore, Stored, has_checkpoint
 from agents.config import CoreImportError, PPOConfig
 from agents.policy import RecurrentActorCritic
 from agents.run_folder import require_run_folder
-from envs import BackendName
+from envs import STOCK_VIEW, BackendName, View
 
 KIND = "agent"
 
@@ -34,10 +34,14 @@ class Checkpoint:
     training: dict[str, Any]
     #: Mean return of the latest episodes, by which the best checkpoint is known; None: not known.
     score: float | None = None
+    #: What the agent can see. Checkpoints written before it was saved are all of the usual view.
+    view: View = STOCK_VIEW
 
     def make_policy(self, device: str = "cpu") -> RecurrentActorCritic:
         """The agent, with its architecture and weights."""
-        policy = RecurrentActorCritic(self.config, self.num_actions, read_mission=self.read_mission)
+        policy = RecurrentActorCritic(
+            self.config, self.num_actions, read_mission=self.read_mission, view=self.view
+        )
         policy.load_state_dict(self.policy)
         return policy.to(device).eval()
 
@@ -111,7 +115,8 @@ def _unpacked(content: dict[str, Any]) -> Checkpoint:
             raise TypeError(f"{name} must be of type {kind.__name__}")
     if content["backend"] not in get_args(BackendName):
         raise TypeError(f"unknown backend {content['backend']!r}")
-    return Checkpoint(**{**content, "config": PPOConfig(**content["config"])})
+    view = View.parse(content.get("view", STOCK_VIEW))
+    return Checkpoint(**{**content, "view": view, "config": PPOConfig(**content["config"])})
 
 
 def is_trained(folder: Path, total_steps: int) -> bool:

@@ -21,12 +21,13 @@ from agents.resuming import trainer_for
 from agents.run_folder import (
     is_empty,
     lock_folder,
-    newest_progress,
+    newest_row,
     note_failure,
     noted_failure,
     write_text,
 )
-from envs import Suite, Task, require_makeable, resolve_backend
+from agents.trainable import require_trainable
+from envs import Suite, Task, resolve_backend
 
 
 class JudgingError(RuntimeError):
@@ -37,8 +38,12 @@ class RunProgress(NamedTuple):
     """How far a run is."""
 
     run: Run
-    env_steps: int
-    success_rate: float
+    row: dict[str, float]  # of its newest update; empty before the first
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far."""
+        return int(self.row.get("env_steps", 0))
 
 
 def plan(
@@ -86,8 +91,7 @@ def plan(
             _check_same_experiment(run)
             if not has_checkpoint(run.folder):
                 initial_weights(run.config)
-    for task in (base.task, *tasks):
-        require_makeable(task, base.backend, base.action_numbers)
+    require_trainable(base, others=tasks)
     return runs
 
 
@@ -299,4 +303,4 @@ def _differences(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]
 
 
 def _progress(run: Run) -> RunProgress:
-    return RunProgress(run, *newest_progress(run.folder))
+    return RunProgress(run, newest_row(run.folder))

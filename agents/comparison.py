@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,10 +65,10 @@ def labels(cores: Sequence[str]) -> dict[str, str]:
 class Cell(NamedTuple):
     """One core on one task, over seeds."""
 
-    success_rate: Estimate
+    success_rate: Estimate | None  # None: neither the environment nor the task says
     mean_return: Estimate
     mean_length: float
-    per_seed_success: list[float]
+    per_seed_success: list[float]  # empty then
     per_seed_return: list[float]
 
 
@@ -116,6 +117,27 @@ class Comparison:
         return self.suite.chance
 
     @property
+    def by_success(self) -> bool:
+        """Whether runs are judged by their success rate; else by their return.
+
+        Success has to be known on every task: it is what a task's environment or rule says.
+        """
+        return all(cell.success_rate is not None for cell in self.cells.values())
+
+    @property
+    def judged_by(self) -> str:
+        """What runs are judged by, in words."""
+        return "success rate" if self.by_success else "return"
+
+    @property
+    def trained_by_success(self) -> bool:
+        """Whether success is known on the training task."""
+        every = (
+            rate for own in self.curves.values() for run in own for rate in run["success_rate"]
+        )
+        return any(map(math.isfinite, every)) or self.by_success
+
+    @property
     def unseen(self) -> tuple[Task, ...]:
         """The evaluated tasks that were not trained on."""
         return tuple(task for task in self.tasks if task != self.suite.train)
@@ -145,20 +167,21 @@ class Comparison:
         return tuple(config.seed for config in self.configs[core])
 
     def interquartile_mean(self, core: str, tasks: Sequence[Task]) -> Estimate:
-        """Of the success rates of all runs on ``tasks``."""
-        return interquartile_mean(self._success(core, tasks))
+        """Of what all runs are judged by on ``tasks``."""
+        return interquartile_mean(self._scores(core, tasks))
 
     def probability_of_improvement(self, core: str, other: str, tasks: Sequence[Task]) -> Estimate:
-        """Of ``core`` over ``other`` in success rate, averaged over ``tasks``."""
-        return probability_of_improvement(self._success(core, tasks), self._success(other, tasks))
+        """Of ``core`` over ``other`` in what they are judged by, averaged over ``tasks``."""
+        return probability_of_improvement(self._scores(core, tasks), self._scores(other, tasks))
 
     def steps_to_learn(self, core: str) -> list[float | None]:
         """Environment steps per seed until the training task counted as learned."""
         return [steps_to_reach(curve) for curve in self.curves[core]]
 
-    def _success(self, core: str, tasks: Sequence[Task]) -> list[list[float]]:
+    def _scores(self, core: str, tasks: Sequence[Task]) -> list[list[float]]:
         """(runs, tasks)."""
-        columns = [self.cells[core, task.id].per_seed_success for task in tasks]
+        cells = [self.cells[core, task.id] for task in tasks]
+        columns = [c.per_seed_success if self.by_success else c.per_seed_return for c in cells]
         return [list(row) for row in zip(*columns, strict=True)]
 
     def _all_configs(self) -> list[PPOConfig]:

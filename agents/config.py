@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import importlib
 import math
 import os
-import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -24,6 +21,8 @@ from envs import (
     action_names,
     get_suite,
     get_task,
+    import_from_here,
+    one_line,
     parse_actions,
     read_text,
 )
@@ -113,8 +112,7 @@ def import_core(path: str) -> type[Any]:
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
         raise ConfigError("core", f"must have the form package.module:Class; got {path!r}.")
     try:
-        with _looking_in_current_directory():
-            module = importlib.import_module(module_name)
+        module = import_from_here(module_name)
     except (Exception, SystemExit) as error:  # it is the user's code: anything can happen in it
         raise CoreImportError(path, module_name, one_line(error)) from error
     if not hasattr(module, class_name):
@@ -127,23 +125,6 @@ def import_core(path: str) -> type[Any]:
         cause = f"{class_name!r} is no class that derives from torch.nn.Module"
         raise CoreImportError(path, module_name, cause)
     return found
-
-
-@contextlib.contextmanager
-def _looking_in_current_directory() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the module may have taken it out
-            sys.path.remove(here)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and message without line breaks and without a full stop."""
-    message = " ".join(str(error).split()).removesuffix(".")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def core_label(core: str) -> str:
@@ -227,7 +208,12 @@ class PPOConfig:
     """
 
     suite: str = _option("", "Task", "Suite whose training task to train on; see 'rims suites'.")
-    env: str = _option("", "Task", "Environment id to train on, instead of a suite.")
+    env: str = _option(
+        "",
+        "Task",
+        "Environment id to train on, instead of a suite; module:Id for one that a module of yours "
+        "registers.",
+    )
     core: str = _option(
         "rim_lstm",
         "Network",
@@ -364,6 +350,11 @@ class PPOConfig:
     def action_numbers(self) -> tuple[int, ...] | None:
         """The numbers of the actions to choose from; None for all that a task has."""
         return parse_actions(self.actions)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What an observation must hold besides the view."""
+        return ("direction",) * self.direction + ("mission",) * (self.mission == "on")
 
     @property
     def minibatch_envs(self) -> int:

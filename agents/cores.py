@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from agents.config import PPOConfig, import_core, one_line
+from agents.config import PPOConfig, import_core
 from agents.resetting import run_with_resets, supports
+from envs import one_line
 from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
 
 #: State of a core: one tensor (layers, E, H), or two for LSTMs.

@@ -48,7 +48,7 @@ def multiply_adds(policy: RecurrentActorCritic) -> Cost:
     state = policy.initial_state(1)
     reset = torch.zeros(1, 1, dtype=torch.bool, device=device)
     observations = Observations(
-        torch.zeros(1, 1, 7, 7, 3, dtype=torch.uint8, device=device),
+        torch.zeros(1, 1, *policy.view.shape, dtype=torch.uint8, device=device),
         torch.zeros(1, 1, dtype=torch.int64, device=device),
         torch.ones(1, 1, MISSION_LENGTH, dtype=torch.int64, device=device),  # 0 would be padding
     )

@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # they need torch, which is not needed to watch others train
 #: Columns of a table that goes into a file or pipe, which has no width of its own.
 PIPE_WIDTH = 120
 
+#: In place of a success rate, where neither the environment nor the task says what success is.
+NOT_TOLD = "not told"
+
 #: Seconds between two plain lines.
 PLAIN_INTERVAL = 5.0
 
@@ -125,7 +128,8 @@ def training_picture(title: str, row: Mapping[str, float], total_steps: int) -> 
     table.add_column(justify="right")
     for name, label in _SHOWN.items():
         if name in row:
-            table.add_row(label, number(row[name]))
+            value = success_text(row) if name == "success_rate" else number(row[name])
+            table.add_row(label, value)
     steps = row["env_steps"]
     table.add_row("environment steps", f"{int(steps):,} of {total_steps:,}")
     table.add_row("time", f"{clock(row['seconds'])}, {clock(seconds_left(row, total_steps))} left")
@@ -140,9 +144,26 @@ def training_line(row: Mapping[str, float], total_steps: int) -> str:
         f"{int(row['env_steps']):,}/{total_steps:,} steps  "
         f"{row['env_steps_per_second']:.0f} steps/s  "
         f"return {number(row['episode_return_mean'])}  "
-        f"success {number(row['success_rate'])}  "
+        f"success {success_text(row)}  "
         f"entropy {number(row['entropy'])}  {clock(seconds_left(row, total_steps))} left"
     )
+
+
+def success_text(row: Mapping[str, float]) -> str:
+    """The success rate of the latest episodes, or that the environment does not say.
+
+    >>> nan = math.nan
+    >>> success_text({"success_rate": 0.5, "episode_return_mean": 0.4})
+    '0.5'
+    >>> success_text({"success_rate": nan, "episode_return_mean": 0.4})
+    'not told'
+    >>> success_text({"success_rate": nan, "episode_return_mean": nan})  # of nothing yet
+    '-'
+    """
+    rate = row.get("success_rate", math.nan)
+    if math.isnan(rate) and math.isfinite(row.get("episode_return_mean", math.nan)):
+        return NOT_TOLD
+    return number(rate)
 
 
 def seconds_left(row: Mapping[str, float], total_steps: int) -> float:
@@ -156,7 +177,7 @@ class RunLine(NamedTuple):
     name: str
     done: int
     total: int
-    score: float
+    score: float | str  # a text says itself what it is
 
 
 class ProgressTable(Display):
@@ -184,9 +205,12 @@ class ProgressTable(Display):
         for run in runs:
             count = f"{run.done:,}/{run.total:,}"
             bar = ProgressBar(total=run.total, completed=min(run.done, run.total), width=30)
-            table.add_row(run.name, bar, count, number(run.score))
+            told = isinstance(run.score, str)
+            value = run.score if isinstance(run.score, str) else number(run.score)
+            table.add_row(run.name, bar, count, value)
             if run.done:
-                lines[run.name] = f"{run.name}: {count} {unit}, {score} {number(run.score)}"
+                named = value if told else f"{score} {value}"
+                lines[run.name] = f"{run.name}: {count} {unit}, {named}"
         news = [line for name, line in lines.items() if self._printed.get(name) != line]
         if self.show(table, news):
             self._printed = lines
@@ -201,8 +225,19 @@ class RunsDisplay(ProgressTable):
     def update(self, runs: Sequence[RunProgress]) -> None:
         """Show every run's newest numbers."""
         self.show_runs(
-            RunLine(p.run.name, p.env_steps, p.run.config.total_steps, p.success_rate) for p in runs
+            RunLine(p.run.name, p.env_steps, p.run.config.total_steps, score_of(p.row))
+            for p in runs
         )
+
+
+def score_of(row: Mapping[str, float]) -> float | str:
+    """The success rate of a run's newest row; its return, as a text, where there is none.
+
+    >>> score_of({"success_rate": math.nan, "episode_return_mean": 2.5})
+    'return 2.5'
+    """
+    rate, mean = (row.get(name, math.nan) for name in ("success_rate", "episode_return_mean"))
+    return f"return {number(mean)}" if math.isnan(rate) and not math.isnan(mean) else rate
 
 
 def number(value: float) -> str:
@@ -244,13 +279,18 @@ def print_evaluations(title: str, evaluations: Sequence[Evaluation], trained: Ta
     """
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.caption = "95 % intervals over episodes of this one agent; none where all are equal"
+    if any(e.success_rate is None for e in evaluations):
+        table.caption += (
+            "\nsuccess rate -: the environment does not say; it would by is_success or success in "
+            "its info at every episode's end"
+        )
     for name in ("task", "episodes", "success rate", "return", "steps"):
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for e in evaluations:
         table.add_row(
             e.task.name + (" (trained)" if e.task == trained else ""),
             str(len(e.episodes)),
-            _interval(e.success_rate, ".3f"),
+            "-" if e.success_rate is None else _interval(e.success_rate, ".3f"),
             _interval(e.mean_return, ".3f"),
             _interval(e.mean_length, ".1f"),
         )

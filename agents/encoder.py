@@ -11,14 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.config import EncoderChoice
-from agents.view_maps import MAP_FEATURES, view_maps
-from envs import VOCABULARY, Observation
+from agents.view_maps import map_features, view_maps
+from envs import VOCABULARY, Observation, View, minigrid_view
 from rims import RepeatedInput
 
-#: Number of categories in each channel of MiniGrid's view: object, colour, state.
-CHANNEL_SIZES = (11, 6, 4)
-VIEW_SIDE = 7
-VIEW_CELLS = VIEW_SIDE**2
 NUM_DIRECTIONS = 4
 MISSION_FEATURES = 32
 
@@ -26,7 +22,7 @@ MISSION_FEATURES = 32
 class Observations(NamedTuple):
     """Observations as tensors with any leading shape, usually (T, E)."""
 
-    image: Tensor  # (..., 7, 7, 3) uint8 category indices
+    image: Tensor  # (..., width, height, 3) uint8 category indices
     direction: Tensor  # (...,) int64
     mission: Tensor  # (..., L) int64 token ids, 0 is padding
 
@@ -91,6 +87,14 @@ class ObservationEncoder(nn.Module):
             (``"cnn"``) or these with NFM (``"nfm"``), see :func:`agents.view_maps.view_maps`.
         direction: whether to use the compass direction.
         mission: whether to read the mission.
+        view: size of the view and what its cells can hold. Default: MiniGrid's 7 by 7 cells with
+            all objects and colours that minigrid knows now.
+
+    Attributes:
+        view: as given.
+
+    Raises:
+        ValueError: when it is called, if a cell holds what has no place in its one-hot code.
 
     Shape:
         ``Observations (...) -> (..., encoder_size)``, and ``RepeatedObservations (T, E)`` to the
@@ -98,6 +102,7 @@ class ObservationEncoder(nn.Module):
     """
 
     offsets: Tensor
+    largest: Tensor
 
     def __init__(
         self,
@@ -106,17 +111,24 @@ class ObservationEncoder(nn.Module):
         kind: EncoderChoice = "linear",
         direction: bool,
         mission: bool,
+        view: View | None = None,
     ) -> None:
         super().__init__()
         self.direction = direction
         self.mission = mission
-        per_cell = sum(CHANNEL_SIZES)
-        channel_starts = torch.tensor([0, *CHANNEL_SIZES[:-1]]).cumsum(0)
-        cell_starts = torch.arange(VIEW_CELLS).unsqueeze(-1) * per_cell
+        self.view = view = view or minigrid_view()
+        sizes = torch.tensor(view.categories)
+        per_cell = int(sizes.sum())
+        channel_starts = sizes.cumsum(0) - sizes
+        cell_starts = torch.arange(view.cells).unsqueeze(-1) * per_cell
         self.register_buffer("offsets", (cell_starts + channel_starts).flatten(), persistent=False)
-        self.view_features = VIEW_CELLS * per_cell
+        largest = (sizes - 1).to(torch.uint8).repeat(view.cells)
+        self.register_buffer("largest", largest, persistent=False)
+        self.view_features = view.cells * per_cell
         self.maps = None if kind == "linear" else view_maps(kind, per_cell)
-        features = self.view_features if self.maps is None else MAP_FEATURES
+        features = self.view_features
+        if self.maps is not None:
+            features = map_features(view.width, view.height)
         if direction:
             features += NUM_DIRECTIONS
         if mission:
@@ -139,7 +151,15 @@ class ObservationEncoder(nn.Module):
 
     def _encode(self, observations: Observations) -> Tensor:
         lead = observations.direction.shape
-        index = observations.image.reshape(-1, len(self.offsets)).long() + self.offsets
+        image = observations.image.reshape(-1, len(self.offsets))
+        if bool((image > self.largest).any()):  # its place would be that of another feature
+            largest = image.view(-1, 3).amax(0).tolist()
+            raise ValueError(
+                f"ObservationEncoder: objects, colours and states must be below "
+                f"{self.view.categories}; got {tuple(largest)}. Own ones stand in "
+                "minigrid.core.constants, or in the observation space, before the encoder is made."
+            )
+        index = image.long() + self.offsets
         dtype = self.linear.weight.dtype
         view = torch.zeros(len(index), self.view_features, dtype=dtype, device=index.device)
         parts = [self._view(view.scatter_(1, index, 1.0))]
@@ -152,10 +172,12 @@ class ObservationEncoder(nn.Module):
         return encoded.reshape(*lead, -1)
 
     def _view(self, one_hot: Tensor) -> Tensor:
-        """Features of the view from its cells, each one-hot: ``(rows, 49 * 21)``."""
+        """Features of the view from its cells, each one-hot: ``(rows, cells * categories)``."""
         if self.maps is None:
             return one_hot
-        cells = one_hot.view(len(one_hot), VIEW_SIDE, VIEW_SIDE, -1).permute(0, 3, 1, 2)
+        cells = one_hot.view(len(one_hot), self.view.width, self.view.height, -1).permute(
+            0, 3, 1, 2
+        )
         features: Tensor = self.maps(cells.contiguous()).flatten(1)
         return features
 

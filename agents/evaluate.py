@@ -14,15 +14,20 @@ from agents.rollout import Episode, Runner
 from agents.statistics import Estimate, mean_over_episodes, proportion
 from envs import (
     BackendChoice,
+    EnvironmentFailed,
     Task,
     action_names,
     level_seeds,
     make_vector_env,
+    require_makeable,
     resolve_backend,
 )
 
 #: Episodes run side by side; more wait for the next wave.
 MAX_ENVS = 256
+
+#: Steps of an episode at most: some environments never end one.
+MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +41,12 @@ class Evaluation:
     episodes: tuple[Episode, ...]
 
     @property
-    def success_rate(self) -> Estimate:
-        """Share of episodes that ended with a reward above 0, Wilson interval."""
-        return proportion(sum(e.success for e in self.episodes), len(self.episodes))
+    def success_rate(self) -> Estimate | None:
+        """Share of successes, Wilson interval; None unless it is known of every episode."""
+        successes = [e.success for e in self.episodes if e.success is not None]
+        if len(successes) < len(self.episodes):
+            return None
+        return proportion(sum(successes), len(successes))
 
     @property
     def mean_return(self) -> Estimate:
@@ -51,14 +59,15 @@ class Evaluation:
         return mean_over_episodes([float(e.length) for e in self.episodes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; a success rate that is not known is null."""
+        success = self.success_rate
         return {
             "task": self.task.id,
             "backend": self.backend,
             "mode": self.mode,
             "seed": self.seed,
             "episodes": len(self.episodes),
-            "success_rate": self.success_rate.to_dict(),
+            "success_rate": None if success is None else success.to_dict(),
             "mean_return": self.mean_return.to_dict(),
             "mean_length": self.mean_length.to_dict(),
         }
@@ -89,8 +98,8 @@ def evaluate(
         on_progress: called with the number of episodes newly finished.
 
     Raises:
-        ValueError: if the task lacks one of the agent's actions, or cannot run, or if the agent's
-            action probabilities are not finite.
+        ValueError: as :func:`check_task`, or if the agent's action probabilities are not finite.
+        EnvironmentFailed: if the environment does, or ends no episode.
     """
     check_task(policy, task, backend)
     chosen = resolve_backend(task, backend)
@@ -108,12 +117,16 @@ def evaluate(
 
 
 def check_task(policy: RecurrentActorCritic, task: Task, backend: BackendChoice = "auto") -> None:
-    """Make sure that the agent can act in the task.
+    """Make sure that the agent can see and act in the task.
 
     Raises:
-        ValueError: if the backend cannot run it or it lacks one of the agent's actions.
+        ValueError: if the backend cannot run it, its view is of another size than the agent's, or
+            it lacks one of the agent's actions or something the agent reads.
     """
-    with make_vector_env(task, 1, [0], backend) as env:
+    read = {"direction": policy.encoder.direction, "mission": policy.encoder.mission}
+    parts = [name for name, is_read in read.items() if is_read]
+    chosen = require_makeable(task, backend, None, parts, policy.view)
+    with make_vector_env(task, 1, [0], chosen, view=policy.view) as env:
         if max(policy.actions) >= env.num_actions:
             raise ValueError(
                 f"{task.id} has {env.num_actions} actions, but the agent chooses from "
@@ -131,10 +144,15 @@ def _first_episodes(
     on_progress: Callable[[int], None] | None,
 ) -> list[Episode]:
     first: dict[int, Episode] = {}
-    with make_vector_env(task, len(seeds), seeds, backend) as env:
+    with make_vector_env(task, len(seeds), seeds, backend, view=policy.view) as env:
         runner = Runner(env, policy, generator)
         while len(first) < len(seeds):
             before = len(first)
+            if len(runner.actions) >= MAX_STEPS:
+                raise EnvironmentFailed(
+                    f"environment {task.id!r} has not ended an episode in {MAX_STEPS} steps; give "
+                    "it a step limit, such as max_episode_steps where it is registered."
+                )
             step = runner.step()
             if bool(step.output.log_probs.isnan().any()):
                 raise ValueError(f"the agent's action probabilities on {task.id} are not finite.")

@@ -78,10 +78,12 @@ def _key(checkpoint: Checkpoint, episodes: int, mode: ActionMode) -> dict[str, A
 
 def _made_with(task: Task) -> dict[str, Any]:
     """What makes the environment besides its id: a suite of a user's own can change it."""
+    rule = {"success": task.success} if task.success else {}
     return {
         "gym_kwargs": dict(task.gym_kwargs),
         "envpool_id": task.envpool_id,
         "envpool_kwargs": dict(task.envpool_kwargs),
+        **rule,
     }
 
 

@@ -19,6 +19,7 @@ from agents.comparison import Comparison, labels
 from agents.curves import POINTS, SMOOTHED_POINTS, on_one_grid, smooth
 from agents.run_folder import write_bytes
 from agents.statistics import Estimate, mean_band
+from envs import Task, return_range
 
 #: One colour per core in every figure (Okabe and Ito, distinguishable for the colour-blind).
 COLOURS = {
@@ -71,25 +72,31 @@ def drawn(figure: Figure, kind: str) -> bytes:
 
 
 def plot_curves(comparison: Comparison) -> Figure:
-    """Success rate and return during training: mean over seeds, and how sure it is."""
+    """Success rate, where it is known, and return during training: mean over seeds, with bands."""
+    known = comparison.trained_by_success
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for ax, column, label in (
-        (axes[0], "success_rate", "success rate"),
-        (axes[1], "episode_return_mean", "return"),
-    ):
+    panels = [("success_rate", "success rate")] * known + [("episode_return_mean", "return")]
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    usual = _usual_returns([comparison.suite.train])
+    for ax, (column, label) in zip(axes, panels, strict=True):
         for core in comparison.cores:
             _draw_curves(ax, comparison, core, column)
         ax.set_xlabel("environment steps")
         ax.set_ylabel(f"{label}, latest episodes")
-        ax.set_ylim(-0.02, 1.02)
+        if usual or label != "return":
+            ax.set_ylim(-0.02, 1.02)
         from_zero(ax)
         tidy(ax)
-    if comparison.chance is not None:
+    if comparison.chance is not None and known:
         axes[0].axhline(comparison.chance, color=_DARK, ls="--", lw=1, label=_CHANCE)
     legend_below(figure, axes[0])
     figure.suptitle(f"Training on {comparison.suite.train.name}: {_curve_note(comparison)}")
     return figure
+
+
+def _usual_returns(tasks: Sequence[Task]) -> bool:
+    """Whether all returns lie between 0 and 1, as in MiniGrid's own tasks."""
+    return all(return_range(task.id) == (0.0, 1.0) for task in tasks)
 
 
 def _curve_note(comparison: Comparison) -> str:
@@ -122,30 +129,33 @@ def series_labels(comparison: Comparison) -> dict[str, str]:
 
 
 def plot_tasks(comparison: Comparison) -> Figure:
-    """Success rate and return on every task, bars with intervals, one dot per seed."""
+    """Success rate, where known, and return on every task: bars with intervals, a dot per seed."""
     bars = len(comparison.cores) * len(comparison.tasks)
     figure = Figure(figsize=(max(10, 0.52 * bars), 4.6), layout="constrained")
-    axes = figure.subplots(1, 2)
+    known = comparison.by_success
+    axes = figure.subplots(1, 1 + known, squeeze=False)[0]
     width = 0.8 / len(comparison.cores)
     places = np.arange(len(comparison.tasks))
     names, shades = series_labels(comparison), colours(comparison.cores)
     for i, core in enumerate(comparison.cores):
         cells = [comparison.cells[core, task.id] for task in comparison.tasks]
         x = places + (i - (len(comparison.cores) - 1) / 2) * width
-        for ax, estimates, dots in (
-            (axes[0], [c.success_rate for c in cells], [c.per_seed_success for c in cells]),
-            (axes[1], [c.mean_return for c in cells], [c.per_seed_return for c in cells]),
-        ):
+        rates = [c.success_rate for c in cells if c.success_rate is not None]
+        successes = (axes[0], rates, [c.per_seed_success for c in cells])
+        returns = (axes[-1], [c.mean_return for c in cells], [c.per_seed_return for c in cells])
+        for ax, estimates, dots in [successes] * known + [returns]:
             heights = [e.mean for e in estimates]
             ax.bar(x, heights, width * 0.92, color=shades[core], label=names[core])
             draw_intervals(ax, x, estimates)
             draw_dots(ax, x, dots, width)
-    for ax, label in zip(axes, ("success rate", "return"), strict=True):
-        _name_tasks(ax, comparison, figure.get_figwidth() / 2)
+    usual = _usual_returns(comparison.tasks)
+    for ax, label in zip(axes, ["success rate"] * known + ["return"], strict=True):
+        _name_tasks(ax, comparison, figure.get_figwidth() / len(axes))
         ax.set_ylabel(label)
-        ax.set_ylim(0, 1.04)
+        if usual or label != "return":
+            ax.set_ylim(0, 1.04)
         tidy(ax)
-    if comparison.chance is not None and comparison.suite.train in comparison.tasks:
+    if comparison.chance is not None and known and comparison.suite.train in comparison.tasks:
         place = comparison.tasks.index(comparison.suite.train)
         axes[0].hlines(
             comparison.chance, place - 0.45, place + 0.45, _DARK, "--", lw=1, label=_CHANCE

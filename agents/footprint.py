@@ -10,20 +10,20 @@ import torch
 
 from agents.config import PPOConfig
 from agents.cores import CORES
-from agents.encoder import CHANNEL_SIZES, VIEW_CELLS
 from agents.memory import PROCESS, require_memory
 from agents.policy import count_parameters
 from agents.ranks import local_device, processes_here
-from agents.view_maps import MAP_FEATURES
+from agents.view_maps import map_features
+from envs import STOCK_VIEW
 
 _NUMBER = 4  # bytes, of float32
 
 #: A weight, its gradient and Adam's two means.
 _COPIES = 4
 
-#: An observation's bytes: the view, and eight for the direction. While a rollout is put together
-#: they are there twice.
-_OBSERVATION = 2 * (VIEW_CELLS * len(CHANNEL_SIZES) + 8)
+#: An observation's bytes: the view, of no less than MiniGrid's usual size, and eight for the
+#: direction. While a rollout is put together they are there twice.
+_OBSERVATION = 2 * (math.prod(STOCK_VIEW.shape) + 8)
 
 _CURE = "give less of --num-envs, --rollout-steps-per-env, --hidden-size or --encoder-size"
 
@@ -44,7 +44,10 @@ def bytes_of_weights(config: PPOConfig) -> float:
             core = count_parameters(CORES[config.core](config.encoder_size, config))
     except (RuntimeError, TypeError):  # of torch, for sizes beyond any memory
         return math.inf
-    read = MAP_FEATURES if config.encoder != "linear" else VIEW_CELLS * sum(CHANNEL_SIZES)
+    view = STOCK_VIEW
+    read = view.cells * sum(view.categories)
+    if config.encoder != "linear":
+        read = map_features(view.width, view.height)
     return float(_COPIES * _NUMBER * (core + read * config.encoder_size))
 
 

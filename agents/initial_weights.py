@@ -9,6 +9,7 @@ from typing import Any
 from agents.checkpoint import load_checkpoint
 from agents.config import ConfigError, PPOConfig, folder_name
 from agents.policy import reads_mission
+from envs import view_of
 
 
 def source_folder(config: PPOConfig) -> Path:
@@ -51,6 +52,13 @@ def initial_weights(config: PPOConfig) -> dict[str, Any] | None:
         chosen = "on" if checkpoint.read_mission else "off"
         rule = f"must be {chosen!r}: the agent in {str(source)!r}, to begin with, {there} missions."
         raise ConfigError("mission", rule)
+    view = view_of(config.task, config.backend)
+    if view != checkpoint.view:
+        rule = (
+            f"names an agent, in {str(source)!r}, that sees {checkpoint.view}; in {config.task.id} "
+            f"it would be {view}."
+        )
+        raise ConfigError("init_from", rule)
     return checkpoint.policy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median_high
@@ -15,7 +16,7 @@ from agents.evaluations import Results, cached_results
 from agents.policy import RecurrentActorCritic, count_parameters
 from agents.run_folder import PROGRESS_NAME, read_progress
 from agents.statistics import mean_over_seeds, success_over_seeds
-from envs import Suite, Task
+from envs import Suite, Task, return_range
 
 #: Holds how many runs were trained at a time, without which a run's speed says little.
 JOBS_NAME = "jobs.txt"
@@ -111,7 +112,7 @@ def assemble(
             for core, own in of_core.items()
         },
         cells={
-            (core, task.id): _cell([m.results[task.id] for m in own])
+            (core, task.id): _cell([m.results[task.id] for m in own], task)
             for core, own in of_core.items()
             for task in tasks
         },
@@ -120,13 +121,15 @@ def assemble(
     )
 
 
-def _cell(evaluations: list[dict[str, Any]]) -> Cell:
-    success = [e["success_rate"]["mean"] for e in evaluations]
+def _cell(evaluations: list[dict[str, Any]], task: Task) -> Cell:
+    rates = [e["success_rate"] for e in evaluations]
+    success = [] if None in rates else [rate["mean"] for rate in rates]
+    bounds = return_range(task.id) or (-math.inf, math.inf)
     returns = [e["mean_return"]["mean"] for e in evaluations]
     lengths = [e["mean_length"]["mean"] for e in evaluations]
     return Cell(
-        success_rate=success_over_seeds(success, evaluations[0]["episodes"]),
-        mean_return=mean_over_seeds(returns, bounds=(0.0, 1.0)),
+        success_rate=success_over_seeds(success, evaluations[0]["episodes"]) if success else None,
+        mean_return=mean_over_seeds(returns, bounds=bounds),
         mean_length=sum(lengths) / len(lengths),
         per_seed_success=success,
         per_seed_return=returns,

@@ -25,15 +25,20 @@ _GREY, _PALE = "#BBBBBB", "#E8E8E8"
 _UNSEEN = (20, 20, 20)
 _TILE = 32  # pixels of a cell of the agent's view
 
+#: What minigrid draws, and what is no object.
+_OBJECTS = ("wall", "floor", "door", "key", "ball", "box", "goal", "lava")
+_NOTHING = ("unseen", "empty", "agent")
+
 
 def draw_view(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Draw an observation: what the policy gets to see, and nothing it does not.
 
-    The agent stands at the bottom in the middle, looking up; an object there is one it carries.
-    Cells it cannot see are dark.
+    The agent stands at the bottom in the middle, looking up, unless it is in the picture itself; an
+    object there is one it carries. Cells it cannot see are dark. An object that minigrid cannot
+    draw is a tile of its colour.
 
     Args:
-        image: (7, 7, 3) category indices of object, colour and state; the first axis is x.
+        image: (width, height, 3) category indices of object, colour and state; the first axis is x.
 
     Returns:
         Pixels (Y, X, 3).
@@ -41,16 +46,33 @@ def draw_view(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     >>> draw_view(np.zeros((7, 7, 3), dtype=np.uint8)).shape
     (224, 224, 3)
     """
+    from minigrid.core.constants import OBJECT_TO_IDX
     from minigrid.core.grid import Grid
 
-    grid, seen = Grid.decode(image)
+    grid, seen = Grid.decode(_drawable(image))
     width, height = seen.shape
+    place, facing = (width // 2, height - 1), 3
+    for x, y in np.argwhere(image[..., 0] == OBJECT_TO_IDX["agent"])[:1]:
+        place, facing = (int(x), int(y)), int(image[x, y, 2]) % 4
     picture: NDArray[np.uint8] = grid.render(
-        _TILE, agent_pos=(width // 2, height - 1), agent_dir=3, highlight_mask=seen
+        _TILE, agent_pos=place, agent_dir=facing, highlight_mask=seen
     )
     unseen = ~seen.T.repeat(_TILE, axis=0).repeat(_TILE, axis=1)  # (Y, X)
     picture[unseen] = _UNSEEN  # without MiniGrid's lines, which make it look like empty floor
     return picture
+
+
+def _drawable(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The view with a tile of its colour in place of each object that minigrid cannot decode."""
+    from minigrid.core.constants import COLOR_TO_IDX, COLORS, IDX_TO_COLOR, OBJECT_TO_IDX
+
+    known = [OBJECT_TO_IDX[name] for name in (*_OBJECTS, *_NOTHING)]
+    colours = [index for index, name in IDX_TO_COLOR.items() if name in COLORS]
+    image = image.copy()
+    objects, shades = image[..., 0], image[..., 1]
+    objects[~np.isin(objects, known)] = OBJECT_TO_IDX["floor"]
+    shades[~np.isin(shades, colours)] = COLOR_TO_IDX["grey"]
+    return image
 
 
 class Overlay:

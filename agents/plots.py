@@ -74,6 +74,20 @@ def check_metrics(runs: Sequence[FoundRun], metrics: Sequence[str]) -> None:
             raise ValueError(f"--metrics: there is no {name!r}{hint} There is {there_is}.")
 
 
+def shown_by_default(runs: Sequence[FoundRun]) -> tuple[str, ...]:
+    """Success rate and return; the return alone where no run's environment tells success.
+
+    >>> shown_by_default([FoundRun(Path("x"), {}, {"success_rate": [math.nan],
+    ...                                            "episode_return_mean": [2.5]})])
+    ('episode_return_mean',)
+    """
+    told, known = (
+        any(math.isfinite(value) for run in runs for value in run.progress.get(name, []))
+        for name in ("success_rate", "episode_return_mean")
+    )
+    return (() if known and not told else ("success_rate",)) + ("episode_return_mean",)
+
+
 def save_curves(
     runs: Sequence[FoundRun], metrics: Sequence[str], x: str, path: Path
 ) -> list[Group]:

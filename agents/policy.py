@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from agents.config import PPOConfig
 from agents.cores import CoreState, RecurrentCore
 from agents.encoder import EncodedOnce, ObservationEncoder, Observations, RepeatedObservations
-from envs import mission_varies
+from envs import View, mission_varies
 from rims import RepeatedInput
 
 
@@ -29,9 +29,11 @@ class RecurrentActorCritic(nn.Module):
         config: sizes and the name of the core.
         num_actions: number of discrete actions of the task; ``config.actions`` may leave out some.
         read_mission: whether the mission text is part of the input.
+        view: what it can see, see :class:`agents.encoder.ObservationEncoder`.
 
     Attributes:
         actions: numbers, in the task, of the actions it chooses from.
+        view: what it can see.
 
     Raises:
         ValueError: if ``config.actions`` names one that the task does not have.
@@ -40,7 +42,9 @@ class RecurrentActorCritic(nn.Module):
         observations ``(T, E, ...)``, state, reset ``(T, E)`` -> :class:`PolicyOutput`
     """
 
-    def __init__(self, config: PPOConfig, num_actions: int, *, read_mission: bool) -> None:
+    def __init__(
+        self, config: PPOConfig, num_actions: int, *, read_mission: bool, view: View | None = None
+    ) -> None:
         super().__init__()
         self.actions = config.action_numbers or tuple(range(num_actions))
         if max(self.actions) >= num_actions:
@@ -50,7 +54,9 @@ class RecurrentActorCritic(nn.Module):
             kind=config.encoder,
             direction=config.direction,
             mission=read_mission,
+            view=view,
         )
+        self.view = self.encoder.view
         self.core = RecurrentCore(config.encoder_size, config)
         self.actor = nn.Linear(self.core.output_size, len(self.actions))
         self.critic = nn.Linear(self.core.output_size, 1)

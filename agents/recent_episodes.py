@@ -34,7 +34,10 @@ class RecentEpisodes:
             self._episodes[episode.env].append(episode)
 
     def statistics(self) -> dict[str, float]:
-        """Means over environments; NaN until every one of them has finished an episode."""
+        """Means over environments; NaN until every one of them has finished an episode.
+
+        The success rate is NaN, too, as long as that of any episode is not known.
+        """
         known = all(self._episodes)
 
         def mean(value: Callable[[Episode], float]) -> float:
@@ -46,7 +49,7 @@ class RecentEpisodes:
         return {
             "episode_return_mean": mean(lambda e: e.reward),
             "episode_length_mean": mean(lambda e: e.length),
-            "success_rate": mean(lambda e: e.success),
+            "success_rate": mean(_success),
         }
 
     def to_tensor(self) -> Tensor:
@@ -56,12 +59,24 @@ class RecentEpisodes:
     def add_rows(self, rows: Tensor) -> None:
         """Take in episodes that are rows ``(N, 4)`` of a tensor."""
         self.add(
-            Episode(env=int(env), reward=reward, length=int(length), success=bool(success))
+            Episode(
+                env=int(env),
+                reward=reward,
+                length=int(length),
+                success=None if math.isnan(success) else bool(success),
+            )
             for env, reward, length, success in rows.tolist()
         )
 
 
+def _success(episode: Episode) -> float:
+    return math.nan if episode.success is None else episode.success
+
+
 def episode_rows(episodes: Iterable[Episode], first_env: int = 0) -> Tensor:
-    """Episodes as rows ``(N, 4)``: environment (plus ``first_env``), return, length, success."""
-    rows = [[first_env + e.env, e.reward, e.length, e.success] for e in episodes]
+    """Episodes as rows ``(N, 4)``: environment (plus ``first_env``), return, length, success.
+
+    Success that is not known is NaN.
+    """
+    rows = [[first_env + e.env, e.reward, e.length, _success(e)] for e in episodes]
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(Episode._fields))

@@ -13,7 +13,7 @@ import rims
 from agents.config import ActionMode
 from agents.policy import RecurrentActorCritic
 from agents.rollout import Episode, Runner
-from envs import VOCABULARY, Task, action_names, level_seeds, make_drawable_env, mission_varies
+from envs import VOCABULARY, Task, level_seeds, make_drawable_env, mission_varies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Recording:
     core: str
     mission: str  # as the policy gets it; empty if the task has the same one in every level
     frames: list[NDArray[np.uint8]]  # steps + 1, each (Y, X, 3)
-    views: list[NDArray[np.uint8]]  # steps + 1 observations, each (7, 7, 3) category indices
+    views: list[NDArray[np.uint8]]  # steps + 1, each (width, height, 3) category indices
     actions: list[int]  # places in action_names
     action_names: list[str]  # of those the agent chooses from
     probabilities: NDArray[np.float32]  # (steps, actions)
@@ -37,7 +37,7 @@ class Recording:
         """How it ended, in words."""
         if self.episode is None:
             return f"Stopped after {_steps(len(self.actions))}"
-        result = "success" if self.episode.success else "failure"
+        result = {True: "success", False: "failure", None: "ended"}[self.episode.success]
         return f"{result} after {_steps(self.episode.length)}, return {self.episode.reward:.2f}"
 
 
@@ -59,6 +59,10 @@ def record_episode(
         seed: decides level and sampled actions.
         mode: draw actions from the policy, or take the most probable.
         max_steps: stop after this many.
+
+    Raises:
+        ValueError: if the task cannot be drawn.
+        EnvironmentFailed: if the environment does.
     """
     generator = torch.Generator().manual_seed(seed) if mode == "sample" else None
     frames: list[NDArray[np.uint8]] = []
@@ -68,7 +72,7 @@ def record_episode(
     values: list[float] = []
     episode: Episode | None = None
     with (
-        make_drawable_env(task, level_seeds(seed, "eval", 1)[0]) as env,
+        make_drawable_env(task, level_seeds(seed, "eval", 1)[0], policy.view) as env,
         rims.trace(policy) as trace,
     ):
         runner = Runner(env, policy, generator)
@@ -91,7 +95,7 @@ def record_episode(
         frames=frames,
         views=[*views, step.result.observation.image[0]],
         actions=actions,
-        action_names=action_names(policy.actions),
+        action_names=[env.action_names[number] for number in policy.actions],
         probabilities=np.stack(probabilities),
         values=values,
         active=np.concatenate(active, axis=1) if active else None,

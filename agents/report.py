@@ -14,7 +14,7 @@ from agents.curves import LEARNED, median_steps
 from agents.figures import series_labels, write_figures
 from agents.run_folder import write_text
 from agents.statistics import Estimate
-from envs import Task
+from envs import Task, return_range
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
@@ -50,6 +50,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "suite": comparison.suite.name,
         "trained_on": comparison.suite.train.id,
         "chance": comparison.chance,
+        "judged_by": comparison.judged_by,
         "flags": [flag._asdict() for flag in comparison.flags],
         "total_steps": _if_one(comparison.budgets),
         "seeds": list(comparison.seeds),
@@ -86,22 +87,26 @@ def _if_one(values: Sequence[int]) -> int | None:
 
 def _core_dict(comparison: Comparison, core: str) -> dict[str, Any]:
     steps = comparison.steps_to_learn(core)
+    by_success = comparison.by_success
+    # Returns of several tasks have no common scale.
+    together = comparison.interquartile_mean(core, pooled(comparison)) if by_success else None
+    name = "success_iqm" if by_success else "return_iqm"
     return {
         "seeds": list(comparison.seeds_of(core)),
         **comparison.costs[core]._asdict(),
         "env_steps_per_second": comparison.env_steps_per_second[core],
-        "aggregated_success_iqm": _named(
-            "iqm", comparison.interquartile_mean(core, pooled(comparison))
-        ),
+        "aggregated_success_iqm": together and _named("iqm", together),
         "env_steps_to_learn": {
             "median": median_steps(steps),
             "reached": sum(s is not None for s in steps),
             "per_seed": steps,
-        },
+        }
+        if comparison.trained_by_success
+        else None,
         "tasks": {
             task.id: {
                 **_cell_dict(comparison.cells[core, task.id]),
-                "success_iqm": _named("iqm", comparison.interquartile_mean(core, [task])),
+                name: _named("iqm", comparison.interquartile_mean(core, [task])),
             }
             for task in comparison.tasks
         },
@@ -110,7 +115,7 @@ def _core_dict(comparison: Comparison, core: str) -> dict[str, Any]:
 
 def _cell_dict(cell: Cell) -> dict[str, Any]:
     return {
-        "success_rate": cell.success_rate.to_dict(),
+        "success_rate": cell.success_rate and cell.success_rate.to_dict(),
         "mean_return": cell.mean_return.to_dict(),
         "mean_length": cell.mean_length,
         "per_seed_success": cell.per_seed_success,
@@ -128,12 +133,10 @@ def to_markdown(comparison: Comparison) -> str:
     blocks = [
         *_head(comparison),
         *_flags(comparison),
-        "## Success rate",
-        f"Here and under Return: {_interval_note(comparison)}.",
-        _by_task(comparison, lambda cell: _text(cell.success_rate)),
+        *_success(comparison),
         *_aggregates(comparison),
         *_improvements(comparison),
-        "## Return (1 - 0.9 steps / step limit on success, else 0)",
+        f"## Return{_reward_note(comparison)}",
         _by_task(comparison, lambda cell: _text(cell.mean_return)),
         "## Steps per episode",
         _by_task(comparison, lambda cell: f"{cell.mean_length:.0f}"),
@@ -141,6 +144,29 @@ def to_markdown(comparison: Comparison) -> str:
         *_cores(comparison),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _success(comparison: Comparison) -> list[str]:
+    note = f"Here and under Return: {_interval_note(comparison)}."
+    if all(cell.success_rate is None for cell in comparison.cells.values()):
+        return [f"## Judged by return\n\n{_NO_SUCCESS} {note}"]
+    return [
+        "## Success rate",
+        note if comparison.by_success else f"{_NO_SUCCESS} {note}",
+        _by_task(comparison, lambda cell: _text(cell.success_rate) if cell.success_rate else "-"),
+    ]
+
+
+_NO_SUCCESS = (
+    "Neither the environment of every task nor a rule of the suite says what success is, so runs "
+    "are judged by their returns."
+)
+
+
+def _reward_note(comparison: Comparison) -> str:
+    """How MiniGrid's own tasks reward; nothing is known of others."""
+    usual = all(return_range(task.id) == (0.0, 1.0) for task in comparison.tasks)
+    return " (1 - 0.9 steps / step limit on success, else 0)" if usual else ""
 
 
 def _head(comparison: Comparison) -> list[str]:
@@ -184,13 +210,16 @@ def _interval_note(comparison: Comparison) -> str:
 def _aggregates(comparison: Comparison) -> list[str]:
     which = _pooled_name(comparison)
     rows: list[tuple[str, Sequence[Task]]] = [
-        *((_task_name(comparison, task), (task,)) for task in comparison.tasks),
-        (f"**{which}**", pooled(comparison)),
+        (_task_name(comparison, task), (task,)) for task in comparison.tasks
     ]
+    together = ""
+    if comparison.by_success:  # returns of several tasks have no common scale
+        rows.append((f"**{which}**", pooled(comparison)))
+        together = f"; last row: of those on {which} together"
     return [
-        "## Interquartile mean of the success rate",
-        f"Mean of the middle half of the seeds' success rates; last row: of those on {which} "
-        "together [95 % bootstrap interval, seeds drawn anew for each task; none for one seed or "
+        f"## Interquartile mean of the {comparison.judged_by}",
+        f"Mean of the middle half of the seeds' {comparison.judged_by}s{together} "
+        "[95 % bootstrap interval, seeds drawn anew for each task; none for one seed or "
         "seeds that are all equal]. Over few seeds a bootstrap interval is too narrow; Student's, "
         "above, is the careful one.",
         markdown_table(
@@ -213,9 +242,9 @@ def _improvements(comparison: Comparison) -> list[str]:
     ]
     return [
         "## Probability of improvement",
-        "Probability that a run of the core in the row has a higher success rate than one of the "
-        f"core in the column, mean over {_pooled_name(comparison)}; ties count half, so 0.50 is no "
-        "difference [bootstrap interval as above; none where every draw gives the same].",
+        f"Probability that a run of the core in the row has a higher {comparison.judged_by} than "
+        f"one of the core in the column, mean over {_pooled_name(comparison)}; ties count half, so "
+        "0.50 is no difference [bootstrap interval as above; none where all draws give the same].",
         markdown_table(["core", *_names(comparison)], rows),
     ]
 
@@ -225,6 +254,8 @@ def _pooled_name(comparison: Comparison) -> str:
 
 
 def _efficiency(comparison: Comparison) -> list[str]:
+    if not comparison.trained_by_success:
+        return []
     rows = []
     for core, name in series_labels(comparison).items():
         steps = comparison.steps_to_learn(core)

@@ -25,7 +25,7 @@ class Episode(NamedTuple):
     env: int  # index of its environment
     reward: float  # undiscounted return
     length: int  # steps
-    success: bool  # ended with a reward above 0
+    success: bool | None  # None: neither the environment nor the task says
 
 
 class Rollout(NamedTuple):
@@ -51,9 +51,13 @@ class EpisodeTracker:
         self._length = np.zeros(num_envs, dtype=np.int64)
 
     def step(
-        self, reward: NDArray[np.float32], ended: NDArray[np.bool_], valid: NDArray[np.bool_]
+        self,
+        reward: NDArray[np.float32],
+        ended: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
+        success: NDArray[np.float32],
     ) -> list[Episode]:
-        """Count one step and return the episodes it finished."""
+        """Count one step and return the episodes it finished; ``success`` is NaN where unknown."""
         self._reward += reward
         self._length += valid
         finished = []
@@ -63,7 +67,7 @@ class EpisodeTracker:
                     env=int(env),
                     reward=float(self._reward[env]),
                     length=int(self._length[env]),
-                    success=bool(reward[env] > 0),
+                    success=None if np.isnan(success[env]) else bool(success[env]),
                 )
             )
             self._reward[env], self._length[env] = 0.0, 0
@@ -138,7 +142,8 @@ class Runner:
         if not all(torch.equal(a.cpu(), b) for a, b in zip(self.seen, expected, strict=True)):
             raise RunStopped(
                 "the run cannot be resumed: its environments do not lead where they led before. "
-                "They are of another version; install that which the checkpoint names."
+                "They are of another version (install that which the checkpoint names), or do not "
+                "follow their seeds; a new run can begin with this agent, by --init-from."
             )
 
     @property
@@ -186,7 +191,7 @@ class Runner:
         result = self.env.step(action)
         self.actions.append(action)
         ended = result.terminated | result.truncated
-        episodes = self._tracker.step(result.reward, ended, result.valid)
+        episodes = self._tracker.step(result.reward, ended, result.valid, result.success)
         self._see(result.observation, result.episode_start)
         return result, episodes
 

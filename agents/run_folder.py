@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import math
 import os
 import platform
 import shutil
@@ -271,12 +270,6 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
         if None not in row and None not in row.values()  # neither too many fields nor too few
     ]
     return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
-
-
-def newest_progress(folder: Path) -> tuple[int, float]:
-    """Environment steps and success rate of a run; 0 and NaN before its first row."""
-    row = newest_row(folder)
-    return (int(row["env_steps"]), row["success_rate"]) if row else (0, math.nan)
 
 
 def newest_row(folder: Path) -> dict[str, float]:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -36,14 +36,16 @@ from agents.run_folder import (
 )
 from agents.run_log import RunLog
 from agents.signals import Stopped, StopRequest
+from agents.trainable import require_trainable
 from agents.world import World
 from envs import (
     BackendChoice,
     BackendName,
+    EnvironmentFailed,
     VectorEnv,
+    View,
     level_seeds,
     make_vector_env,
-    require_makeable,
 )
 
 #: Called after every update with the row that was logged.
@@ -68,7 +70,7 @@ class Trainer:
     """
 
     def __init__(self, config: PPOConfig, folder: Path, world: World | None = None) -> None:
-        self._begin(config, folder, world or World(), config.backend)
+        self._begin(config, folder, world or World(), config.backend, None)
         self._initial = initial_weights(config)
         self._made_folder = not folder.exists()
         self._lock = claim_run_folder(folder) if self.world.is_first else None
@@ -99,19 +101,28 @@ class Trainer:
         trainer = cls.__new__(cls)
         # What "auto" means can change with what is installed; the levels would be others.
         backend = config.backend if checkpoint is None else checkpoint.backend
-        trainer._begin(config, folder, world or World(), backend)
+        view = None if checkpoint is None else checkpoint.view
+        trainer._begin(config, folder, world or World(), backend, view)
         trainer._saved = checkpoint
         trainer._initial = initial_weights(config) if checkpoint is None else None
         trainer._resumed = True
         trainer._lock = lock
         return trainer
 
-    def _begin(self, config: PPOConfig, folder: Path, world: World, backend: BackendChoice) -> None:
+    def _begin(
+        self,
+        config: PPOConfig,
+        folder: Path,
+        world: World,
+        backend: BackendChoice,
+        view: View | None,
+    ) -> None:
         self.config = config
         self.folder = folder
         self.world = world
         self.device = usable_device(local_device(config.device))
-        self.backend: BackendName = require_makeable(config.task, backend, config.action_numbers)
+        self.backend: BackendName = require_trainable(config, backend, view=view)
+        self._view = view  # of the agent; None until there is one
         require_usable(config)
         require_divisible(config, world.size)
         require_fits(config, world.size)
@@ -149,7 +160,7 @@ class Trainer:
                 :class:`agents.signals.Stopped`, which knows the signal.
         """
         try:
-            with StopRequest() as stop:
+            with StopRequest() as stop, self._stopped_by_environments():
                 asked = self._train(stop, on_update)
             if asked:
                 raise Stopped(asked)
@@ -164,6 +175,13 @@ class Trainer:
         finally:
             if self._lock is not None:
                 self._lock.release()
+
+    @contextlib.contextmanager
+    def _stopped_by_environments(self) -> Iterator[None]:
+        try:
+            yield
+        except EnvironmentFailed as error:
+            raise RunStopped(f"training stopped in update {self.updates + 1}: {error}") from error
 
     def _train(self, stop: StopRequest, on_update: OnUpdate | None) -> int:
         """Train until the end, or until a process is asked to stop; the signal, or 0."""
@@ -307,6 +325,7 @@ class Trainer:
             config=self.config,
             num_actions=self.num_actions,
             read_mission=self.read_mission,
+            view=self.policy.view,
             backend=self.backend,
             env_steps=self.env_steps,
             updates=self.updates,
@@ -353,7 +372,7 @@ class Trainer:
             return
         try:
             self._restore(checkpoint)
-        except RunStopped:
+        except (RunStopped, EnvironmentFailed):
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise RunStopped(
@@ -390,7 +409,9 @@ class Trainer:
         config = self.config
         part = self.world.part(config.num_envs)
         seeds = level_seeds(config.seed, "train", config.num_envs, restart)[part]
-        self._env = make_vector_env(config.task, len(seeds), seeds, self.backend, config.threads)
+        self._env = make_vector_env(
+            config.task, len(seeds), seeds, self.backend, config.threads, self._view
+        )
         return self._env
 
     def _restart_envs(self) -> None:
@@ -406,7 +427,10 @@ class Trainer:
         config = self.config
         self.num_actions = env.num_actions
         self.read_mission = reads_mission(config)
-        policy = RecurrentActorCritic(config, self.num_actions, read_mission=self.read_mission)
+        self._view = view = self._view or env.view
+        policy = RecurrentActorCritic(
+            config, self.num_actions, read_mission=self.read_mission, view=view
+        )
         if self._initial is not None:
             policy.load_state_dict(self._initial)
         self.policy = policy.to(self.device)

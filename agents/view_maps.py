@@ -9,12 +9,9 @@ from torch import nn
 
 from nfm import NFMOptions, trunk
 
-#: Channels after each convolution; the second and third halve the view of 7 cells to 4 and 2.
+#: Channels after each convolution; the second and third halve a view of 7 cells to 4 and 2.
 CHANNELS = (16, 32, 32)
 _STRIDES = (1, 2, 2)
-
-#: Features of the last map, side by side.
-MAP_FEATURES = CHANNELS[-1] * 2 * 2
 
 #: Small, as the maps are; batches of an agent are correlated, so nothing is normalised over them.
 VIEW_NFM: NFMOptions = {
@@ -37,7 +34,7 @@ def view_maps(name: Literal["cnn", "nfm"], in_channels: int) -> nn.Module:
         in_channels: categories of a cell.
 
     Shape:
-        ``(B, in_channels, 7, 7) -> (B, 32, 2, 2)``
+        ``(B, in_channels, width, height) -> (B, 32, ceil(width / 4), ceil(height / 4))``
 
     Example:
         >>> import torch
@@ -50,6 +47,16 @@ def view_maps(name: Literal["cnn", "nfm"], in_channels: int) -> nn.Module:
         for a, b, stride in zip(below, CHANNELS, _STRIDES, strict=True)
     ]
     return trunk(layers, CHANNELS, VIEW_NFM if name == "nfm" else None)
+
+
+def map_features(width: int, height: int) -> int:
+    """Features of the last map of a view, side by side.
+
+    Example:
+        >>> map_features(7, 7)
+        128
+    """
+    return CHANNELS[-1] * math.ceil(width / 4) * math.ceil(height / 4)
 
 
 def _conv(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:

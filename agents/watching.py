@@ -16,10 +16,12 @@ from rich.text import Text
 
 from agents.charts import Chart, Sparkline
 from agents.display import (
+    NOT_TOLD,
     Display,
     clock,
     number,
     seconds_left,
+    success_text,
     training_line,
     training_picture,
 )
@@ -169,7 +171,7 @@ def picture_of(place: Path, seen: Sequence[Seen]) -> RenderableType:
             _name(place, run),
             _steps(run),
             number(row.get("episode_return_mean", math.nan)),
-            number(row.get("success_rate", math.nan)),
+            success_text(row),
             Sparkline(run.progress.get("env_steps", []), run.progress.get("success_rate", [])),
             ProgressBar(total=total, completed=min(run.env_steps, total)),
             one.state,
@@ -182,10 +184,11 @@ def _picture_of_run(seen: Seen) -> RenderableType:
     title = f"{run.core} on {run.task}, seed {run.settings.get('seed', '?')}: {run.folder}"
     if not run.row:
         return Text(f"{title}\nwaiting for the first update")
+    told = success_text(run.row) != NOT_TOLD
     charts = [
         Chart(label, run.progress["env_steps"], run.progress[name])
         for name, label in CHARTS.items()
-        if name in run.progress
+        if name in run.progress and (told or name != "success_rate")
     ]
     return Group(training_picture(title, run.row, run.total_steps or run.env_steps), *charts)
 

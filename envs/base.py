@@ -9,18 +9,26 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.actions import ACTIONS
+from envs.ids import success_rule
 from envs.suites import Task
+from envs.view import STOCK_VIEW, View
 
-__all__ = ["BackendName", "Observation", "StepResult", "VectorEnv"]
+__all__ = ["BackendName", "EnvironmentFailed", "Observation", "StepResult", "VectorEnv"]
 
 BackendName = Literal["envpool", "gymnasium"]
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment raised, or gave what nothing can be learned from; one line says which."""
 
 
 class Observation(NamedTuple):
     """What E agents see. Object, colour and state in ``image`` are categories, not magnitudes."""
 
     image: NDArray[np.uint8]
-    """(E, 7, 7, 3): object, colour and state index of each cell of the agent's view."""
+    """(E, width, height, 3): object, colour and state index of each cell of the view, 7 by 7 cells
+    in MiniGrid as it comes."""
     direction: NDArray[np.int64]
     """(E,): where the agent faces, 0 right, 1 down, 2 left, 3 up."""
     mission: NDArray[np.int64]
@@ -36,20 +44,26 @@ class StepResult(NamedTuple):
     terminated: NDArray[np.bool_]
     """(E,): the episode ended by the task's own rules, success or failure."""
     truncated: NDArray[np.bool_]
-    """(E,): the episode was cut by the step limit. Never true together with ``terminated``."""
+    """(E,): the episode was cut by the step limit. Never true together with ``terminated``, which
+    wins where an environment says both."""
     valid: NDArray[np.bool_]
     """(E,): false where this step only reset the environment; its action was ignored."""
     episode_start: NDArray[np.bool_]
     """(E,): ``observation`` is the first of an episode. After a step this is ``~valid``."""
+    success: NDArray[np.float32]
+    """(E,): of an episode that ended with this step, 1 success, 0 failure, NaN not known: neither
+    the environment nor a rule of the task says. Elsewhere it means nothing."""
 
 
 class BackendStep(NamedTuple):
-    """A step as a backend reports it, before the end of an episode is classified."""
+    """A step as a backend reports it."""
 
     observation: Observation
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    told: NDArray[np.float32] | None = None
+    """(E,): success in the environments' own words, NaN for none; None: no environment has one."""
 
 
 class VectorEnv(ABC):
@@ -62,9 +76,13 @@ class VectorEnv(ABC):
     the next episode with reward 0, neither flag set, ``valid`` false and ``episode_start`` true.
     Such a step is no transition: leave it out of losses, statistics and frame counts.
 
-    ``terminated`` and ``truncated`` exclude each other, and success on the very last step is
-    ``terminated``. A failure without reward on the very last step (lava) is ``terminated`` on
-    gymnasium, but EnvPool cannot tell it from the step limit and it is ``truncated`` there.
+    ``terminated`` and ``truncated`` are what the environment says. Where it says both, as MiniGrid
+    does for success on the very last step, it is ``terminated``. A failure without reward on the
+    very last step (lava) is ``terminated`` on gymnasium, but EnvPool cannot tell it from the step
+    limit and it is ``truncated`` there.
+
+    Success is the environment's word: ``info["is_success"]`` or ``info["success"]`` at an episode's
+    end. Where it has none, the task's rule decides (:attr:`Task.success`), if there is one.
 
     The first :meth:`reset` starts from the seeds; later ones continue with new levels.
     All arrays returned are the caller's own: no later step changes them.
@@ -74,20 +92,39 @@ class VectorEnv(ABC):
         backend: ``"envpool"`` or ``"gymnasium"``. The same seed gives different levels on the two.
         num_envs: E.
         num_actions: actions are integers in ``[0, num_actions)``.
+        view: size of the agent's view and what its cells can hold.
+        action_names: what the environment calls its actions.
+        missing: parts of an observation that the environment does not give, ``"direction"`` and
+            ``"mission"``; they are 0 and empty.
     """
 
     task: Task
     backend: BackendName
     num_envs: int
     num_actions: int
+    view: View
+    action_names: tuple[str, ...]
+    missing: tuple[str, ...]
 
     def __init__(
-        self, *, task: Task, backend: BackendName, num_envs: int, num_actions: int
+        self,
+        *,
+        task: Task,
+        backend: BackendName,
+        num_envs: int,
+        num_actions: int,
+        view: View = STOCK_VIEW,
+        names: tuple[str, ...] = ACTIONS,
+        missing: tuple[str, ...] = (),
     ) -> None:
         self.task = task
         self.backend = backend
         self.num_envs = num_envs
         self.num_actions = num_actions
+        self.view = view
+        self.action_names = names[:num_actions]
+        self.missing = missing
+        self._by_reward = (task.success or success_rule(task.id)) == "reward"
         self._started = False
         self._closed = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
@@ -120,18 +157,15 @@ class VectorEnv(ABC):
         self._check_actions(actions)
         episode_start = self._ended
         step = self._step(actions, episode_start)
-        # MiniGrid sets both flags if the last step succeeds, and EnvPool then reports a truncation
-        # only. Reward is given at the end alone, so a cut episode with a reward was a success.
-        terminated = step.terminated | (step.truncated & (step.reward != 0))
-        truncated = step.truncated & ~terminated
-        self._ended = terminated | truncated
+        self._ended = step.terminated | step.truncated
         return StepResult(
             observation=step.observation,
             reward=step.reward,
-            terminated=terminated,
-            truncated=truncated,
+            terminated=step.terminated,
+            truncated=step.truncated & ~step.terminated,
             valid=~episode_start,
             episode_start=episode_start,
+            success=self._success(step),
         )
 
     def close(self) -> None:
@@ -164,6 +198,15 @@ class VectorEnv(ABC):
     @abstractmethod
     def _close(self) -> None:
         """Free the environments; called once."""
+
+    def _success(self, step: BackendStep) -> NDArray[np.float32]:
+        if not self._by_reward:
+            unknown = np.full(self.num_envs, np.nan, dtype=np.float32)
+            return unknown if step.told is None else step.told
+        by_reward = (step.reward > 0).astype(np.float32)
+        if step.told is None:
+            return by_reward
+        return np.where(np.isnan(step.told), by_reward, step.told)
 
     def _require_open(self, method: str) -> None:
         if self._closed:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import BackendStep, Observation, VectorEnv
+from envs.ids import is_builtin
 from envs.mission import MISSION_LENGTH, encode_mission
 from envs.suites import Task
 
@@ -30,10 +31,14 @@ def why_not(task: Task) -> str | None:
         return "EnvPool is not installed"
     if (task.envpool_id or task.id).startswith(_MULTIROOM_PREFIX):
         return "many levels of its MultiRoom cannot be solved"
+    if "agent_view_size" in task.gym_kwargs:
+        return "its agents see 7x7 cells whatever agent_view_size is"
     if task.gym_kwargs and task.envpool_id is None and not task.envpool_kwargs:
         return f"EnvPool has no counterpart of the arguments of {task.id!r}"
     if (task.envpool_id or task.id) not in envpool.list_all_envs():
         return f"EnvPool does not know {task.id!r}"
+    if not is_builtin(task.envpool_id or task.id):  # also an id of minigrid's, registered anew
+        return f"what EnvPool calls {task.envpool_id or task.id!r} is not what minigrid has there"
     return None
 
 
@@ -74,10 +79,12 @@ class EnvPoolVectorEnv(VectorEnv):
         self, actions: NDArray[np.integer[Any]], episode_start: NDArray[np.bool_]
     ) -> BackendStep:
         observation, reward, terminated, truncated, _ = self._envs.step(actions.astype(np.int32))
+        # MiniGrid sets both flags if the last step succeeds; of these EnvPool reports a truncation
+        # only. Its tasks give a reward at the end alone, so a cut episode with one was a success.
         return BackendStep(
             observation=self._observe(observation, episode_start),
             reward=reward,
-            terminated=terminated,
+            terminated=terminated | (truncated & (reward != 0)),
             truncated=truncated,
         )
 

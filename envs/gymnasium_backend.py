@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,41 +12,74 @@ from functools import partial
 from typing import Any
 
 import gymnasium
-import minigrid  # noqa: F401  (registers its environments)
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from envs.base import BackendStep, Observation, VectorEnv
+from envs.foreign import SUCCESS, ForeignEnv
+from envs.ids import is_builtin, load_id, one_line
 from envs.mission import encode_mission
+from envs.spaces import names_of
 from envs.suites import Task
+from envs.view import View, minigrid_view
 
 __all__ = ["GymnasiumVectorEnv", "make_env", "quiet"]
 
 
 def quiet(task: Task) -> AbstractContextManager[object]:
     """Drop what BabyAI prints to stdout whenever it rejects a sampled level."""
-    if task.id.startswith("BabyAI-"):
+    if task.id.rpartition(":")[2].startswith("BabyAI-"):
         return contextlib.redirect_stdout(io.StringIO())
     return contextlib.nullcontext()
 
 
-def make_env(task: Task, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-    """One gymnasium environment of a task.
+def make_env(
+    task: Task, render_mode: str | None = None, view: View | None = None
+) -> gymnasium.Env[Any, Any]:
+    """One gymnasium environment of a task, with minigrid's observations whoever wrote it.
 
     Args:
         task: what to make.
         render_mode: ``"rgb_array"`` for an environment whose frames can be drawn.
+        view: what an agent can read; anything else it is shown is an error.
+
+    Raises:
+        ValueError: in one line, if an environment that is not minigrid's own cannot be made, or no
+            agent can be trained in it.
 
     >>> make_env(Task(id="MiniGrid-Empty-5x5-v0")).action_space
     Discrete(7)
     """
-    with quiet(task), warnings.catch_warnings():
+    env = _made(task, load_id(task.id), render_mode)
+    if is_builtin(task.id):
+        shown = minigrid_view(*env.observation_space["image"].shape[:2])  # type: ignore[index]
+        if view is None or view.holds(shown):
+            return env
+    try:
+        return ForeignEnv(env, task.id, view)
+    except ValueError as error:
+        env.close()
+        raise ValueError(f"no agent can be trained in {task.id!r}: {error}.") from None
+
+
+def _made(task: Task, id: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    builtin = is_builtin(task.id)
+    prints = quiet(task) if builtin else contextlib.redirect_stdout(sys.stderr)
+    with prints, warnings.catch_warnings():
         # An old id was asked for by name; that a newer one exists is no news to the user.
         warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
-        return gymnasium.make(
-            task.id, disable_env_checker=True, render_mode=render_mode, **task.gym_kwargs
-        )
+        try:
+            return gymnasium.make(
+                id, disable_env_checker=True, render_mode=render_mode, **task.gym_kwargs
+            )
+        except Exception as error:  # it is the user's code: anything can happen in it
+            if builtin:
+                raise
+            drawn = " to be drawn" if render_mode else ""
+            raise ValueError(
+                f"environment {task.id!r} cannot be made{drawn}: {one_line(error)}."
+            ) from error
 
 
 class GymnasiumVectorEnv(VectorEnv):
@@ -55,24 +89,52 @@ class GymnasiumVectorEnv(VectorEnv):
         task: what to run.
         seeds: one seed per environment.
         drawable: whether :meth:`frame` can be called.
+        view: what an agent can read; anything else it is shown is an error.
     """
 
-    def __init__(self, task: Task, seeds: Sequence[int], *, drawable: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        *,
+        drawable: bool = False,
+        view: View | None = None,
+    ) -> None:
         self._envs = SyncVectorEnv(
-            [partial(make_env, task, "rgb_array" if drawable else None)] * len(seeds),
+            [partial(make_env, task, "rgb_array" if drawable else None, view)] * len(seeds),
             copy=False,  # _observe copies what it keeps
             autoreset_mode=AutoresetMode.NEXT_STEP,
         )
         self._seeds: list[int | None] | None = list(seeds)
-        space = self._envs.single_action_space
+        first, space = self._envs.envs[0], self._envs.single_action_space
         assert isinstance(space, gymnasium.spaces.Discrete)
+        foreign = first if isinstance(first, ForeignEnv) else None
+        sides = self._envs.single_observation_space["image"].shape[:2]  # type: ignore[index]
         super().__init__(
-            task=task, backend="gymnasium", num_envs=len(seeds), num_actions=int(space.n)
+            task=task,
+            backend="gymnasium",
+            num_envs=len(seeds),
+            num_actions=int(space.n),
+            view=foreign.view if foreign else minigrid_view(*sides),
+            names=names_of(first, int(space.n)),
+            missing=foreign.missing if foreign else (),
         )
 
     def frame(self, env: int = 0) -> NDArray[np.uint8]:
-        """Draw one environment as it is now, the agent's view highlighted: (Y, X, 3)."""
-        frame: NDArray[np.uint8] = self._envs.envs[env].render()  # type: ignore[assignment]
+        """Draw one environment as it is now, the agent's view highlighted: (Y, X, 3).
+
+        Raises:
+            ValueError: in one line, if it cannot be drawn.
+        """
+        try:
+            frame = np.asarray(self._envs.envs[env].render())
+        except Exception as error:  # it is the user's code: anything can happen in it
+            raise ValueError(f"{self.task.id!r} cannot be drawn: {one_line(error)}.") from error
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(
+                f"{self.task.id!r} cannot be drawn: with render_mode='rgb_array' its render() "
+                f"gives {frame.dtype} {frame.shape}, not bytes (height, width, 3)."
+            )
         return frame
 
     def _reset(self) -> Observation:
@@ -85,12 +147,16 @@ class GymnasiumVectorEnv(VectorEnv):
         self, actions: NDArray[np.integer[Any]], episode_start: NDArray[np.bool_]
     ) -> BackendStep:
         with quiet(self.task):
-            observation, reward, terminated, truncated, _ = self._envs.step(actions)
+            observation, reward, terminated, truncated, info = self._envs.step(actions)
+        told = None
+        if SUCCESS in info:  # of some environments; where it says nothing stands a 0
+            told = np.where(info[f"_{SUCCESS}"], info[SUCCESS], np.nan).astype(np.float32)
         return BackendStep(
             observation=self._observe(observation),
             reward=reward.astype(np.float32),
             terminated=terminated.copy(),
             truncated=truncated.copy(),
+            told=told,
         )
 
     def _close(self) -> None:
@@ -99,7 +165,7 @@ class GymnasiumVectorEnv(VectorEnv):
     @staticmethod
     def _observe(observation: dict[str, Any]) -> Observation:
         return Observation(
-            image=observation["image"].copy(),  # (E, 7, 7, 3)
+            image=observation["image"].copy(),  # (E, width, height, 3)
             direction=observation["direction"].astype(np.int64),  # (E,)
             mission=np.stack([encode_mission(text) for text in observation["mission"]]),  # (E, L)
         )

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MISSION_LENGTH", "PADDING", "UNKNOWN", "VOCABULARY", "encode_mission"]
+__all__ = ["MISSION_LENGTH", "PADDING", "UNKNOWN", "VOCABULARY", "encode_mission", "words_of"]
 
 PADDING: Final = 0
 UNKNOWN: Final = 1
@@ -35,6 +35,11 @@ MISSION_LENGTH: Final = 4 * 17 + 2 * 1 + 2
 _INDEX: Final = {word: index for index, word in enumerate(VOCABULARY) if index > UNKNOWN}
 
 
+def words_of(mission: str) -> list[str]:
+    """The words of a mission as they are looked up."""
+    return mission.lower().replace(",", " , ").split()
+
+
 @lru_cache(maxsize=4096)
 def encode_mission(mission: str) -> NDArray[np.int64]:
     """Token ids of a mission; case is ignored and a comma is a token of its own.
@@ -48,7 +53,7 @@ def encode_mission(mission: str) -> NDArray[np.int64]:
     >>> [VOCABULARY[token] for token in encode_mission("open the door, then go")[:7]]
     ['open', 'the', 'door', ',', 'then', 'go', '<pad>']
     """
-    words = mission.lower().replace(",", " , ").split()[:MISSION_LENGTH]
+    words = words_of(mission)[:MISSION_LENGTH]
     tokens = np.full(MISSION_LENGTH, PADDING, dtype=np.int64)  # (L,)
     tokens[: len(words)] = [_INDEX.get(word, UNKNOWN) for word in words]
     tokens.flags.writeable = False

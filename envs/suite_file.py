@@ -19,14 +19,14 @@ __all__ = ["read_suite"]
 _SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
 #: What is trained gives run folders their name.
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs")
+_TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs", "success")
 
 
 def read_suite(path: str | os.PathLike[str]) -> Suite:
     """The suite a file describes.
 
     A task is an environment id, or a table with ``id`` and any of ``name``, ``gym_kwargs``,
-    ``envpool_id`` and ``envpool_kwargs`` (see :class:`Task`)::
+    ``envpool_id``, ``envpool_kwargs`` and ``success`` (see :class:`Task`)::
 
         name = "lavagap"
         description = "Step over a strip of lava; the room grows."
@@ -110,7 +110,7 @@ def _task(where: str, value: Any) -> Task:
     get_task(_get(value, "id", str))  # there is such an environment
     for key in ("gym_kwargs", "envpool_kwargs"):
         _get(value, key, dict, {})
-    for key in ("name", "envpool_id"):
+    for key in ("name", "envpool_id", "success"):
         _get(value, key, str, "")
     return Task(**value)
 

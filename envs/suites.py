@@ -10,11 +10,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
+
+from envs.ids import Success, known_ids, load_id
 
 __all__ = ["SUITES", "Suite", "Task", "get_suite", "get_task"]
-
-NAMESPACES = ("MiniGrid-", "BabyAI-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +22,19 @@ class Task:
     """One environment, and how each backend makes it.
 
     Args:
-        id: gymnasium id. The public name of the task; the same task in every suite.
+        id: gymnasium id, also in its form ``module:Id`` where importing the module registers it.
+            The public name of the task; the same task in every suite.
         gym_kwargs: extra keyword arguments of ``gymnasium.make``.
         envpool_id: id under which EnvPool makes the same task. Default: ``id``.
         envpool_kwargs: extra keyword arguments of ``envpool.make_gymnasium``.
-        name: short label for tables. Default: ``id`` without ``MiniGrid-`` and ``-v0``.
+        name: short label for tables. Default: ``id`` without module, ``MiniGrid-`` and ``-v0``.
+        success: how success is known where the environment does not say: ``"reward"``, an episode
+            that ends with a reward above 0 was one. Default: so in minigrid's own environments,
+            and not at all in any other (:func:`envs.ids.success_rule`).
 
     Raises:
-        ValueError: if the keyword arguments ask for another view size. EnvPool corrupts its memory
-            with most of them, and observations are 7 x 7 throughout this package.
+        ValueError: for another rule of success, or if EnvPool is asked for another view size: most
+            of them corrupt its memory, and the others have no effect.
 
     >>> Task(id="MiniGrid-DoorKey-8x8-v0").name
     'DoorKey-8x8'
@@ -41,15 +45,19 @@ class Task:
     envpool_id: str | None = None
     envpool_kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    success: Success = ""
 
     def __post_init__(self) -> None:
-        if "agent_view_size" in self.gym_kwargs or "agent_view_size" in self.envpool_kwargs:
+        if "agent_view_size" in self.envpool_kwargs:
             raise ValueError(
-                f"Task: agent_view_size must not be set; got it for {self.id!r}. "
-                "Crop the observation in the policy instead."
+                f"Task: agent_view_size must not be set for EnvPool; got it for {self.id!r}. "
+                "Set it in gym_kwargs, and the task runs on gymnasium."
             )
+        if self.success not in get_args(Success):
+            raise ValueError(f"Task: success must be 'reward' or left out; got {self.success!r}.")
         if not self.name:
-            object.__setattr__(self, "name", self.id.removeprefix("MiniGrid-").removesuffix("-v0"))
+            plain = self.id.rpartition(":")[2].replace("/", "-")
+            object.__setattr__(self, "name", plain.removeprefix("MiniGrid-").removesuffix("-v0"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,13 +242,17 @@ def get_suite(name: str) -> Suite:
 
 
 def get_task(id: str) -> Task:
-    """The task of a gymnasium id: from the suites, else any MiniGrid or BabyAI environment.
+    """The task of a gymnasium id: from the suites, else any environment that is registered.
+
+    Whether agents can be trained in it is seen where one is made, by its spaces.
 
     Args:
-        id: such as ``"MiniGrid-DoorKey-5x5-v0"``.
+        id: such as ``"MiniGrid-DoorKey-5x5-v0"``, or ``"module:Id"`` for an environment that is
+            registered when the module is imported, which is done here.
 
     Raises:
-        ValueError: if no such environment is registered; the message names the closest ones.
+        ValueError: if no such environment is registered; the message names the closest ones. If
+            the module cannot be imported.
 
     >>> get_task("MiniGrid-MultiRoom-N4-S5-v1").name
     'MultiRoom-N4-S5-v1'
@@ -249,19 +261,13 @@ def get_task(id: str) -> Task:
         for task in suite.tasks:
             if task.id == id:
                 return task
-    known = _registered_ids()
-    if id not in known:
-        hint = _did_you_mean(id, known) or "; it is not a MiniGrid-* or BabyAI-* environment."
+    name, known = load_id(id), known_ids()
+    if name not in known:
+        hint = _did_you_mean(name, known) or (
+            "; it is not registered with gymnasium. One of a module of yours is module:Id."
+        )
         raise ValueError(f"unknown environment {id!r}{hint} 'rims suites' lists the suites.")
     return Task(id=id)
-
-
-def _registered_ids() -> list[str]:
-    """Every MiniGrid and BabyAI id gymnasium knows. Imported late: this costs 0.3 s."""
-    import gymnasium
-    import minigrid  # noqa: F401  (registers its environments)
-
-    return [id for id in gymnasium.registry if id.startswith(NAMESPACES)]
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

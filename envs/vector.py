@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from envs.actions import action_names
-from envs.base import BackendName, VectorEnv
+from envs.base import BackendName, EnvironmentFailed, VectorEnv
+from envs.ids import is_builtin, is_stock
+from envs.mission import UNKNOWN, encode_mission, words_of
 from envs.seeding import SEED_LIMIT, level_seeds
 from envs.suites import Task, get_task
+from envs.view import STOCK_VIEW, View
 
 if TYPE_CHECKING:
     from envs.gymnasium_backend import GymnasiumVectorEnv
@@ -24,7 +27,9 @@ __all__ = [
     "make_vector_env",
     "mission_varies",
     "require_makeable",
+    "require_missions_differ",
     "resolve_backend",
+    "view_of",
 ]
 
 BackendChoice = Literal["auto", "envpool", "gymnasium"]
@@ -77,6 +82,7 @@ def make_vector_env(
     seed: int | Sequence[int],
     backend: BackendChoice = "auto",
     num_threads: int = 1,
+    view: View | None = None,
 ) -> VectorEnv:
     """Make ``num_envs`` environments of a task that are stepped together.
 
@@ -87,9 +93,12 @@ def make_vector_env(
             they are derived as ``level_seeds(seed, "train", num_envs)``.
         backend: see :func:`resolve_backend`.
         num_threads: threads of EnvPool. Results do not depend on it.
+        view: what an agent can read, if there is one already. Anything else that an environment
+            shows it ends in :class:`envs.EnvironmentFailed`. Default: what the environment says.
 
     Raises:
-        ValueError: if an argument is outside its range or the backend cannot run the task.
+        ValueError: if an argument is outside its range, the backend cannot run the task, no agent
+            can be trained in it, or it has a view of another size than ``view``.
 
     >>> with make_vector_env("MiniGrid-DoorKey-5x5-v0", 4, seed=1, backend="gymnasium") as env:
     ...     observation = env.reset()
@@ -115,65 +124,116 @@ def make_vector_env(
         raise ValueError(f"make_vector_env: seeds must lie in [0, 2**31); got {seeds}.")
     chosen = resolve_backend(task, backend)
     try:
-        return _make(task, chosen, seeds, num_threads)
-    except (TypeError, AssertionError) as error:  # such as an argument it does not have
-        if not (task.gym_kwargs or task.envpool_kwargs):
+        env = _make(task, chosen, seeds, num_threads, view)
+    except (TypeError, AssertionError, RuntimeError) as error:  # such as an unknown argument
+        if is_builtin(task.id) and not (task.gym_kwargs or task.envpool_kwargs):
             raise
         cause = " ".join(str(error).split()).removesuffix(".")
         raise ValueError(
             f"environment {task.id!r} cannot be made with its arguments on {chosen}: {cause}."
         ) from None
+    if view is not None and env.view.shape != view.shape:
+        env.close()
+        raise ValueError(
+            f"{task.id} shows its agent {_size(env.view)} cells; this one sees {_size(view)}."
+        )
+    return env
 
 
-def _make(task: Task, backend: BackendName, seeds: list[int], num_threads: int) -> VectorEnv:
+def _make(
+    task: Task, backend: BackendName, seeds: list[int], num_threads: int, view: View | None
+) -> VectorEnv:
     if backend == "envpool":
         from envs.envpool_backend import EnvPoolVectorEnv
 
+        if view is not None and view.shape == STOCK_VIEW.shape and not view.holds(STOCK_VIEW):
+            raise ValueError(
+                f"{task.id} shows its agent what this one cannot read: {STOCK_VIEW}, not {view}."
+            )
         return EnvPoolVectorEnv(task, seeds, num_threads)
     from envs.gymnasium_backend import GymnasiumVectorEnv
 
-    return GymnasiumVectorEnv(task, seeds)
+    return GymnasiumVectorEnv(task, seeds, view=view)
+
+
+def _size(view: View) -> str:
+    return f"{view.width}x{view.height}"
 
 
 def require_makeable(
-    task: Task | str, backend: BackendChoice = "auto", actions: Sequence[int] | None = None
+    task: Task | str,
+    backend: BackendChoice = "auto",
+    actions: Sequence[int] | None = None,
+    parts: Collection[str] = (),
+    view: View | None = None,
 ) -> BackendName:
     """The backend that will run a task, after seeing that it can.
 
-    An environment is made only where it has arguments, or has to have actions: nothing else can
-    check them.
+    An environment is made, and started, where only that can tell: of a class that is not minigrid's
+    own, with arguments, or if it has to have actions.
 
     Args:
         task: a task or its gymnasium id.
         backend: see :func:`resolve_backend`.
-        actions: numbers of actions that it must have.
+        actions: numbers of actions that it must have, in MiniGrid's order.
+        parts: what an observation must hold besides the view: ``"direction"``, ``"mission"``.
+        view: see :func:`make_vector_env`.
 
     Raises:
-        ValueError: as :func:`resolve_backend`, or if the environment refuses its arguments or does
-            not have one of the actions.
+        ValueError: as :func:`make_vector_env`, or if the environment fails when it is started, or
+            lacks one of the actions or parts.
 
     >>> require_makeable("MiniGrid-DoorKey-5x5-v0", "gymnasium")
     'gymnasium'
     """
     task = _as_task(task)
     chosen = resolve_backend(task, backend)
-    if task.gym_kwargs or task.envpool_kwargs or actions:
-        with make_vector_env(task, 1, [0], chosen) as env:
-            there = range(env.num_actions)
-        if actions and max(actions) >= len(there):
-            raise ValueError(
-                f"actions must be of those that {task.id} has, {', '.join(action_names(there))}; "
-                f"got {', '.join(action_names(actions))}."
-            )
+    known = _is_known(task)
+    if known and not actions and (view is None or view.holds(STOCK_VIEW)):
+        return chosen
+    with make_vector_env(task, 1, [0], chosen, view=view) as env:
+        if not known:
+            try:
+                env.reset()
+            except EnvironmentFailed as error:
+                raise ValueError(str(error)) from error
+    names = action_names(actions or ())
+    if actions and (max(actions) >= env.num_actions or not set(names) <= set(env.action_names)):
+        raise ValueError(
+            f"actions must be of those that {task.id} has, {', '.join(env.action_names)}; "
+            f"got {', '.join(names)}."
+        )
+    for part in parts:
+        if part in env.missing:
+            raise ValueError(f"{task.id} gives no {part}, which the agent is to read.")
     return chosen
 
 
-def make_drawable_env(task: Task | str, seed: int) -> GymnasiumVectorEnv:
+def _is_known(task: Task) -> bool:
+    """Whether it is one of minigrid's own environments as they come."""
+    return is_stock(task.id) and not task.gym_kwargs and not task.envpool_kwargs
+
+
+def view_of(task: Task | str, backend: BackendChoice = "auto") -> View:
+    """The view that agents of a task have; makes an environment.
+
+    Raises:
+        ValueError: as :func:`make_vector_env`.
+
+    >>> view_of("MiniGrid-DoorKey-5x5-v0")
+    View(width=7, height=7, categories=(11, 6, 4))
+    """
+    with make_vector_env(task, 1, [0], backend) as env:
+        return env.view
+
+
+def make_drawable_env(task: Task | str, seed: int, view: View | None = None) -> GymnasiumVectorEnv:
     """One environment, on gymnasium, whose frames can be drawn: for recording an episode.
 
     Args:
         task: a task or its gymnasium id.
         seed: seed of its levels.
+        view: see :func:`make_vector_env`.
 
     Raises:
         ValueError: if the task cannot run.
@@ -187,7 +247,7 @@ def make_drawable_env(task: Task | str, seed: int) -> GymnasiumVectorEnv:
     resolve_backend(task, "gymnasium")
     from envs.gymnasium_backend import GymnasiumVectorEnv
 
-    return GymnasiumVectorEnv(task, [seed], drawable=True)
+    return GymnasiumVectorEnv(task, [seed], drawable=True, view=view)
 
 
 def mission_varies(task: Task | str, *, samples: int = 32) -> bool:
@@ -211,21 +271,48 @@ def mission_varies(task: Task | str, *, samples: int = 32) -> bool:
 
 @lru_cache(maxsize=256)
 def _mission_varies(id: str, gym_kwargs: str, samples: int) -> bool:
+    missions = _missions(Task(id=id, gym_kwargs=json.loads(gym_kwargs)), samples)
+    first = next(missions)
+    return any(mission != first for mission in missions)
+
+
+def _missions(task: Task, samples: int) -> Iterator[str]:
+    """The missions of some levels."""
     from envs.gymnasium_backend import make_env, quiet
 
-    task = Task(id=id, gym_kwargs=json.loads(gym_kwargs))
     env = make_env(task)
-    first: str | None = None
     try:
-        with quiet(task):
-            for seed in range(samples):
-                mission = env.reset(seed=seed)[0]["mission"]
-                if first is not None and mission != first:
-                    return True
-                first = mission
+        for seed in range(samples):
+            with quiet(task):
+                mission: str = env.reset(seed=seed)[0]["mission"]
+            yield mission
     finally:
         env.close()
-    return False
+
+
+def require_missions_differ(task: Task | str, *, samples: int = 32) -> None:
+    """See that an agent can tell the missions of a task apart.
+
+    Agents know the words of minigrid's own missions (:data:`envs.VOCABULARY`) and no others.
+
+    Raises:
+        ValueError: in one line, if two missions are the same to them.
+
+    >>> require_missions_differ("BabyAI-GoToLocal-v0")
+    """
+    task = _as_task(task)
+    if is_builtin(task.id):
+        return
+    seen: dict[bytes, str] = {}
+    for mission in _missions(task, samples):
+        tokens = encode_mission(mission)
+        other = seen.setdefault(tokens.tobytes(), mission)
+        if words_of(other) != words_of(mission):
+            why = "they hold words it does not know" if UNKNOWN in tokens else "they are too long"
+            raise ValueError(
+                f"missions of {task.id} are the same to an agent, {why}: {other!r} and "
+                f"{mission!r}. Use words of envs.VOCABULARY, or train with --mission off."
+            )
 
 
 def _as_task(task: Task | str) -> Task:

@@ -379,6 +379,7 @@ def test_one_seed_has_no_interval_and_says_so(root: Path, tmp_path: Path) -> Non
         runs, SUITE, TASKS[:1], episodes=EPISODES, mode="sample", jobs=1, on_progress=ignore
     )
     cell = comparison.cells["none", TASKS[0].id]
+    assert cell.success_rate is not None
     assert math.isnan(cell.success_rate.low)
     written = write_report(comparison, tmp_path)
     assert all(path.stat().st_size > 100 for path in written)

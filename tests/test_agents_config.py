@@ -148,7 +148,7 @@ def test_exactly_one_of_suite_and_env(task: dict[str, str]) -> None:
     [
         ({"suite": "dorkey"}, "doorkey"),
         ({"env": "MiniGrid-Emtpy-5x5-v0"}, ENV),
-        ({"env": "CartPole-v1"}, "CartPole-v1"),
+        ({"env": "CartPoll-v1"}, "CartPole-v1"),
     ],
 )
 def test_unknown_task_is_refused_in_one_line(task: dict[str, str], hint: str) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from agents.config import EncoderChoice
 from agents.encoder import (
-    CHANNEL_SIZES,
     EncodedOnce,
     ObservationEncoder,
     Observations,
@@ -19,6 +18,7 @@ from agents.encoder import (
 )
 from envs import (
     MISSION_LENGTH,
+    STOCK_VIEW,
     BackendName,
     Observation,
     encode_mission,
@@ -50,7 +50,7 @@ def is_near(encoder: ObservationEncoder, first: Tensor, second: Tensor) -> bool:
 
 def random_observations(*lead: int, missions: list[str] | None = None) -> Observations:
     rng = np.random.default_rng(0)
-    view = np.stack([rng.integers(0, n, (*lead, 7, 7)) for n in CHANNEL_SIZES], axis=-1)
+    view = np.stack([rng.integers(0, n, (*lead, 7, 7)) for n in STOCK_VIEW.categories], axis=-1)
     texts = missions or ["go to the red ball"]
     tokens = np.stack([encode_mission(texts[i % len(texts)]) for i in range(int(np.prod(lead)))])
     return Observations(
@@ -76,7 +76,7 @@ def slow_features(image: Tensor) -> Tensor:
     features: list[float] = []
     for row in image.tolist():
         for cell in row:
-            for value, size in zip(cell, CHANNEL_SIZES, strict=True):
+            for value, size in zip(cell, STOCK_VIEW.categories, strict=True):
                 features += [1.0 if value == category else 0.0 for category in range(size)]
     return torch.tensor(features)
 
@@ -225,7 +225,7 @@ def test_categories_of_real_views_fit(task: str, backend: BackendName) -> None:
         for _ in range(60):
             image = env.step(rng.integers(0, env.num_actions, 8)).observation.image
             largest = np.maximum(largest, image.max(axis=(0, 1, 2)))
-    assert bool((largest < CHANNEL_SIZES).all())
+    assert bool((largest < STOCK_VIEW.categories).all())
     assert largest[0] >= 2  # a wall was seen
 
 
@@ -344,7 +344,9 @@ def test_convolutions_see_the_view_as_a_map(kind: EncoderChoice) -> None:
     observations = random_observations(3)
     encoder(observations)
     image = observations.image.long()
-    parts = [torch.nn.functional.one_hot(image[..., i], n) for i, n in enumerate(CHANNEL_SIZES)]
+    parts = [
+        torch.nn.functional.one_hot(image[..., i], n) for i, n in enumerate(STOCK_VIEW.categories)
+    ]
     expected = torch.cat(parts, dim=-1).permute(0, 3, 1, 2).float()  # (3, 21, 7, 7)
     assert torch.equal(seen[0], expected)
 

@@ -24,6 +24,7 @@ from envs import (
     Observation,
     Task,
     VectorEnv,
+    View,
     get_task,
     level_seeds,
     make_vector_env,
@@ -75,6 +76,8 @@ def test_modes_differ_and_greedy_needs_no_seed_for_actions(policy: RecurrentActo
     greedy, sample = run(policy, mode="greedy"), run(policy)
     assert (greedy.mode, sample.mode) == ("greedy", "sample")
     assert greedy.episodes != sample.episodes
+    assert greedy.success_rate is not None
+    assert sample.success_rate is not None
     assert greedy.success_rate.mean < sample.success_rate.mean  # forward for ever meets a wall
 
 
@@ -85,7 +88,7 @@ def test_to_dict_is_plain_and_agrees_with_the_episodes(policy: RecurrentActorCri
     assert (plain["episodes"], plain["seed"], plain["mode"]) == (12, 5, "sample")
     assert plain["backend"] == "gymnasium"
     for key, values in (
-        ("success_rate", [float(e.success) for e in result.episodes]),
+        ("success_rate", [float(e.success is True) for e in result.episodes]),
         ("mean_return", [e.reward for e in result.episodes]),
         ("mean_length", [float(e.length) for e in result.episodes]),
     ):
@@ -98,10 +101,12 @@ def test_levels_are_those_of_the_evaluation_split(
 ) -> None:
     used: list[int] = []
 
-    def spy(task: Task, num_envs: int, seed: Sequence[int], backend: BackendChoice) -> VectorEnv:
+    def spy(
+        task: Task, num_envs: int, seed: Sequence[int], backend: BackendChoice, *, view: View
+    ) -> VectorEnv:
         if num_envs > 1:  # not the look at the number of actions
             used.extend(seed)
-        return make_vector_env(task, num_envs, seed, backend)
+        return make_vector_env(task, num_envs, seed, backend, view=view)
 
     monkeypatch.setattr(evaluating, "make_vector_env", spy)
     run(policy, seed=3, mode="greedy")
@@ -201,7 +206,7 @@ class Scripted(VectorEnv):
 def test_short_episodes_are_not_preferred(
     policy: RecurrentActorCritic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scripted(task: Task, num_envs: int, seed: Sequence[int], backend: object) -> VectorEnv:
+    def scripted(task: Task, num_envs: int, seed: Sequence[int], *_: Any, view: View) -> VectorEnv:
         return Scripted(task, seed)
 
     monkeypatch.setattr(evaluating, "make_vector_env", scripted)
@@ -212,6 +217,7 @@ def test_short_episodes_are_not_preferred(
     assert [episode.success for episode in result.episodes] == expected
     assert [episode.length for episode in result.episodes] == [2 if s else 30 for s in expected]
     # 200 fair draws: five standard deviations are 0.18.
+    assert result.success_rate is not None
     assert abs(result.success_rate.mean - 0.5) < 0.18
 
     finished: list[Episode] = []

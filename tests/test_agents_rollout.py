@@ -242,19 +242,19 @@ def rewards(*values: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 def test_tracker_by_hand() -> None:
     tracker = EpisodeTracker(2)
-    assert tracker.step(rewards(0.25, 0), flags(0, 0), flags(1, 1)) == []
-    assert tracker.step(rewards(0.5, 0), flags(1, 0), flags(1, 1)) == [
+    assert tracker.step(rewards(0.25, 0), flags(0, 0), flags(1, 1), rewards(0, 0)) == []
+    assert tracker.step(rewards(0.5, 0), flags(1, 0), flags(1, 1), rewards(1, 0)) == [
         Episode(env=0, reward=0.75, length=2, success=True)
     ]
     # Environment 0 only resets here; 1 ends without a reward.
-    assert tracker.step(rewards(0, 0), flags(0, 1), flags(0, 1)) == [
+    assert tracker.step(rewards(0, 0), flags(0, 1), flags(0, 1), rewards(1, 0)) == [
         Episode(env=1, reward=0.0, length=3, success=False)
     ]
     # Environment 0 is rewarded on the way, but not at the end; 1 only resets.
-    assert tracker.step(rewards(1, 0), flags(0, 0), flags(1, 0)) == []
-    assert tracker.step(rewards(-0.5, 0.5), flags(1, 1), flags(1, 1)) == [
+    assert tracker.step(rewards(1, 0), flags(0, 0), flags(1, 0), rewards(1, 0)) == []
+    assert tracker.step(rewards(-0.5, 0.5), flags(1, 1), flags(1, 1), rewards(0, np.nan)) == [
         Episode(env=0, reward=0.5, length=2, success=False),
-        Episode(env=1, reward=0.5, length=1, success=True),
+        Episode(env=1, reward=0.5, length=1, success=None),
     ]
 
 

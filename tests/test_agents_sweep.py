@@ -20,7 +20,7 @@ from agents.processes import Outcome, run_all
 from agents.run_folder import lock_folder
 from agents.sweep import definition, report, study
 from agents.sweep.definition import Sweep
-from agents.sweep.run import Measured, last_success, run_once
+from agents.sweep.run import Measured, last_part, run_once
 from agents.sweep.study import Study, Trial
 from command_line import Rims, assert_one_line
 from sweep_cases import make_sweep
@@ -309,10 +309,10 @@ def test_success_of_training_is_that_of_its_last_fifth(tmp_path: Path) -> None:
     lines = ["env_steps,success_rate", *(f"{step},{rate}" for step, rate in rows)]
     path = tmp_path / "progress.csv"
     path.write_text("\n".join(lines) + "\n")
-    assert last_success(tmp_path) == pytest.approx(0.6)
+    assert last_part(tmp_path) == pytest.approx(0.6)
     path.write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(ValueError, match="give more total_steps"):
-        last_success(tmp_path)
+        last_part(tmp_path)
 
 
 def test_run_all_asks_for_the_next_call_when_one_has_ended() -> None:

@@ -311,7 +311,7 @@ def test_core_learns_an_easy_task(tmp_path: Path, core: CoreName) -> None:
     torch.manual_seed(0)
     untrained = RecurrentActorCritic(config, 7, read_mission=False)
     with_training, without = (
-        evaluate(policy, config.task, episodes=100, seed=1, backend="gymnasium").success_rate.mean
+        evaluate(policy, config.task, episodes=100, seed=1, backend="gymnasium").mean_return.mean
         for policy in (trained, untrained)
     )
     # Acting at random solves about half of these levels within the step limit.

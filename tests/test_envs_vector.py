@@ -82,8 +82,9 @@ def test_step_shapes_and_types(empty: VectorEnv) -> None:
     empty.reset()
     result = empty.step(np.array([LEFT, RIGHT, FORWARD]))
     assert result.observation.direction.tolist() == [3, 1, 0]
-    assert [array.shape for array in result[1:]] == [(3,)] * 5
-    assert [array.dtype.name for array in result[1:]] == ["float32", "bool", "bool", "bool", "bool"]
+    assert [array.shape for array in result[1:]] == [(3,)] * 6
+    names = ["float32", "bool", "bool", "bool", "bool", "float32"]
+    assert [array.dtype.name for array in result[1:]] == names
     # torch warns about an array it may not write to.
     assert all(array.flags.writeable for array in (*result.observation, *result[1:]))
 

@@ -183,7 +183,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     from agents.footprint import require_fits
     from agents.processes import usable_processors
     from agents.throughput.run import SB3_NAMES, Contest
-    from envs import resolve_backend
+    from agents.trainable import require_trainable
 
     typed_envs = bench_options.is_typed("num_envs") or not given["quick"]
     given = bench_options.apply_quick(given, bench_options.QUICK_AGENTS)
@@ -199,7 +199,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     contenders = cores + SB3_NAMES * (sb3 and _has_sb3())
     contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
     with checking_input():
-        resolve_backend(config.task, config.backend)
+        require_trainable(config)
         require_fits(config)
     with measuring(out):
         report = _measure_agents(contest, out)

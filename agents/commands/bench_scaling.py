@@ -64,7 +64,7 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
     from agents.footprint import require_fits
     from agents.throughput.scaling import Plan
     from agents.train import require_divisible
-    from envs import require_makeable
+    from agents.trainable import require_trainable
 
     threads = given.pop("threads")
     if not given["suite"] and not given["env"]:
@@ -76,7 +76,7 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
             own = replace(config, num_envs=row.num_envs)
             require_divisible(own, row.processes)
             require_fits(own)
-        require_makeable(config.task, config.backend, config.action_numbers)
+        require_trainable(config)
     with measuring(out):
         report = _measure(plan, out)
     click.echo(report, nl=False)
@@ -90,7 +90,9 @@ def _measure(plan: Plan, out: Path) -> str:
 
     config = plan.config
     with make_vector_env(config.task, 1, 0, config.backend) as env:
-        policy = RecurrentActorCritic(config, env.num_actions, read_mission=reads_mission(config))
+        policy = RecurrentActorCritic(
+            config, env.num_actions, read_mission=reads_mission(config), view=env.view
+        )
     parameters, machine = count_parameters(policy), about_machine(config.threads)
 
     def write(row: Row, measured: Measured, results: Results) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import click
 
 from agents.config import ConfigError, Damaged, TaskChoiceError
+from envs import EnvironmentFailed
 
 EXIT_USER_ERROR = 2
 
@@ -52,6 +53,8 @@ def checking_input() -> Iterator[None]:
         raise UserError(f"{flag(error.field)} {error.rule}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
+    except EnvironmentFailed as error:
+        raise click.ClickException(str(error)) from None
     except OSError as error:  # such as a name that is too long, or a folder of another user
         raise UserError(os_trouble(error)) from None
 

@@ -38,7 +38,8 @@ def evaluate(
     """Evaluate a trained agent.
 
     RUN is its folder; the task is the one it was trained on unless options name others. Every
-    episode is a level of its own, never a training level's seed. Success means the episode ended
+    episode is a level of its own, never a training level's seed. Success is what the environment
+    says it is, by is_success or success in its info; in MiniGrid's own tasks, an episode that ends
     with a reward above 0. Intervals hold for this agent; another seed may differ by more.
     """
     with checking_input():
@@ -61,7 +62,7 @@ def evaluate(
         for task in tasks:
             check_task(policy, task, backend)
     results = []
-    with show_progress("episodes", len(tasks) * episodes) as advance:
+    with checking_input(), show_progress("episodes", len(tasks) * episodes) as advance:
         for task in tasks:
             results.append(
                 run_evaluation(

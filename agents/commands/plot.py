@@ -26,11 +26,11 @@ X_CHOICES = ("env_steps", "seconds", "update")
     "--metrics",
     type=CommaSeparated(),
     metavar="NAMES",
-    default="success_rate,episode_return_mean",
-    help="Columns of progress.csv, separated by commas; one panel each.",
+    help="Columns of progress.csv, separated by commas; one panel each.  [default: success_rate, "
+    "where it is known, and episode_return_mean]",
 )
 @plain_option("--x", type=click.Choice(X_CHOICES), default="env_steps", help="The x axis.")
-def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...], x: str) -> None:
+def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...] | None, x: str) -> None:
     """Plot learning curves of runs.
 
     RUN is a run folder, or a folder with run folders below it, such as that of a comparison.
@@ -42,10 +42,16 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...], x: str) ->
 
     with checking_input():
         found = with_progress([read_run(folder) for folder in find_runs(runs)], runs)
-    from agents.plots import ENDINGS, check_metrics, save_curves  # matplotlib takes a second
+    from agents.plots import (  # matplotlib takes a second
+        ENDINGS,
+        check_metrics,
+        save_curves,
+        shown_by_default,
+    )
 
     with checking_input():
         check_output(out, ENDINGS)
+        metrics = metrics or shown_by_default(found)
         check_metrics(found, metrics)
     groups = save_curves(found, metrics, x, out)
     count = f"{len(found)} run{'s' * (len(found) > 1)}"

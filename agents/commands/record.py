@@ -56,6 +56,7 @@ def record(
         policy = loaded.make_policy()
         check_task(policy, task, "gymnasium")
     core = loaded.config.core
-    recording = record_episode(policy, task, core, seed=seed, mode=mode, max_steps=max_steps)
+    with checking_input():
+        recording = record_episode(policy, task, core, seed=seed, mode=mode, max_steps=max_steps)
     frames = save_animation(recording, out, fps)
     click.echo(f"{recording.outcome}. {frames} frames: {out}")

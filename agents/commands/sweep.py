@@ -49,7 +49,7 @@ def sweep(file: Path, out: Path, jobs: int | None) -> None:
     trials = 20
     sampler = "tpe"             # or "random", or "grid": every combination
     seeds = 2                   # runs per trial; its value is their mean
-    objective = "success_rate"  # of training, over its last fifth; or "unseen_success_rate"
+    objective = "success_rate"  # of training, over its last fifth; or "return", "unseen_..."
     \b
     [settings]                  # fixed: any setting of rims train
     suite = "doorkey"
@@ -61,7 +61,8 @@ def sweep(file: Path, out: Path, jobs: int | None) -> None:
     hidden_size = {choices = [64, 128]}
     core = {choices = ["rim_lstm", "lstm"]}
 
-    With "unseen_success_rate" agents are judged on the suite's unseen tasks, "episodes" (100) each.
+    With "unseen_success_rate" or "unseen_return" agents are judged on the suite's unseen tasks,
+    "episodes" (100) each.
     "sampler_seed" (0) decides what is tried; with more than one job also what ends first does.
 
     The folder receives sweep.md, sweep.json, sweep.png and best.toml, from which 'rims train

@@ -21,7 +21,7 @@ from agents.config import (
 from envs import Task, get_suite, read_text, resolve_backend
 
 Sampler = Literal["tpe", "random", "grid"]
-Objective = Literal["success_rate", "unseen_success_rate"]
+Objective = Literal["success_rate", "unseen_success_rate", "return", "unseen_return"]
 
 TABLES = ("sweep", "settings", "search")
 
@@ -116,10 +116,15 @@ class Sweep:
 
     @property
     def unseen(self) -> tuple[Task, ...]:
-        """The tasks a trial is judged on besides its training; none for that objective."""
-        if self.objective == "success_rate":
+        """The tasks a trial is judged on after its training; none if that is judged."""
+        if not self.objective.startswith(_UNSEEN):
             return ()
         return get_suite(self.settings["suite"]).unseen
+
+    @property
+    def measure(self) -> str:
+        """What is made large, in words: success rate or return."""
+        return self.objective.removeprefix(_UNSEEN).replace("_", " ")
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for trials to be compared: all but their number."""
@@ -136,6 +141,8 @@ class Sweep:
             "backends": backends,
         }
 
+
+_UNSEEN = "unseen_"
 
 _IDENTITY = ("sampler", "sampler_seed", "seeds", "objective", "episodes")
 
@@ -180,13 +187,13 @@ def parse_sweep(document: Mapping[str, Any]) -> Sweep:
 
 
 def _check_objective(sweep: Sweep) -> None:
-    if sweep.objective == "unseen_success_rate":
-        suite = sweep.settings.get("suite")
+    if sweep.objective.startswith(_UNSEEN):
+        objective, suite = sweep.objective, sweep.settings.get("suite")
         if not suite:
-            raise ValueError("[sweep] objective 'unseen_success_rate' needs a suite in [settings].")
+            raise ValueError(f"[sweep] objective {objective!r} needs a suite in [settings].")
         if not sweep.unseen:
             raise ValueError(
-                f"[sweep] objective 'unseen_success_rate': suite {suite!r} has no unseen tasks."
+                f"[sweep] objective {objective!r}: suite {suite!r} has no unseen tasks."
             )
 
 

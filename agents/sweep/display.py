@@ -11,6 +11,7 @@ from rich.table import Table
 from agents.display import Display
 from agents.sweep.definition import Sweep
 from agents.sweep.report import trial_line
+from agents.sweep.run import COLUMNS
 from agents.sweep.study import RunState, Trial
 
 
@@ -35,14 +36,16 @@ class SweepDisplay(Display):
     def update(self, runs: Sequence[RunState]) -> None:
         """Show the newest numbers of the runs under way."""
         table = Table(box=None, header_style="cyan")
-        for column in ("run", "progress", "environment steps", "success rate"):
+        for column in ("run", "progress", "environment steps", self._sweep.measure):
             table.add_column(column)
         lines = []
         for run in runs:
-            rate = "-" if math.isnan(run.success_rate) else f"{run.success_rate:.2f}"
-            steps = f"{run.env_steps:,}/{run.total_steps:,}"
-            done = min(run.env_steps, run.total_steps)
+            value = run.row.get(COLUMNS[self._sweep.measure], math.nan)
+            rate = "-" if math.isnan(value) else f"{value:.2f}"
+            env_steps = int(run.row.get("env_steps", 0))
+            steps = f"{env_steps:,}/{run.total_steps:,}"
+            done = min(env_steps, run.total_steps)
             bar = ProgressBar(total=run.total_steps, completed=done, width=30)
             table.add_row(run.name, bar, steps, rate)
-            lines.append(f"{run.name}: {steps} steps, success {rate}")
+            lines.append(f"{run.name}: {steps} steps, {self._sweep.measure.split()[0]} {rate}")
         self.show(table, lines)

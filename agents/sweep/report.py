@@ -97,7 +97,9 @@ def plot(sweep: Sweep, trials: list[Trial]) -> Figure:
         else:
             ax.set_visible(False)
     for row in grid:
-        row[0].set_ylabel("unseen success rate" if sweep.unseen else "success rate")
+        row[0].set_ylabel(f"unseen {sweep.measure}" if sweep.unseen else sweep.measure)
+        if sweep.measure == "success rate":
+            row[0].set_ylim(-0.04, 1.04)  # of all: they share it
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     seeds = "one seed" if sweep.seeds == 1 else f"mean of {sweep.seeds} seeds"
@@ -121,7 +123,6 @@ def _draw(ax: Axes, searched: Searched, trials: list[Trial]) -> None:
             values = [t.value if t.state == "complete" else 0.0 for t in some]
             ax.scatter([place(t) for t in some], values, label=label, **style)
     ax.set_xlabel(searched.name.replace("_", " "))
-    ax.set_ylim(-0.04, 1.04)
     if searched.choices:
         names = [str(c).rpartition(":")[2] for c in searched.choices]
         ax.set_xticks(range(len(names)), names)
@@ -139,11 +140,11 @@ def _draw(ax: Axes, searched: Searched, trials: list[Trial]) -> None:
 
 def _summary(sweep: Sweep, complete: list[Trial], failed: list[Trial]) -> str:
     total_steps = _example(sweep).total_steps
-    what = "success rate of training, mean over the last fifth of its steps"
+    what = f"{sweep.measure} of training, mean over the last fifth of its steps"
     if sweep.unseen:
         names = ", ".join(task.name for task in sweep.unseen)
         what = (
-            f"success rate on {names}, mean over these tasks, {sweep.episodes} episodes each, "
+            f"{sweep.measure} on {names}, mean over these tasks, {sweep.episodes} episodes each, "
             "actions drawn from the policy"
         )
     seeds = "seed 0" if sweep.seeds == 1 else f"mean over {sweep.seeds} runs, seeds from 0"

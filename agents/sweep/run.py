@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,16 @@ from agents.resuming import trainer_for
 from agents.run_folder import read_progress
 from envs import Task
 
-#: The success rate of training is that of this last part of the run.
+#: What training is judged by is that of this last part of the run.
 LAST_PART = 0.2
+
+#: Columns of the progress table, by what is made large.
+COLUMNS = {"success rate": "success_rate", "return": "episode_return_mean"}
+
+_NOT_TOLD = (
+    "success is not known: neither the environment nor the suite says what it is; take the "
+    'objective "return" or "unseen_return".'
+)
 
 
 class Measured(NamedTuple):
@@ -27,14 +36,21 @@ class Measured(NamedTuple):
     seconds: float  # of training and judging; less where the training was there already
 
 
-def run_once(config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes: int) -> Measured:
+def run_once(
+    config: PPOConfig,
+    folder: Path,
+    unseen: tuple[Task, ...],
+    episodes: int,
+    measure: str = "success rate",
+) -> Measured:
     """Train unless that is done, and measure the objective.
 
     Args:
         config: what to train.
         folder: the run folder. A run that was interrupted there goes on.
-        unseen: tasks to be judged on; none for the success rate of training.
+        unseen: tasks to be judged on; none to judge the training.
         episodes: per task.
+        measure: "success rate" or "return".
 
     Raises:
         ValueError: for anything that keeps the run from being trained or measured.
@@ -43,39 +59,54 @@ def run_once(config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes
     started = time.perf_counter()
     if not is_trained(folder, config.total_steps):
         trainer_for(config, folder).run()
-    value = _success_unseen(config, folder, unseen, episodes) if unseen else last_success(folder)
+    if unseen:
+        value = _on_unseen(config, folder, unseen, episodes, measure)
+    else:
+        value = last_part(folder, measure)
     return Measured(value, time.perf_counter() - started)
 
 
-def last_success(folder: Path) -> float:
-    """Success rate of training, mean over the updates of the last part of the run.
+def last_part(folder: Path, measure: str = "success rate") -> float:
+    """What training is judged by, mean over the updates of the last part of the run.
+
+    Args:
+        folder: of the run.
+        measure: "success rate" or "return".
 
     Raises:
-        ValueError: if it is not known, because an environment finished no episode.
+        ValueError: if it is not known, because an environment finished no episode or does not say
+            what success is.
     """
     columns = read_progress(folder)
-    steps, rates = columns.get("env_steps", []), columns.get("success_rate", [])
-    last = [
-        rate
-        for step, rate in zip(steps, rates, strict=True)
-        if step > (1 - LAST_PART) * steps[-1] and math.isfinite(rate)
-    ]
+    last = _last_known(columns, COLUMNS[measure])
     if not last:
+        if _last_known(columns, COLUMNS["return"]):
+            raise ValueError(_NOT_TOLD)
         raise ValueError(
-            "no success rate: some environment finished no episode; give more total_steps."
+            f"no {measure}: some environment finished no episode; give more total_steps."
         )
     return sum(last) / len(last)
 
 
-def _success_unseen(
-    config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes: int
+def _last_known(columns: Mapping[str, Sequence[float]], name: str) -> list[float]:
+    steps, values = columns.get("env_steps", []), columns.get(name, [])
+    return [
+        value
+        for step, value in zip(steps, values, strict=True)
+        if step > (1 - LAST_PART) * steps[-1] and math.isfinite(value)
+    ]
+
+
+def _on_unseen(
+    config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes: int, measure: str
 ) -> float:
     torch.set_num_threads(config.threads)
     policy = load_checkpoint(folder).make_policy(config.device)
-    rates = [
-        evaluate(
-            policy, task, episodes=episodes, seed=config.seed, backend=config.backend
-        ).success_rate.mean
-        for task in unseen
-    ]
-    return sum(rates) / len(rates)
+    values = []
+    for task in unseen:
+        result = evaluate(policy, task, episodes=episodes, seed=config.seed, backend=config.backend)
+        estimate = result.mean_return if measure == "return" else result.success_rate
+        if estimate is None:
+            raise ValueError(f"{task.id}: {_NOT_TOLD}")
+        values.append(estimate.mean)
+    return sum(values) / len(values)

@@ -25,10 +25,10 @@ from agents.config import PPOConfig
 from agents.cores import require_usable
 from agents.devices import usable_device
 from agents.processes import Outcome, run_all
-from agents.run_folder import is_empty, lock_folder, newest_progress
+from agents.run_folder import is_empty, lock_folder, newest_row
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.run import run_once
-from envs import require_makeable
+from agents.trainable import require_trainable
 
 STUDY_NAME = "study.db"
 
@@ -54,9 +54,8 @@ class RunState(NamedTuple):
     """How far a run is."""
 
     name: str
-    env_steps: int
     total_steps: int
-    success_rate: float
+    row: dict[str, float]  # of its newest update; empty before the first
 
 
 @dataclass
@@ -102,8 +101,7 @@ class Study:
         """
         config = sweep.config(sweep.first, seed=0)
         usable_device(config.device)
-        for task in (config.task, *sweep.unseen):
-            require_makeable(task, config.backend, config.action_numbers)
+        require_trainable(config, others=sweep.unseen)
         for core in sweep.cores:
             require_usable(replace(config, core=core))
         if not (folder / STUDY_NAME).is_file() and not is_empty(folder):
@@ -142,7 +140,8 @@ class Study:
             for opened, config, folder in self._next_runs(on_trial):
                 under_way.add(len(self._runs))
                 self._runs.append((opened, config, folder))
-                yield config, folder, self.sweep.unseen, self.sweep.episodes
+                sweep = self.sweep
+                yield config, folder, sweep.unseen, sweep.episodes, sweep.measure
 
         under_way: set[int] = set()
         run_all(
@@ -210,8 +209,7 @@ class Study:
 
     def _state(self, place: int) -> RunState:
         _, config, folder = self._runs[place]
-        env_steps, success_rate = newest_progress(folder)
-        return RunState(folder.name, env_steps, config.total_steps, success_rate)
+        return RunState(folder.name, config.total_steps, newest_row(folder))
 
     def _run_folder(self, trial: int, seed: int) -> Path:
         return self.folder / f"trial-{trial:03d}-seed{seed}"

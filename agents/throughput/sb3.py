@@ -148,7 +148,7 @@ class AdaptedEnv(VecEnv):
         self._steps = 0
         self._actions: NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
         self.resets: list[int] = []  # steps of each rollout that only reset an environment
-        space = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+        space = spaces.Box(0, 255, env.view.shape, np.uint8)
         super().__init__(env.num_envs, space, spaces.Discrete(env.num_actions))
 
     def reset(self) -> NDArray[np.uint8]:
