@@ -74,7 +74,11 @@ repository=$PWD
   "$bin/rims" experiment copying --cores rim_lstm,gru --seeds 1 --epochs 1 --run-root copying
   "$bin/rims" sweep --config "$repository/examples/sweep.toml" --help >/dev/null
 )
-run_tests tests
+# The layers, their kernels, NFM, and what is made of them.
+run_tests tests/test_rims_{authors,cells,fixtures,layers,parameters,scan,sequences,trace}.py \
+  tests/test_rims_native_*.py tests/test_rims_scan_{autograd,native,operator}.py \
+  tests/test_nfm_{attention,fixtures,network}.py tests/test_envs_vector.py tests/test_agents_ppo.py \
+  tests/test_cli.py tests/test_dependencies.py
 install envpool,video,sweep,slurm,jax,dev,examples
-run_tests tests/test_rims_jax_*.py
+run_tests tests/test_rims_jax_{fixtures,modules,native}.py
 echo "Passed with the $1 versions."
