@@ -31,8 +31,11 @@ from agents.commands.watch import watch
 from agents.memory import is_out_of_memory
 from agents.ranks import speaks
 from agents.signals import exit_code, raise_when_stopped
-from agents.surroundings import prepare, require_working_directory
+from agents.surroundings import prepare, require_room_for_torch, require_working_directory
 from experiments.commands.experiment import experiment
+
+#: Commands that do without torch.
+WITHOUT_TORCH = ("suites", "watch", "plot")
 
 
 @click.group(
@@ -55,6 +58,8 @@ def rims(context: click.Context) -> None:
         click.echo(context.get_help())
     with checking_input():
         require_working_directory()
+        if context.invoked_subcommand not in (None, *WITHOUT_TORCH):
+            require_room_for_torch()
 
 
 for command in (

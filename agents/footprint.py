@@ -78,13 +78,19 @@ def require_fits(config: PPOConfig, processes: int = 1) -> None:
 def require_all_fit(configs: Sequence[PPOConfig], jobs: int) -> None:
     """See that there is memory for runs, ``jobs`` of which are trained at a time.
 
+    Args:
+        configs: of the runs; those of one core differ in their seed alone.
+        jobs: runs at a time.
+
     Raises:
         ValueError: in one line, if not.
     """
-    for config in {config.core: config for config in configs}.values():
+    needed = {}
+    for config in {config.core: config for config in configs}.values():  # seeds need the same
         require_fits(config)
-    of_each = (
-        PROCESS + (bytes_of_weights(c) + bytes_of_rollout(c)) * (c.device == "cpu") for c in configs
-    )
-    largest = heapq.nlargest(jobs, of_each)
+        on_cpu = config.device == "cpu"
+        needed[config.core] = PROCESS + on_cpu * (
+            bytes_of_weights(config) + bytes_of_rollout(config)
+        )
+    largest = heapq.nlargest(jobs, (needed[config.core] for config in configs))
     require_memory(sum(largest), f"training {len(largest)} runs at a time", "give less --jobs")

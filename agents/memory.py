@@ -37,7 +37,7 @@ def available_memory() -> float:
     swap = free.get("SwapFree", 0)
     available = free["MemAvailable"] if "MemAvailable" in free else _physical_memory()
     in_groups = (left + swap for left in _left_in_groups())
-    return max(0.0, min([available + swap, *in_groups, _left_to_process()]))
+    return max(0.0, min([available + swap, *in_groups, left_to_process()]))
 
 
 def require_memory(needed: float, what: str, cure: str, available: float | None = None) -> None:
@@ -121,7 +121,7 @@ def _left_in_group(folder: Path) -> Iterator[float]:
             yield most - (int((folder / used).read_text()) - files)
 
 
-def _left_to_process() -> float:
+def left_to_process() -> float:
     """What 'ulimit -v' leaves; infinity without such a limit."""
     with suppress(ImportError, OSError, ValueError):
         import resource  # not on Windows

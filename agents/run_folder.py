@@ -43,6 +43,21 @@ def require_run_folder(folder: Path) -> None:
         raise ValueError(f"run folder {str(folder)!r} does not exist; 'rims train' makes one.")
 
 
+def require_encodable(folder: Path) -> None:
+    """See that TensorBoard can write into a folder of this name.
+
+    Raises:
+        ValueError: if the name is no UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"folder {str(folder)!r} cannot be used: TensorBoard needs a name in UTF-8; "
+            "give another, or set LC_ALL=C.UTF-8."
+        ) from None
+
+
 def require_writable(folder: Path) -> None:
     """Make ``folder`` if need be and see that files can be written there.
 
@@ -162,6 +177,7 @@ def claim_run_folder(folder: Path) -> FileLock:
     Raises:
         ValueError: if it already holds something, is in use, or cannot be written.
     """
+    require_encodable(folder)
     _require_empty(folder)
     require_writable(folder)
     lock = lock_folder(folder)

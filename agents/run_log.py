@@ -61,11 +61,6 @@ class RunLog:
             self._table = _Table(folder / PROGRESS_NAME, x, keep_until)
         except OSError as error:
             raise RunStopped(f"{str(folder)!r} cannot be written ({error.strerror}).") from None
-        except UnicodeEncodeError:
-            raise RunStopped(
-                f"{str(folder)!r} cannot be written: the name is no UTF-8, as TensorBoard needs; "
-                "give another, or set LC_ALL=C.UTF-8."
-            ) from None
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one row; whoever reads the file finds it there, if it can be written."""

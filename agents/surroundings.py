@@ -6,8 +6,13 @@ import contextlib
 import os
 import sys
 
+from agents.memory import left_to_process
+
 #: What is asked of matplotlib for windows and dates: figures of these commands have neither.
 _UNUSED = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
+
+#: Bytes of address space that no process does with less which imports torch: its libraries abort.
+_TORCH = 600e6
 
 
 def prepare() -> None:
@@ -40,3 +45,17 @@ def require_working_directory() -> None:
         raise ValueError(
             f"the working directory cannot be used ({error.strerror}); change into another one."
         ) from None
+
+
+def require_room_for_torch() -> None:
+    """See that a limit on memory leaves room for torch's libraries, which abort without a word.
+
+    Raises:
+        ValueError: in one line, if not.
+    """
+    left = left_to_process()
+    if left < _TORCH:
+        raise ValueError(
+            f"the limit on memory ('ulimit -v') leaves {max(0.0, left) / 1e9:.1f} GB, and torch "
+            f"alone needs more than {_TORCH / 1e9:.1f} GB; raise the limit."
+        )

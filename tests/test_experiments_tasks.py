@@ -245,7 +245,7 @@ def test_attention_can_be_asked_for_where_there_is_nfm(rims: Rims, name: str) ->
     [
         (
             "100000",
-            "cannot be built: its weights and their gradients take 80 GB; this machine has ",
+            "model cnn needs at least 161.0 GB of memory, and 24.0 GB are free; make it smaller.",
         ),
         ("100000000000", "model cnn cannot be built: "),
         ("9999999999999999999", "--hidden-size must be at most 2**40"),
@@ -254,7 +254,7 @@ def test_attention_can_be_asked_for_where_there_is_nfm(rims: Rims, name: str) ->
 def test_network_too_large_is_one_line_before_any_work(
     rims: Rims, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, told: str
 ) -> None:
-    monkeypatch.setattr("experiments.experiment.physical_memory", lambda: 24e9)
+    monkeypatch.setattr("agents.memory.available_memory", lambda: 24e9)
     call = ("experiment", "sort-of-clevr", "--run-root", "root", "--hidden-size", size)
     assert told in assert_one_line(rims(*call))
     assert tree(tmp_path / "here") == {}

@@ -60,7 +60,7 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
 def _require_memory(grid: Settings) -> None:
     """For the weights, inputs and outputs of the largest case."""
     needed = max(
-        4.0 * (4 * size.hidden_size + steps * batch) * (size.input_size + size.hidden_size)
+        4.0 * (3 * size.hidden_size + steps * batch) * (size.input_size + size.hidden_size)
         for size in grid.sizes
         for steps in grid.steps
         for batch in grid.batches

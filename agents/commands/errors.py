@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -73,23 +72,19 @@ _CURES = {
 }
 
 
+#: What only a write is refused for. All files are written by names that the error has.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def os_trouble(error: OSError) -> str:
     """What the operating system refuses, for which file, and what to do."""
-    where = error.filename if error.filename is not None else _broken_stream()
-    name = "" if where is None else f"{os.fsdecode(where)!r}: "
+    where = error.filename
+    if where is None and error.errno in _OF_WRITING:
+        where = "standard output"
+    name = f"{os.fsdecode(where)!r}: " if isinstance(where, str | bytes | os.PathLike) else ""
+    what = f"{name}{error.strerror or error}".removesuffix(".")
     cure = _CURES.get(error.errno or 0, "give another" if error.filename is not None else "")
-    return (
-        "; ".join(filter(None, [f"{name}{error.strerror or error}".removesuffix("."), cure])) + "."
-    )
-
-
-def _broken_stream() -> str | None:
-    """The standard output, if it is that which cannot be written: then again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return "standard output"
-    return None
+    return "; ".join(filter(None, (what, cure))) + "."
 
 
 OUT_OF_MEMORY = "there is not enough memory; free some, make the work smaller, or raise its limit."
