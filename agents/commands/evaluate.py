@@ -46,6 +46,7 @@ def evaluate(
         require_run_folder(run)
     import torch
 
+    from agents import run_settings
     from agents.checkpoint import load_checkpoint
     from agents.display import print_evaluations, show_progress
     from agents.evaluate import check_task
@@ -53,6 +54,7 @@ def evaluate(
 
     with checking_input():
         loaded = load_checkpoint(run, checkpoint)
+        options.say_notice(run_settings.notice(run, loaded.config))
         config = loaded.config
         torch.set_num_threads(config.threads)
         tasks = tasks or [config.task]

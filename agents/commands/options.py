@@ -341,6 +341,12 @@ def checking_input() -> Iterator[None]:
         raise UserError(os_trouble(error)) from None
 
 
+def say_notice(notice: str) -> None:
+    """Say what the user should know of a run, beside the answer; nothing for an empty text."""
+    if notice:
+        click.echo(f"Notice: {notice}.", err=True)
+
+
 def os_trouble(error: OSError) -> str:
     """What the operating system refuses, and for which file."""
     name = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "

@@ -43,6 +43,7 @@ def record(
         require_run_folder(run)
     import torch
 
+    from agents import run_settings
     from agents.checkpoint import load_checkpoint
     from agents.evaluate import check_task
     from agents.record import record_episode
@@ -51,6 +52,7 @@ def record(
     with checking_input():
         check_animation(out)
         loaded = load_checkpoint(run, checkpoint)
+        options.say_notice(run_settings.notice(run, loaded.config))
         torch.set_num_threads(loaded.config.threads)
         task = get_task(env) if env else loaded.config.task
         policy = loaded.make_policy()

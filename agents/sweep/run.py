@@ -12,7 +12,7 @@ import torch
 from agents.checkpoint import is_trained, load_checkpoint
 from agents.config import PPOConfig
 from agents.evaluate import evaluate
-from agents.resuming import trainer_for
+from agents.resuming import is_of, trainer_for
 from agents.run_folder import read_progress
 from envs import Task
 
@@ -41,7 +41,7 @@ def run_once(config: PPOConfig, folder: Path, unseen: tuple[Task, ...], episodes
         TrainingError: if a number that has to be finite is not.
     """
     started = time.perf_counter()
-    if not is_trained(folder, config.total_steps):
+    if not (is_trained(folder, config.total_steps) and is_of(config, folder)):
         trainer_for(config, folder).run()
     value = _success_unseen(config, folder, unseen, episodes) if unseen else last_success(folder)
     return Measured(value, time.perf_counter() - started)
