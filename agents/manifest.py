@@ -94,9 +94,9 @@ def read_manifest(path: Path, kind: str, number: int) -> Manifest:
             raise NotAManifest(f"{name!r} is not {rule}")
     if type(fields["number"]) is not int or fields["number"] != number:
         raise NotAManifest(f"'number' is not {number}, as its name says")
-    file = f"{number:08d}-{fields['sha256'][:8]}.pt"
-    if fields["file"] != file:
-        raise NotAManifest(f"'file' is not {file!r}")
+    file, begins = fields["file"], f"{number:08d}-"
+    if type(file) is not str or not FILE_NAME.fullmatch(file) or not file.startswith(begins):
+        raise NotAManifest(f"'file' is not a name such as '{begins}1a2b3c4d.pt'")
     return Manifest(**{name: fields[name] for name in Manifest._fields})
 
 
