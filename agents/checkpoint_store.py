@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,16 +19,22 @@ import torch
 from torch import nn
 
 from agents.config import Damaged
-from agents.run_folder import require_space, sweep_unfinished, sync_folder, write_bytes
+from agents.manifest import FILE_NAME, FORMAT_VERSION, Manifest, NotAManifest, read_manifest, sealed
+from agents.plain_files import TooLarge, is_plain_file, kind_of, read_plain, require_plain_folder
+from agents.run_folder import (
+    CHECKPOINTS_NAME,
+    require_space,
+    sweep_unfinished,
+    sync_folder,
+    write_bytes,
+)
+from agents.stored_values import require_plain_values
 from agents.versions import versions
 
-FOLDER_NAME = "checkpoints"
-FORMAT_VERSION = 3
+FOLDER_NAME = CHECKPOINTS_NAME
 
 #: The one file of versions before format 3.
 FORMER_NAME = "checkpoint.pt"
-
-_FIELDS = {"format", "kind", "file", "sha256", "score", "versions", "about", "seal"}
 
 #: How many are kept, besides the best one.
 KEPT = 2
@@ -66,6 +71,8 @@ class Stored(NamedTuple):
     score: float | None  # by which the best one is known
     versions: dict[str, str]  # of the libraries that wrote it
     path: Path  # of the tensors
+    sha256: str  # of the tensors
+    seal: str  # checksum of all that the manifest says
 
 
 class _Damaged(Exception):
@@ -91,7 +98,12 @@ class CheckpointStore:
         self.folder = run / FOLDER_NAME
 
     def numbers(self) -> list[int]:
-        """Of the checkpoints there are, ascending, damaged ones among them."""
+        """Of the checkpoints there are, ascending, damaged ones among them.
+
+        Raises:
+            ValueError: in one line, if their folder is a link, or none.
+        """
+        require_plain_folder(self.folder)
         if not self.folder.is_dir():
             return []
         found = (_MANIFEST.fullmatch(path.name) for path in self.folder.iterdir())
@@ -125,7 +137,7 @@ class CheckpointStore:
         Raises:
             OSError: if it cannot be written; such as for a full disk.
         """
-        if not self.folder.is_dir():
+        if not kind_of(self.folder):
             self.folder.mkdir()
             sync_folder(self.run)
         buffer = io.BytesIO()
@@ -146,7 +158,7 @@ class CheckpointStore:
             "versions": versions(),
             "about": dict(about),
         }
-        write_bytes(self.manifest(number), _sealed(fields).encode())
+        write_bytes(self.manifest(number), sealed(fields).encode())
         with suppress(OSError):  # the next one tries again
             self._drop_old()
         return path
@@ -170,24 +182,28 @@ class CheckpointStore:
             )
             raise DamagedCheckpoint(error.path, error.why, self.manifest(number), whole) from None
 
-    def set_aside_damaged(self) -> list[Path]:
-        """Rename the newest checkpoints until the newest is whole, or none is left.
-
-        Returns:
-            The new names of their manifests.
+    def damaged(self) -> list[int]:
+        """The newest checkpoints, newest first, until one is whole.
 
         Raises:
-            ValueError: if the newest cannot be used for another reason than damage.
+            ValueError: if one cannot be used for another reason than damage.
         """
-        renamed = []
+        found = []
         for number in reversed(self.numbers()):
             try:
                 self._read(number)
                 break
             except _Damaged:
-                for path in (*self.folder.glob(f"{number:08d}-*.pt"), self.manifest(number)):
-                    aside = path.rename(path.with_name(path.name + SET_ASIDE))
-                renamed.append(aside)
+                found.append(number)
+        return found
+
+    def set_aside_damaged(self) -> list[Path]:
+        """Rename what :meth:`damaged` tells; return the new names of the manifests."""
+        renamed = []
+        for number in self.damaged():
+            for path in (*self.folder.glob(f"{number:08d}-*.pt"), self.manifest(number)):
+                aside = path.rename(path.with_name(path.name + SET_ASIDE))
+            renamed.append(aside)
         return renamed
 
     def require_space(self, model: nn.Module) -> None:
@@ -203,7 +219,12 @@ class CheckpointStore:
         require_space(self.run, (KEPT + 2) * _BYTES_PER_PARAMETER * parameters)
 
     def clear_remains(self) -> None:
-        """Remove what a killed process left half-written; only for who writes here."""
+        """Remove what a killed process left half-written; only for who writes here.
+
+        Raises:
+            ValueError: in one line, if the folder is a link.
+        """
+        require_plain_folder(self.folder)
         if self.folder.is_dir():
             sweep_unfinished(self.folder)
             self._drop_unnamed()
@@ -234,7 +255,7 @@ class CheckpointStore:
         scores: dict[int, float] = {}
         for number in numbers:
             with suppress(_Damaged, ValueError):
-                score = self._manifest(number)["score"]
+                score = self._manifest(number).score
                 if score is not None:
                     scores[number] = score
         return max(scores, key=lambda n: (scores[n], -n)) if scores else numbers[-1]
@@ -246,86 +267,78 @@ class CheckpointStore:
             return False
         return True
 
-    def _read(self, number: int) -> Stored:
-        fields = self._manifest(number)
-        path = self.folder / fields["file"]
+    def about(self, number: int) -> Manifest | None:
+        """What the manifest of a checkpoint says; its tensors are not read. ``None``: damaged.
+
+        Raises:
+            ValueError: if it is of another kind or format.
+        """
         try:
-            content = path.read_bytes()
+            return self._manifest(number)
+        except _Damaged:
+            return None
+
+    def _read(self, number: int) -> Stored:
+        manifest = self._manifest(number)
+        path = self.folder / manifest.file
+        try:
+            content = read_plain(path, manifest.bytes)
         except FileNotFoundError:
             raise _Damaged(path, "it is missing") from None
+        except TooLarge as error:
+            raise _Damaged(path, str(error.strerror)) from None
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
-        if hashlib.sha256(content).hexdigest() != fields["sha256"]:
-            size = f"{len(content)} of {fields['bytes']} bytes, " * (
-                len(content) != fields["bytes"]
-            )
+        if hashlib.sha256(content).hexdigest() != manifest.sha256:
+            size = f"{len(content)} of {manifest.bytes} bytes, " * (len(content) < manifest.bytes)
             raise _Damaged(path, f"{size}another checksum than {self.manifest(number).name} names")
         try:
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            require_plain_values(tensors)
         except Exception:  # torch raises a different type for each thing that can be wrong
-            tensors = None
-        if not isinstance(tensors, dict):
-            raise _Damaged(path, "not tensors and plain values")
-        return Stored(number, tensors, fields["about"], fields["score"], fields["versions"], path)
+            raise _Damaged(path, "not tensors and plain values") from None
+        _, _, _, sha256, score, made_by, about, seal = manifest
+        return Stored(number, tensors, about, score, made_by, path, sha256, seal)
 
-    def _manifest(self, number: int) -> dict[str, Any]:
+    def _manifest(self, number: int) -> Manifest:
         path = self.manifest(number)
         try:
-            fields = _unsealed(path.read_bytes())
+            return read_manifest(path, self.kind, number)
+        except NotAManifest as error:
+            raise _Damaged(path, str(error)) from None
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
-        except (ValueError, RecursionError):
-            raise _Damaged(path, "not as it was written") from None
-        if fields["format"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: checkpoint format {fields['format']}; this version reads "
-                f"{FORMAT_VERSION}."
-            )
-        if fields["kind"] != self.kind:
-            raise ValueError(f"{path}: a checkpoint of kind {fields['kind']!r}, not {self.kind!r}.")
-        return fields
 
     def _drop_old(self) -> None:
         numbers = self.numbers()
         for number in {*numbers} - {*numbers[-KEPT:], self._best(numbers)}:
-            self.manifest(number).unlink(missing_ok=True)
+            if is_plain_file(self.manifest(number)):
+                self.manifest(number).unlink(missing_ok=True)
         self._drop_unnamed()
 
     def _drop_unnamed(self) -> None:
-        """Remove tensors that no manifest names: their checkpoint was dropped or never finished."""
+        """Remove tensors that no manifest names: their checkpoint was dropped or never finished.
+
+        Where a manifest is damaged, or names what is not there, any of them may be meant by it.
+        """
         named = set()
         for number in self.numbers():
             try:
-                named.add(self._manifest(number)["file"])
+                file = self._manifest(number).file
             except (_Damaged, ValueError):
-                return  # it may name any of them
-        for path in self.folder.glob("*.pt"):
-            if path.name not in named:
+                return
+            if not is_plain_file(self.folder / file):
+                return
+            named.add(file)
+        for path in self.folder.iterdir():
+            if FILE_NAME.fullmatch(path.name) and path.name not in named and is_plain_file(path):
                 path.unlink(missing_ok=True)
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run folder holds a checkpoint, whole or not."""
-    return bool(CheckpointStore(run, "").numbers()) or (run / FORMER_NAME).is_file()
-
-
-def _sealed(fields: Mapping[str, Any]) -> str:
-    """As JSON, with a checksum over all fields."""
-    plain = json.dumps(fields, sort_keys=True, allow_nan=False)
-    seal = hashlib.sha256(plain.encode()).hexdigest()
-    return json.dumps({**fields, "seal": seal}, indent=2, allow_nan=False) + "\n"
-
-
-def _unsealed(content: bytes) -> dict[str, Any]:
-    """The fields that :func:`_sealed` was given.
+    """Whether a run folder holds a checkpoint, whole or not.
 
     Raises:
-        ValueError: if a byte has changed since.
+        ValueError: in one line, if its checkpoints stand behind a link.
     """
-    fields = json.loads(content)
-    if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
-        raise ValueError
-    del fields["seal"]
-    if _sealed(fields).encode() != content:
-        raise ValueError
-    return fields
+    return bool(CheckpointStore(run, "").numbers()) or (run / FORMER_NAME).is_file()

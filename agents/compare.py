@@ -13,19 +13,21 @@ from agents.comparison import Comparison, Flag, Run, grouped
 from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
 from agents.cores import require_usable
 from agents.evaluations import cached_results, evaluate_run
+from agents.folder_lock import require_unlocked
 from agents.footprint import require_all_fit
 from agents.initial_weights import initial_weights
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
+from agents.plain_files import require_plain_folder
 from agents.processes import Outcome, run_all
 from agents.resuming import trainer_for
 from agents.run_folder import (
     is_empty,
-    lock_folder,
     newest_row,
     note_failure,
     noted_failure,
     write_text,
 )
+from agents.run_settings import notice, require_unedited
 from agents.trainable import require_trainable
 from envs import Suite, Task, resolve_backend
 
@@ -68,8 +70,8 @@ def plan(
         as_found: take folders whatever is in them; :func:`judge` says where that differs.
 
     Raises:
-        ValueError: for a core that cannot be built or matched, or a folder that holds another
-            experiment.
+        ValueError: for a core that cannot be built or matched, or a folder that is a link or holds
+            another experiment.
     """
     if not cores:
         raise ValueError("the comparison names no core.")
@@ -86,6 +88,8 @@ def plan(
         for config in configs
         for seed in seeds
     ]
+    for run in runs:
+        require_plain_folder(run.folder)
     if not as_found:
         for run in runs:
             _check_same_experiment(run)
@@ -146,7 +150,7 @@ def train_missing(
         try:
             if not is_trained(run.folder, run.config.total_steps):
                 if not is_empty(run.folder):
-                    lock_folder(run.folder).release()  # nobody else may be writing there
+                    require_unlocked(run.folder)  # nobody else may be writing there
                 missing.append(run)
         except (ValueError, OSError) as error:  # such as: another command is writing there
             failures.append(Flag("failed", run.name, f"not trained: {error}"))
@@ -253,6 +257,8 @@ def _look_at(run: Run) -> tuple[Flag | None, bool]:
         return Flag("different", run.name, f"another run, left out: {differing}."), False
     if differing:
         return Flag("different", run.name, f"trained with {differing}."), True
+    if edited := notice(run.folder, there):
+        return Flag("different", run.name, f"{edited}."), True
     return None, True
 
 
@@ -281,6 +287,7 @@ def _check_same_experiment(run: Run) -> None:
         checkpoint = load_checkpoint(run.folder)
     except DamagedCheckpoint:
         return  # train_missing flags it; the other runs are none the worse for it
+    require_unedited(run.folder, checkpoint.config)
     for name, (before, asked) in _differences(run, checkpoint).items():
         raise ValueError(
             f"{str(run.folder)!r} was trained with {name}={before!r}, now asked for "

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import os
+import sys
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import tomli_w
 
+from agents.core_source import may_define_class, module_source
 from envs import (
     BackendChoice,
     Suite,
@@ -97,7 +99,8 @@ def import_core(path: str) -> type[Any]:
 
     Modules are looked for in the current directory first, as ``python -m`` does. Nothing but a
     subclass of ``torch.nn.Module`` is let through: a checkpoint holds such a path too, and must not
-    get any other function called.
+    get any other function called. For the same reason a module whose source has no such class is
+    not even imported.
 
     Raises:
         ConfigError: in one line, for a path of another form.
@@ -111,6 +114,10 @@ def import_core(path: str) -> type[Any]:
     module_name, _, class_name = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
         raise ConfigError("core", f"must have the form package.module:Class; got {path!r}.")
+    source = None if module_name in sys.modules else module_source(module_name)
+    if source is not None and not may_define_class(source, class_name):
+        cause = f"module {module_name!r} has no class {class_name!r} that derives from another"
+        raise CoreImportError(path, module_name, f"{cause}, as torch.nn.Module")
     try:
         module = import_from_here(module_name)
     except (Exception, SystemExit) as error:  # it is the user's code: anything can happen in it
@@ -304,7 +311,6 @@ class PPOConfig:
         if self.init_from:
             object.__setattr__(self, "init_from", os.path.realpath(self.init_from))
         self.task  # noqa: B018  (raises for an unknown suite or environment)
-        check_core(self.core)
         self._check_actions()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -319,6 +325,7 @@ class PPOConfig:
             raise ConfigError("minibatches", rule)
         if self.core in ("rim_lstm", "rim_gru"):
             self._check_mechanisms()
+        check_core(self.core)  # last: it may import somebody's module
 
     def _check_actions(self) -> None:
         try:

@@ -7,11 +7,17 @@ from typing import Any
 
 import torch
 
-from agents.checkpoint import Checkpoint, load_checkpoint
+from agents.checkpoint import load_checkpoint, load_stored
+from agents.checkpoint_store import Stored
 from agents.comparison import Run
 from agents.config import ActionMode
+from agents.core_source import core_digest
 from agents.evaluate import evaluate
-from agents.run_folder import lock_folder, write_text
+from agents.folder_lock import acquire_lock, note_holder
+from agents.manifest import is_finite_number
+from agents.plain_files import read_plain_text
+from agents.run_folder import require_plain_run, sweep_unfinished, write_text
+from agents.versions import versions
 from envs import Task, resolve_backend
 
 EVALUATION_NAME = "evaluation.json"
@@ -27,7 +33,9 @@ def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionM
         ValueError: if the run cannot be evaluated or another command is working on it.
     """
     torch.set_num_threads(run.config.threads)
-    lock = lock_folder(run.folder)
+    load_checkpoint(run.folder)  # what is refused is refused before anything is written
+    require_plain_run(run.folder)
+    lock = acquire_lock(run.folder)
     try:
         _evaluate(run, tasks, episodes, mode)
     finally:
@@ -35,12 +43,16 @@ def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionM
 
 
 def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
-    checkpoint = load_checkpoint(run.folder)
-    results = _read(run, checkpoint, episodes, mode)
+    checkpoint, stored = load_stored(run.folder)
+    key = _key(run, stored, episodes, mode)
+    results = _read(run, key)
+    todo = [task for task in tasks if not _is_of(run, task, results)]
+    if not todo:
+        return
+    note_holder(run.folder)
+    sweep_unfinished(run.folder)
     policy = checkpoint.make_policy(run.config.device)
-    for task in tasks:
-        if _is_of(run, task, results):
-            continue
+    for task in todo:
         evaluation = evaluate(
             policy,
             task,
@@ -50,7 +62,7 @@ def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
             backend=run.config.backend,
         )
         results[task.id] = {**evaluation.to_dict(), "made_with": _made_with(task)}
-        content = {"key": _key(checkpoint, episodes, mode), "tasks": results}
+        content = {"key": key, "tasks": results}
         write_text(run.folder / EVALUATION_NAME, json.dumps(content, indent=1))
 
 
@@ -59,7 +71,8 @@ def cached_results(
 ) -> Results | None:
     """Evaluations by task id if the run's cache has all of them."""
     try:
-        known = _read(run, load_checkpoint(run.folder), episodes, mode)
+        _, stored = load_stored(run.folder)
+        known = _read(run, _key(run, stored, episodes, mode))
         if not all(_is_of(run, task, known) for task in tasks):
             return None
     except ValueError:  # the evaluation will say what is wrong
@@ -67,12 +80,20 @@ def cached_results(
     return {task.id: known[task.id] for task in tasks}
 
 
-def _key(checkpoint: Checkpoint, episodes: int, mode: ActionMode) -> dict[str, Any]:
+def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str, Any]:
+    """All that decides what an evaluation gives, besides the task."""
+    core = stored.about["config"]["core"]
     return {
-        "env_steps": checkpoint.env_steps,
-        "training_backend": checkpoint.backend,
+        "sha256": stored.sha256,  # of the weights
+        "seal": stored.seal,  # of the settings and all else that the manifest says
+        "core": core_digest(core) if ":" in core else None,
+        "versions": {n: version for n, version in versions().items() if n != "python"},
+        "env_steps": stored.about["env_steps"],
+        "training_backend": stored.about["backend"],
         "episodes": episodes,
         "mode": mode,
+        "seed": run.config.seed,
+        "device": run.config.device,  # which draws other random numbers
     }
 
 
@@ -94,14 +115,23 @@ def _is_of(run: Run, task: Task, known: Results) -> bool:
         isinstance(result, dict)
         and result.get("made_with") == _made_with(task)
         and result.get("backend") == resolve_backend(task, run.config.backend)
+        and _is_whole(result)
     )
 
 
-def _read(run: Run, checkpoint: Checkpoint, episodes: int, mode: ActionMode) -> Results:
+def _is_whole(result: dict[str, Any]) -> bool:
+    """Whether a result holds the numbers that reports are made of."""
+    means = (result.get(name) for name in ("success_rate", "mean_return", "mean_length"))
+    return type(result.get("episodes")) is int and all(
+        isinstance(estimate, dict) and is_finite_number(estimate.get("mean")) for estimate in means
+    )
+
+
+def _read(run: Run, key: dict[str, Any]) -> Results:
     """What is known of this very agent, of whatever tasks."""
     try:
-        content = json.loads((run.folder / EVALUATION_NAME).read_text(encoding="utf-8"))
+        content = json.loads(read_plain_text(run.folder / EVALUATION_NAME))
         known: Results = content["tasks"]
-        return dict(known) if content["key"] == _key(checkpoint, episodes, mode) else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return dict(known) if content["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}  # none, or damaged: it is only a cache

@@ -13,6 +13,7 @@ from agents.comparison import Cell, Comparison, CoreCost, Flag, Run
 from agents.config import ActionMode, PPOConfig
 from agents.cost import multiply_adds
 from agents.evaluations import Results, cached_results
+from agents.plain_files import read_plain_text
 from agents.policy import RecurrentActorCritic, count_parameters
 from agents.run_folder import PROGRESS_NAME, read_progress
 from agents.statistics import mean_over_seeds, success_over_seeds
@@ -45,6 +46,9 @@ def measure(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) 
     curve = read_progress(run.folder)
     if not curve:
         raise ValueError(f"{PROGRESS_NAME} holds no rows.")
+    for name in ("env_steps", "success_rate", "env_steps_per_second"):
+        if name not in curve:
+            raise ValueError(f"{PROGRESS_NAME} holds no column {name!r}.")
     checkpoint = load_checkpoint(run.folder)
     return Measured(
         config=checkpoint.config,
@@ -139,6 +143,6 @@ def _cell(evaluations: list[dict[str, Any]], task: Task) -> Cell:
 def _read_jobs(folder: Path) -> int | None:
     """How many runs were trained at a time; None for a run that was not trained by a comparison."""
     try:
-        return int((folder / JOBS_NAME).read_text(encoding="utf-8"))
+        return int(read_plain_text(folder / JOBS_NAME, 2**10))
     except (OSError, ValueError):
         return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
 
 from agents.config import PPOConfig
+from agents.manifest import is_finite_number
 
 #: Parameters start at multiples of this many numbers, so that matrix products find them aligned.
 _ALIGNMENT = 16
@@ -59,3 +61,23 @@ def make_optimizer(policy: nn.Module, config: PPOConfig) -> torch.optim.Optimize
     return torch.optim.Adam(
         [flatten(policy)], lr=config.learning_rate, eps=config.adam_epsilon, fused=True
     )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give a new optimizer the state of one that was made with the same settings.
+
+    Raises:
+        ValueError: if the state is another's: of other settings but for the step size, which
+            follows the schedule, or of parameters of other sizes.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, made in zip(optimizer.param_groups, before, strict=True):
+        if any(group[name] != made[name] for name in made.keys() - {"params", "lr"}):
+            raise ValueError("the state of an optimizer with other settings")
+        if not is_finite_number(group["lr"]):
+            raise ValueError("a step size that is no number")
+        for parameter in group["params"]:
+            for value in optimizer.state[parameter].values():
+                if value.shape not in ((), parameter.shape):
+                    raise ValueError("the state of other parameters")

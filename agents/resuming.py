@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from agents.checkpoint import Checkpoint, agent_store, load_stored
-from agents.checkpoint_store import has_checkpoint
+from agents.checkpoint_store import SET_ASIDE, has_checkpoint
 from agents.config import WITHOUT_EFFECT, PPOConfig, read_settings
 from agents.run_folder import (
     CONFIG_NAME,
+    begin_writing,
     claim_existing_run,
     is_empty,
+    require_plain_run,
     require_run_folder,
     set_aside,
 )
+from agents.run_settings import notice_of_what_may_change, require_unedited
 from agents.train import Trainer
 from agents.versions import other_versions
 from agents.world import World
@@ -35,25 +38,35 @@ class Interrupted(NamedTuple):
     notices: tuple[str, ...] = ()  # what may be otherwise than if it had not stopped
 
 
+#: A trainer, and what there is to know about how it goes on.
+Prepared = tuple[Trainer, tuple[str, ...]]
+
+
 def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
     """What a run goes on from; hold the lock of its folder if that is to stay so.
 
+    Nothing is changed.
+
     Args:
         folder: of the run.
-        fallback: where the last checkpoint is damaged, set it aside and take the one before.
+        fallback: where the last checkpoint is damaged, take the one before; it is to be set aside.
 
     Raises:
         DamagedCheckpoint: if the last checkpoint is damaged, without ``fallback``.
-        ValueError: in one line, if it is no run's folder or the checkpoint cannot be used.
+        ValueError: in one line, if it is no run's folder, the checkpoint cannot be used, or it was
+            made with other settings than the folder says.
     """
     _require_run(folder)
+    require_plain_run(folder)
     notices = []
-    if fallback:
-        aside = agent_store(folder).set_aside_damaged()
-        notices += [f"damaged, set aside as {path}" for path in aside]
-    if not agent_store(folder).numbers():
+    store = agent_store(folder)
+    damaged = store.damaged() if fallback else []
+    notices += [f"damaged, set aside as {store.manifest(n)}{SET_ASIDE}" for n in damaged]
+    whole = [number for number in store.numbers() if number not in damaged]
+    if not whole:
         return Interrupted(PPOConfig(**read_settings(folder / CONFIG_NAME)), None, tuple(notices))
-    checkpoint, stored = load_stored(folder)
+    checkpoint, stored = load_stored(folder, whole[-1])
+    require_unedited(folder, checkpoint.config)
     if other := other_versions(stored.versions):
         notices.append(f"numbers can differ from those of a run that did not stop: {other}")
     return Interrupted(checkpoint.config, checkpoint, tuple(notices))
@@ -67,7 +80,7 @@ def resume(
     device: str | None = None,
     fallback: bool = False,
     world: World | None = None,
-) -> tuple[Trainer, tuple[str, ...]]:
+) -> Prepared:
     """A trainer that goes on with a run, and what there is to know about it.
 
     Args:
@@ -82,24 +95,31 @@ def resume(
         RunComplete: if it has made all the steps it was to make.
         ValueError: as :func:`read_run` and :meth:`Trainer.resuming`; or if the run is in use.
     """
-    _require_run(folder)
     world = world or World()
-    lock = _claim(folder) if world.is_first else None
-    try:
-        if world.is_first:  # the others look at what it has left
-            before = read_run(folder, fallback=fallback)
-        world.wait()
-        if not world.is_first:
-            before = read_run(folder)
-        changes: dict[str, Any] = {"total_steps": total_steps, "threads": threads, "device": device}
-        config = replace(before.config, **{k: v for k, v in changes.items() if v is not None})
+    changes: dict[str, Any] = {"total_steps": total_steps, "threads": threads, "device": device}
+    changes = {name: value for name, value in changes.items() if value is not None}
+
+    def prepared(*, fallback: bool = False, lock: FileLock | None = None) -> Prepared:
+        before = read_run(folder, fallback=fallback)
+        config = replace(before.config, **changes)
         _require_steps(folder, before.checkpoint, config.total_steps)
-        trainer = Trainer.resuming(folder, config, before.checkpoint, world, lock)
+        edited = notice_of_what_may_change(folder, before.config, changes.keys())
+        notices = (*before.notices, edited) if edited else before.notices
+        return Trainer.resuming(folder, config, before.checkpoint, world, lock), notices
+
+    if not world.is_first:  # looks at what the first one has left
+        world.wait()
+        return prepared()
+    prepared(fallback=fallback)  # what is refused is refused before anything is written
+    lock = claim_existing_run(folder)
+    try:
+        found = prepared(fallback=fallback, lock=lock)  # the run may have gone on since
+        _begin(folder, fallback=fallback)
+        world.wait()
     except BaseException:
-        if lock is not None:
-            lock.release()
+        lock.release()
         raise
-    return trainer, before.notices
+    return found
 
 
 def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
@@ -110,37 +130,39 @@ def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
     Raises:
         ValueError: as :func:`resume` and :class:`Trainer`.
     """
-    if _is_run(folder):
-        lock = _claim(folder)
+    if _is_run(folder) and is_of(config, folder):
+        lock = claim_existing_run(folder)
         try:
             before = read_run(folder)
             if _same(before.config, config):
-                return Trainer.resuming(folder, config, before.checkpoint, lock=lock)
+                trainer = Trainer.resuming(folder, config, before.checkpoint, lock=lock)
+                _begin(folder)
+                return trainer
         except BaseException:
             lock.release()
             raise
         lock.release()
+    Trainer.check(config)  # before anything is renamed
     if not is_empty(folder):
         set_aside(folder)
     return Trainer(config, folder)
 
 
-def device_of(folder: Path) -> str:
+def device_of(folder: Path, *, fallback: bool = False) -> str:
     """The device a run is trained on.
 
     Raises:
         ValueError: as :func:`read_run`.
     """
-    _require_run(folder)
-    path = folder / CONFIG_NAME
-    config = PPOConfig(**read_settings(path)) if path.is_file() else read_run(folder).config
-    return config.device
+    return read_run(folder, fallback=fallback).config.device
 
 
-def _claim(folder: Path) -> FileLock:
-    lock = claim_existing_run(folder)
+def _begin(folder: Path, *, fallback: bool = False) -> None:
+    """Make the first changes in the locked folder of a run that goes on."""
+    begin_writing(folder)
+    if fallback:
+        agent_store(folder).set_aside_damaged()
     agent_store(folder).clear_remains()
-    return lock
 
 
 def _is_run(folder: Path) -> bool:
@@ -159,6 +181,15 @@ def _require_steps(folder: Path, checkpoint: Checkpoint | None, total_steps: int
             f"the run in {str(folder)!r} is complete, with {checkpoint.env_steps} of "
             f"{total_steps} steps; to go on with it, give more --total-steps."
         )
+
+
+def is_of(config: PPOConfig, folder: Path) -> bool:
+    """Whether the run in ``folder`` has these settings, but for those without effect.
+
+    Raises:
+        ValueError: as :func:`read_run`.
+    """
+    return _same(read_run(folder).config, config)
 
 
 def _same(before: PPOConfig, now: PPOConfig) -> bool:

@@ -5,29 +5,53 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import os
-import platform
 import shutil
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from agents.folder_lock import (
+    HOLDER_NAME,
+    LOCK_NAME,
+    acquire_lock,
+    note_holder,
+    require_unlocked,
+)
 from agents.guards import RunStopped
-from agents.output import is_unfinished, whole_file
+from agents.output import is_unfinished, remove_abandoned, whole_file
+from agents.plain_files import (
+    NotPlain,
+    is_plain_file,
+    kind_of,
+    read_plain,
+    read_plain_text,
+    require_plain_file,
+    require_plain_folder,
+)
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
-LOCK_NAME = ".lock"
-#: Who holds the lock, in words; of no meaning while nobody does.
-HOLDER_NAME = ".lock-holder"
 #: Holds why a run's training ended before its time, in one line.
 FAILURE_NAME = "failure.txt"
+#: The folder of the checkpoints.
+CHECKPOINTS_NAME = "checkpoints"
+#: What names of TensorBoard's files begin with.
+EVENTS_PREFIX = "events.out.tfevents."
 
 #: Bytes written to see whether a folder can take any.
 _PROBE = 2**16
+_PROBE_NAME = ".writable"
 
 #: What says nothing about a run that has not begun.
-_WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, ".writable")
+_WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, _PROBE_NAME)
+
+#: Names that only files of a run itself may have.
+_OWN = (CONFIG_NAME, PROGRESS_NAME, FAILURE_NAME, *_WITHOUT_MEANING)
+
+#: Bytes that a progress table has at most: a row is some 200.
+MOST_PROGRESS = 2**30
 
 #: Part of the name of what an interrupted run left, once it has been trained again.
 SET_ASIDE = ".interrupted-"
@@ -69,7 +93,8 @@ def require_writable(folder: Path) -> None:
         made += [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(made):  # one by one: mkdir(parents=True) calls itself for each
             path.mkdir(exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / _PROBE_NAME
+        require_plain_file(probe)
         try:
             write_bytes(probe, bytes(_PROBE))  # an empty file fits a full disk
         finally:
@@ -101,43 +126,24 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def lock_folder(folder: Path) -> FileLock:
-    """Lock an existing folder against other writers, until released or this process ends.
+def require_plain_run(folder: Path) -> None:
+    """Refuse a run folder in which a name of a run's own leads to something else.
 
-    Args:
-        folder: must exist and be writable.
-
-    Returns:
-        The lock, held; release it when done.
+    The folder itself may be reached through a link; nothing in it may: what is written, replaced
+    or removed in it would be somewhere else.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: in one line, if one is a link, a pipe or a device.
     """
-    lock = FileLock(folder / LOCK_NAME)
-    holder = folder / HOLDER_NAME
+    require_plain_folder(folder / CHECKPOINTS_NAME)
+    if not folder.is_dir():
+        return
     try:
-        # Whoever only looks whether somebody is writing holds it for a moment too.
-        lock.acquire(timeout=1, poll_interval=0.02)
-    except Timeout:
-        raise ValueError(
-            f"folder {str(folder)!r} is in use by {_read(holder) or 'another command'}; "
-            "wait until that has ended, or give another."
-        ) from None
-    except OSError as error:
-        raise ValueError(
-            f"folder {str(folder)!r} cannot be locked ({error.strerror}); give another."
-        ) from None
-    with contextlib.suppress(OSError):
-        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-    return lock
-
-
-def _read(path: Path) -> str:
-    """A text, or nothing where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
+        for path in sorted(folder.iterdir()):
+            if path.name in _OWN or path.name.startswith(EVENTS_PREFIX):
+                require_plain_file(path)
+    except NotPlain as error:
+        raise ValueError(f"{error.filename!r}: {error.strerror}; remove it.") from None
 
 
 def is_empty(folder: Path) -> bool:
@@ -146,7 +152,8 @@ def is_empty(folder: Path) -> bool:
     Such as a lock, or what is left of a run that was killed before it had begun.
     """
     return not folder.is_dir() or all(
-        path.name in _WITHOUT_MEANING or is_unfinished(path) for path in folder.iterdir()
+        (path.name in _WITHOUT_MEANING and is_plain_file(path)) or is_unfinished(path)
+        for path in folder.iterdir()
     )
 
 
@@ -158,7 +165,7 @@ def set_aside(folder: Path) -> None:
     """
     if is_empty(folder):
         return
-    lock_folder(folder).release()
+    require_unlocked(folder)
     number = 1
     while (target := folder.with_name(f"{folder.name}{SET_ASIDE}{number}")).exists():
         number += 1
@@ -179,22 +186,42 @@ def claim_run_folder(folder: Path) -> FileLock:
     """
     require_encodable(folder)
     _require_empty(folder)
-    require_writable(folder)
-    lock = lock_folder(folder)
+    lock = _claim(folder)
     try:
         _require_empty(folder)  # a run may have begun and ended since the first look
-        sweep_unfinished(folder)
     except ValueError:
         lock.release()
         raise
+    sweep_unfinished(folder)
+    note_holder(folder)
     return lock
+
+
+def claim_folder(folder: Path) -> FileLock:
+    """Make a folder that a command writes results to, lock it, and clear away what a kill left.
+
+    Returns:
+        The lock, held; release it when done.
+
+    Raises:
+        ValueError: if it is in use or cannot be written.
+    """
+    lock = _claim(folder)
+    sweep_unfinished(folder)
+    note_holder(folder)
+    return lock
+
+
+def _claim(folder: Path) -> FileLock:
+    require_unlocked(folder)  # first: what follows writes
+    require_writable(folder)
+    return acquire_lock(folder)
 
 
 def _require_empty(folder: Path) -> None:
     if not is_empty(folder):
         # A run that has just begun also looks like this: whether it is under way matters more.
-        if (folder / LOCK_NAME).is_file():
-            lock_folder(folder).release()
+        require_unlocked(folder)
         go_on = f"'rims resume {folder}' goes on with it; else g" * (folder / CONFIG_NAME).is_file()
         raise ValueError(
             f"run folder {str(folder)!r} is not empty; nothing was changed. "
@@ -203,22 +230,27 @@ def _require_empty(folder: Path) -> None:
 
 
 def claim_existing_run(folder: Path) -> FileLock:
-    """Lock the existing folder of a run that is to go on, and clear away what a kill left there.
+    """Lock the existing folder of a run that is to go on; :func:`begin_writing` comes before work.
 
     Returns:
         The lock, held; release it when the run has ended.
 
     Raises:
-        ValueError: if it is in use or cannot be written.
+        ValueError: if it is in use.
     """
-    lock = lock_folder(folder)
-    try:
-        require_writable(folder)
-        sweep_unfinished(folder)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
+    require_plain_run(folder)
+    return acquire_lock(folder)
+
+
+def begin_writing(folder: Path) -> None:
+    """Make the first changes in a locked run folder: clear away what a kill left, say who writes.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    require_writable(folder)
+    sweep_unfinished(folder)
+    note_holder(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -247,9 +279,23 @@ def sync_folder(folder: Path) -> None:
 
 def sweep_unfinished(folder: Path) -> None:
     """Remove what killed processes left half-written; only for who writes in ``folder``."""
+    remove_abandoned(folder)
+
+
+def remove_own_files(folder: Path) -> None:
+    """Remove the files that a run that has just begun makes beside its lock, and no other."""
     for path in folder.iterdir():
-        if is_unfinished(path):
-            path.unlink(missing_ok=True)
+        own = path.name in _OWN or path.name.startswith(EVENTS_PREFIX)
+        if own and path.name != LOCK_NAME and is_plain_file(path):
+            path.unlink()
+    sweep_unfinished(folder)
+
+
+def _read(path: Path) -> str:
+    """A text, or nothing where there is none."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return read_plain_text(path, 2**16)
+    return ""
 
 
 def note_failure(folder: Path, error: BaseException) -> None:
@@ -276,9 +322,9 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
         ValueError: if there is no such file.
     """
     path = folder / PROGRESS_NAME
-    if not path.is_file():
+    if not kind_of(path):
         raise ValueError(f"{str(folder)!r} holds no {PROGRESS_NAME}.")
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    text = read_plain(path, MOST_PROGRESS).decode("utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     rows = [
         row
@@ -289,6 +335,9 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
 
 
 def newest_row(folder: Path) -> dict[str, float]:
-    """The last row of a run's ``progress.csv``; empty before the first one."""
-    columns = read_progress(folder) if (folder / PROGRESS_NAME).is_file() else {}
-    return {name: values[-1] for name, values in columns.items()}
+    """The last row of a run's ``progress.csv``; empty before the first one, or if it is damaged."""
+    with contextlib.suppress(ValueError, OSError):
+        row = {name: values[-1] for name, values in read_progress(folder).items()}
+        if math.isfinite(row.get("env_steps", 0.0)):
+            return row
+    return {}

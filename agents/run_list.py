@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.config import WITHOUT_EFFECT, PPOConfig, core_label
+from agents.plain_files import read_plain_text
 from agents.run_folder import (
     CONFIG_NAME,
     PROGRESS_NAME,
@@ -18,7 +19,7 @@ from agents.run_folder import (
     read_progress,
     require_run_folder,
 )
-from envs import SUITES, Task, read_text
+from envs import SUITES, Task
 
 #: Settings that may differ between runs that are seeds of one experiment.
 _NOT_OF_THE_EXPERIMENT = ("seed", *WITHOUT_EFFECT)
@@ -147,10 +148,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     try:
-        return tomllib.loads(read_text(path))
+        return tomllib.loads(read_plain_text(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a configuration: {error}.") from None
 
 

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from agents.guards import RunStopped
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, write_text
+from agents.plain_files import kind_of, open_plain, read_plain
+from agents.run_folder import CONFIG_NAME, MOST_PROGRESS, PROGRESS_NAME, write_bytes, write_text
 
 
 class Settings(Protocol):
@@ -112,12 +113,13 @@ class _Table:
         self.path = path
         self._columns: list[str] = []
         kept = b""
-        if keep_until is not None and path.is_file():
+        if keep_until is not None and kind_of(path):
             self._columns, text = _rows_until(path, x, keep_until)
             kept = text.encode()
-        self._file = path.open("r+b" if path.is_file() else "w+b", buffering=0)
-        self._file.write(kept)
-        self._file.truncate()
+        # A new file: what was there may have other names, or be a link to something else.
+        write_bytes(path, kept)
+        self._file = os.fdopen(open_plain(path, os.O_RDWR), "r+b", buffering=0)
+        self._file.seek(len(kept))
         self._end = len(kept)  # of the last whole row
         self._waiting = b""
         self._complained = False
@@ -166,7 +168,7 @@ class _Table:
 
 def _rows_until(path: Path, x: str, last: int) -> tuple[list[str], str]:
     """The columns of a table, and the text of its rows up to ``x == last``."""
-    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    lines = read_plain(path, MOST_PROGRESS).decode(errors="replace").splitlines(keepends=True)
     columns = next(csv.reader(lines[:1]), [])
     if x not in columns:
         return [], ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,10 +19,11 @@ from agents.config import ConfigError, PPOConfig
 from agents.cores import require_usable
 from agents.devices import usable_device
 from agents.encoder import Observations
+from agents.folder_lock import LOCK_NAME
 from agents.footprint import require_fits
 from agents.guards import CannotSave, NotFinite, RunStopped, TrainingError, first_not_finite
 from agents.initial_weights import initial_weights
-from agents.optimizer import make_optimizer
+from agents.optimizer import load_optimizer, make_optimizer
 from agents.policy import RecurrentActorCritic, reads_mission
 from agents.ppo import UPDATE_METRICS, update
 from agents.ranks import local_device
@@ -31,8 +31,8 @@ from agents.recent_episodes import RecentEpisodes, episode_rows
 from agents.rollout import Runner, collect
 from agents.run_folder import (
     FAILURE_NAME,
-    LOCK_NAME,
     claim_run_folder,
+    remove_own_files,
 )
 from agents.run_log import RunLog
 from agents.signals import Stopped, StopRequest
@@ -74,6 +74,16 @@ class Trainer:
         self._initial = initial_weights(config)
         self._made_folder = not folder.exists()
         self._lock = claim_run_folder(folder) if self.world.is_first else None
+
+    @classmethod
+    def check(cls, config: PPOConfig) -> None:
+        """See that a run with these settings can be trained; nothing is written.
+
+        Raises:
+            ValueError: as for a new run, but for its folder.
+        """
+        cls.__new__(cls)._begin(config, Path(), World(), config.backend, None)
+        initial_weights(config)
 
     @classmethod
     def resuming(
@@ -196,9 +206,13 @@ class Trainer:
             stack.callback(lambda: self._env.close())
             try:
                 self._make_agent(env)
+                if self.world.is_first and not self._resumed:
+                    agent_store(self.folder).require_space(self.policy)
             except (RuntimeError, MemoryError) as error:  # of torch, for sizes no memory holds
                 if self.world.is_first and not self._resumed:
                     self._remove_traces()
+                if isinstance(error, RunStopped):
+                    raise
                 why = " ".join(str(error).split())[:200] or type(error).__name__
                 raise RunStopped(f"the agent cannot be built: {why}.") from None
             self._runner = Runner(env, self.policy, self._actions, self.world)
@@ -232,8 +246,6 @@ class Trainer:
         return 0
 
     def _make_log(self) -> RunLog:
-        if not self._resumed:
-            agent_store(self.folder).require_space(self.policy)
         keep = self.env_steps if self._resumed else None
         return RunLog(self.folder, self.config, keep_until=keep)
 
@@ -279,11 +291,10 @@ class Trainer:
 
     def _remove_traces(self) -> None:
         """Undo what the run made in its folder, which was empty before."""
-        for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)  # of a first checkpoint, half-written
-            elif path.name != LOCK_NAME:
-                path.unlink()
+        remove_own_files(self.folder)
+        agent_store(self.folder).clear_remains()
+        with contextlib.suppress(OSError):  # there is none, or a checkpoint is in it
+            agent_store(self.folder).folder.rmdir()
         if self._lock is not None:
             self._lock.release()
         (self.folder / LOCK_NAME).unlink(missing_ok=True)
@@ -388,7 +399,7 @@ class Trainer:
         self.env_steps, self.updates = checkpoint.env_steps, checkpoint.updates
         self.seconds = training["seconds"]
         self.policy.load_state_dict(checkpoint.policy)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        load_optimizer(self.optimizer, checkpoint.optimizer)
         self._recent.add_rows(training["recent_episodes"])
         if self.updates >= self.config.restart_envs_every:
             self._restart_envs()
@@ -396,7 +407,10 @@ class Trainer:
             training["actions"][:, part].numpy(),
             Observations(**{name: value[part] for name, value in training["seen"].items()}),
         )
-        runner.state = tuple(x[:, part].to(self.device) for x in training["core_state"])
+        state = tuple(x[:, part].to(self.device) for x in training["core_state"])
+        if [(x.shape, x.dtype) for x in state] != [(x.shape, x.dtype) for x in runner.state]:
+            raise ValueError("the state of another core")
+        runner.state = state
         random = training["random"]
         self._actions.set_state(random["actions"])
         self._shuffle.set_state(random["shuffle"])

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -25,7 +24,8 @@ from agents.display import (
     training_line,
     training_picture,
 )
-from agents.run_folder import LOCK_NAME, PROGRESS_NAME
+from agents.folder_lock import has_writer
+from agents.run_folder import PROGRESS_NAME
 from agents.run_list import FoundRun, find_runs, read_run
 
 #: Charts below the numbers of a run.
@@ -93,22 +93,6 @@ class Watcher:
             run = self._read(folder)
             return run is not None and not run.is_complete
         return held
-
-
-def has_writer(folder: Path) -> bool | None:
-    """Whether a command holds the lock of ``folder``; None if that cannot be found out."""
-    path = folder / LOCK_NAME
-    if not path.is_file():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:
-        return None
-    lock.release()
-    return False
 
 
 def check_watchable(place: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from agents.comparison import Flag, grouped
 from agents.memory import PROCESS, require_memory
+from agents.plain_files import kind_of, require_plain_folder
 from agents.processes import run_all
 from agents.run_folder import (
     CONFIG_NAME,
@@ -21,9 +22,10 @@ from agents.run_folder import (
 from agents.statistics import Estimate, mean_over_seeds
 from experiments.config import ExperimentConfig, read_config
 from experiments.experiment import Experiment, Row
-from experiments.fit import RESULTS_NAME, Results, fit, read_results
+from experiments.fit import fit
 from experiments.registry import Task
-from experiments.snapshot import require_same
+from experiments.results import RESULTS_NAME, Results, kept_results, read_results
+from experiments.snapshot import judged_checkpoint, require_same
 
 
 class NothingToCompare(RuntimeError):
@@ -180,6 +182,9 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
     """
     from agents.devices import usable_device
 
+    for run in runs:
+        if kind_of(run.folder) == "a symbolic link":
+            require_plain_folder(run.folder)
     usable_device(runs[0].config.device)
     needed = {}
     for run in {run.config.model: run for run in runs}.values():
@@ -205,7 +210,7 @@ def train_missing(
     missing, failures = [], []
     for run in runs:
         try:
-            if read_results(run.folder) is None:
+            if kept_results(run.folder) is None:
                 missing.append(run)
         except ValueError as error:
             failures.append(Flag("failed", run.name, f"not trained: {error}"))
@@ -296,5 +301,11 @@ def look_at(run: Run) -> Finished | Flag:
         epochs, why = int(newest_row(run.folder).get("epoch", 0)), noted_failure(run.folder)
         what = f"not complete, {epochs} of {run.config.epochs} epochs{': ' * bool(why)}{why}."
         return Flag("incomplete", run.name, what)
+    if results.checkpoint and judged_checkpoint(run.folder) not in (None, results.checkpoint):
+        what = (
+            f"left out: its {RESULTS_NAME} is of another checkpoint than the last one there; the "
+            "command without --report-only judges it again."
+        )
+        return Flag("different", run.name, what)
     trained = read_config(run.folder / CONFIG_NAME, type(run.config))
     return Finished(trained, results, read_progress(run.folder))

@@ -152,6 +152,12 @@ class ExperimentConfig:
         """The task and all fields as TOML."""
         return tomli_w.dumps({"task": self.task, **dataclasses.asdict(self)})
 
+    def settings_with_effect(self) -> dict[str, Any]:
+        """Settings that decide the numbers of a run, the task among them."""
+        ignored = {*WITHOUT_EFFECT, *self.unused}
+        mine = {n: v for n, v in dataclasses.asdict(self).items() if n not in ignored}
+        return {"task": self.task, **mine}
+
     def differences(self, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
         """Settings with an effect that differ: here and in ``other``, by name."""
         mine, others = dataclasses.asdict(self), dataclasses.asdict(other)

@@ -7,14 +7,13 @@ those of time.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Generic, NamedTuple
+from typing import Generic
 
 import torch
 from torch import nn
@@ -23,23 +22,23 @@ from agents.guards import NotFinite, RunStopped, first_not_finite
 from agents.run_folder import FAILURE_NAME, note_failure, write_text
 from agents.run_log import RunLog
 from agents.signals import StopRequest
-from envs import read_text
 from experiments.config import ExperimentConfig, Schedule
 from experiments.experiment import Batch, Config, Experiment, State
 from experiments.images import write_png
+from experiments.results import RESULTS_NAME, Results, kept_results
 from experiments.snapshot import (
     Position,
     Snapshot,
     Weights,
     claimed_run,
     copy_of,
+    judged_checkpoint,
     load_snapshot,
+    require_same,
     run_store,
     save_snapshot,
     weights_of,
 )
-
-RESULTS_NAME = "results.json"
 
 #: Shares of all steps at which the schedule ``steps`` divides the step size by ten: epochs 200, 400
 #: and 500 of 600 in arXiv:2010.08012, appendix B.
@@ -57,37 +56,6 @@ class FitError(RunStopped):
             f"training stopped in epoch {position.epoch + 1}, step {position.step + 1}: {name} is "
             "no longer finite. A smaller --learning-rate may help."
         )
-
-
-class Results(NamedTuple):
-    """What is left of a finished run, as in its ``results.json``."""
-
-    metrics: dict[str, float]  # by key of a row
-    parameters: int
-    seconds: float  # of training steps, without making data and evaluation
-    steps: int
-    judged_epoch: int  # whose weights were judged, counted from 1
-    data: str | None = None  # what tells the data from others; None: of an earlier version
-
-    def to_json(self) -> str:
-        """As the file holds it; a number that is not finite is left out."""
-        metrics = {name: v for name, v in self.metrics.items() if math.isfinite(v)}
-        return json.dumps(self._replace(metrics=metrics)._asdict(), indent=2) + "\n"
-
-
-def read_results(folder: Path) -> Results | None:
-    """The results of a run, if it is finished.
-
-    Raises:
-        ValueError: in one line, if the file is damaged.
-    """
-    path = folder / RESULTS_NAME
-    if not path.is_file():
-        return None
-    try:
-        return Results(**json.loads(read_text(path)))
-    except (OSError, ValueError, TypeError):
-        raise ValueError(f"{path} is damaged; remove it to judge the run again.") from None
 
 
 def fit(
@@ -113,12 +81,18 @@ def fit(
     from agents.devices import usable_device
 
     usable_device(experiment.config.device)
+    require_same(folder, experiment.config)
+    results = kept_results(folder)
+    if results is not None:
+        return results
+    run = _Fit(experiment, folder)  # what is refused is refused before anything is written
     with claimed_run(folder, experiment.config):
-        results = read_results(folder)
+        results = kept_results(folder)
         if results is not None:
             return results
+        run.load()  # it may have gone on since
         try:
-            results = _Fit(experiment, folder).run(on_row)
+            results = run.run(on_row)
         except Exception as error:
             note_failure(folder, error)
             raise
@@ -149,9 +123,13 @@ class _Fit(Generic[Config, Batch]):
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         self.data = experiment.data_identity
-        self.position, self.best, _ = load_snapshot(folder, self.state, self.data)
-        self._saved_steps = self.position.steps
         self._total_steps = self.config.epochs * experiment.steps_per_epoch
+        self.load()
+
+    def load(self) -> None:
+        """Go to where the last checkpoint was written, if there is one."""
+        self.position, self.best, *_ = load_snapshot(self.folder, self.state, self.data)
+        self._saved_steps = self.position.steps
 
     def run(self, on_row: OnRow | None) -> Results:
         """Train what is left, then judge."""
@@ -266,7 +244,9 @@ class _Fit(Generic[Config, Batch]):
     def _save(self) -> None:
         self._require_finite_weights()
         self._log.sync()
-        save_snapshot(self.folder, self.state, Snapshot(self.position, self.best, self.data))
+        settings = self.config.settings_with_effect()
+        snapshot = Snapshot(self.position, self.best, self.data, settings)
+        save_snapshot(self.folder, self.state, snapshot)
         self._saved_steps = self.position.steps
 
     def _require_finite_weights(self) -> None:
@@ -288,6 +268,7 @@ class _Fit(Generic[Config, Batch]):
             steps=position.steps,
             judged_epoch=position.best_epoch or position.epoch,
             data=self.data,
+            checkpoint=judged_checkpoint(self.folder),
         )
 
 

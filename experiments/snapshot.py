@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from agents.checkpoint_store import CheckpointStore, has_checkpoint
-from agents.guards import CannotSave
+from agents.checkpoint_store import CheckpointStore, Stored, has_checkpoint
+from agents.guards import CannotSave, first_not_finite
+from agents.manifest import is_finite_number
 from agents.run_folder import (
     CONFIG_NAME,
+    claim_folder,
     is_empty,
-    lock_folder,
-    require_writable,
-    sweep_unfinished,
+    require_plain_run,
 )
 from experiments.config import ExperimentConfig, read_config
 from experiments.experiment import State
@@ -49,6 +49,7 @@ class Snapshot(NamedTuple):
     position: Position
     best: Weights | None = None  # those of ``position.best_epoch``
     data: str = ""  # :attr:`experiments.experiment.Experiment.data_identity`
+    settings: Mapping[str, Any] | None = None  # of the run; ``None``: of an earlier version
 
 
 def run_store(folder: Path) -> CheckpointStore:
@@ -74,7 +75,11 @@ def save_snapshot(folder: Path, state: State, snapshot: Snapshot) -> None:
     }
     if state.generator.device.type == "cuda":
         content["random_cuda"] = torch.cuda.get_rng_state(state.generator.device)
-    about = {"position": asdict(snapshot.position), "data": snapshot.data}
+    about = {
+        "position": asdict(snapshot.position),
+        "data": snapshot.data,
+        "settings": snapshot.settings,
+    }
     try:
         run_store(folder).save(snapshot.position.steps, content, about)
     except OSError as error:
@@ -105,6 +110,7 @@ def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
             f"{str(folder)!r} was made with other data ({before}) than there are now ({data}). "
             "Give another folder, or the same data."
         )
+    position = _position(stored)
     try:
         state.model.load_state_dict(content["model"])
         for name, optimizer in state.optimizers.items():
@@ -115,9 +121,41 @@ def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
         torch.set_rng_state(content["random"])
         if "random_cuda" in content and device.type == "cuda":
             torch.cuda.set_rng_state(content["random_cuda"], device)
-        return Snapshot(Position(**about["position"]), content["best"], data)
-    except (RuntimeError, ValueError, TypeError, KeyError):  # the first of torch, many lines long
+        best = content["best"]
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError):  # of torch, many lines
         raise ValueError(f"{stored.path}: does not fit this program's model of the task.") from None
+    _require_finite(stored, state.model)
+    return Snapshot(position, best, data, about.get("settings"))
+
+
+def _position(stored: Stored) -> Position:
+    """Where a run was, seen to be a position before it is used.
+
+    Raises:
+        ValueError: in one line, if it is none.
+    """
+    values = stored.about.get("position")
+    names = {field.name for field in fields(Position)}
+    if isinstance(values, dict) and values.keys() == names:
+        counts = ("epoch", "step", "steps", "since_best", "summed")
+        whole = all(type(values[name]) is int and 0 <= values[name] < 2**62 for name in counts)
+        seconds = is_finite_number(values["seconds"]) and values["seconds"] >= 0
+        best = values["best_value"] is None or is_finite_number(values["best_value"])
+        epoch = values["best_epoch"] is None or type(values["best_epoch"]) is int
+        sums = values["sums"]
+        summed = isinstance(sums, dict) and all(is_finite_number(v) for v in sums.values())
+        if whole and seconds and best and epoch and summed and values["steps"] == stored.number:
+            return Position(**values)
+    raise ValueError(f"{stored.path}: its manifest holds no position of a run.")
+
+
+def _require_finite(stored: Stored, model: nn.Module) -> None:
+    broken = first_not_finite(model.named_parameters())
+    if broken is not None:
+        raise ValueError(
+            f"{stored.path}: its weights are not finite ({broken}); remove the folder of the run "
+            "to train it again."
+        )
 
 
 def weights_of(model: nn.Module) -> Weights:
@@ -136,8 +174,21 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     try:
         best = content["best"]
         model.load_state_dict(content["model"] if best is None else best)
-    except (RuntimeError, KeyError):
+    except (RuntimeError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{stored.path}: does not fit this program's model of the task.") from None
+    _require_finite(stored, model)
+
+
+def judged_checkpoint(folder: Path) -> str | None:
+    """What tells the last checkpoint of a run from all others; ``None`` if there is none whole.
+
+    Raises:
+        ValueError: in one line, if it is of another program.
+    """
+    store = run_store(folder)
+    numbers = store.numbers()
+    manifest = store.about(numbers[-1]) if numbers else None
+    return manifest.sha256 if manifest else None
 
 
 def require_same(folder: Path, config: ExperimentConfig) -> None:
@@ -159,6 +210,23 @@ def require_same(folder: Path, config: ExperimentConfig) -> None:
             f"{str(folder)!r} was made with {name}={before!r}, now asked for {asked!r}. "
             "Give another folder, or the same settings."
         )
+    _require_same_checkpoint(folder, config)
+
+
+def _require_same_checkpoint(folder: Path, config: ExperimentConfig) -> None:
+    """Refuse a folder whose ``config.toml`` was edited, or whose checkpoints are another run's."""
+    store = run_store(folder)
+    numbers = store.numbers()
+    manifest = store.about(numbers[-1]) if numbers else None
+    made_with = manifest.about.get("settings") if manifest else None
+    if not isinstance(made_with, dict):
+        return  # damaged, which is told when it is read; or of an earlier version
+    for name, value in config.settings_with_effect().items():
+        if name in made_with and made_with[name] != value:
+            raise ValueError(
+                f"{str(folder / CONFIG_NAME)!r} says {name}={value!r}; its checkpoint was made "
+                f"with {made_with[name]!r}. Put that back, or give another folder."
+            )
 
 
 @contextmanager
@@ -169,11 +237,10 @@ def claimed_run(folder: Path, config: ExperimentConfig) -> Iterator[None]:
         ValueError: in one line, if it is another's, in use or not writable.
     """
     require_same(folder, config)
-    require_writable(folder)
-    lock = lock_folder(folder)
+    require_plain_run(folder)
+    lock = claim_folder(folder)
     try:
         require_same(folder, config)  # another run may have begun since the first look
-        sweep_unfinished(folder)
         run_store(folder).clear_remains()
         yield
     finally:

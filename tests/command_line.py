@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -78,6 +79,17 @@ def tree(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
     }
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, str, bytes]]:
+    """All that a command could change: names, kinds and rights, times, ends of links, contents."""
+    found = {}
+    for path in sorted([folder, *folder.rglob("*")]):
+        status = path.lstat()
+        end = os.readlink(path) if path.is_symlink() else ""
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path)] = (status.st_mode, status.st_mtime_ns, end, content)
+    return found
 
 
 def assert_one_line(result: Result, code: int = 2) -> str:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from experiment_cases import assert_same, left_by
 from experiments.experiment import Experiment, State
-from experiments.fit import Results, fit, judging
+from experiments.fit import fit, judging
+from experiments.results import Results
 from test_experiments_data_cifar import BATCHES, python2_pickle
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from agents import checkpoint_store, run_folder
+from agents import checkpoint_store, manifest, run_folder
 from agents.checkpoint_store import (
-    FORMAT_VERSION,
     SET_ASIDE,
     CheckpointStore,
     DamagedCheckpoint,
     has_checkpoint,
 )
+from agents.manifest import FORMAT_VERSION, sealed
 from agents.output import is_unfinished
 from agents.versions import other_versions, versions
 
@@ -132,8 +132,8 @@ def test_other_versions_are_told_by_name() -> None:
 
 def test_any_byte_that_changes_is_found(store: CheckpointStore) -> None:
     """Every byte of the manifest and every 97th of the tensors, one bit each."""
-    manifest, tensors = store.manifest(40), store.load().path
-    for path, stride in ((manifest, 1), (tensors, 97)):
+    tensors = store.load().path
+    for path, stride in ((store.manifest(40), 1), (tensors, 97)):
         content = path.read_bytes()
         for place in range(0, len(content), stride):
             changed = bytearray(content)
@@ -213,15 +213,15 @@ def test_what_is_not_damaged_is_never_set_aside(
 ) -> None:
     before = names(store)
     if why == "format":
-        monkeypatch.setattr(checkpoint_store, "FORMAT_VERSION", FORMAT_VERSION - 1)
+        monkeypatch.setattr(manifest, "FORMAT_VERSION", FORMAT_VERSION - 1)
     elif why == "kind":
         store.kind = "other"
     else:
 
-        def fail(_: Path) -> bytes:
+        def fail(*_: object) -> bytes:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_bytes", fail)
+        monkeypatch.setattr(manifest, "read_plain", fail)
     with pytest.raises(ValueError, match=r"."):
         store.set_aside_damaged()
     assert names(store) == before
@@ -231,7 +231,7 @@ def test_what_is_not_damaged_is_never_set_aside(
 def test_sealed_manifest_without_a_field_is_damaged(store: CheckpointStore, lost: str) -> None:
     fields = json.loads(store.manifest(40).read_text())
     del fields["seal"], fields[lost]
-    store.manifest(40).write_text(vars(checkpoint_store)["_sealed"](fields))
+    store.manifest(40).write_text(sealed(fields))
     damage_of(store)
 
 
@@ -342,7 +342,7 @@ def forge(store: CheckpointStore, content: bytes) -> None:
     fields = json.loads(store.manifest(40).read_text())
     del fields["seal"]
     fields |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    store.manifest(40).write_text(vars(checkpoint_store)["_sealed"](fields))
+    store.manifest(40).write_text(sealed(fields))
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle", "inside"])

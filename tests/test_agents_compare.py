@@ -24,10 +24,11 @@ from agents.comparison import Comparison, Flag, Run
 from agents.config import ConfigError
 from agents.cost import multiply_adds
 from agents.evaluations import EVALUATION_NAME, cached_results, evaluate_run
+from agents.folder_lock import lock_folder
 from agents.matching import core_parameters
 from agents.policy import count_parameters
 from agents.report import to_dict, to_markdown, write_report
-from agents.run_folder import PROGRESS_NAME, lock_folder, read_progress
+from agents.run_folder import PROGRESS_NAME, read_progress
 from agents.statistics import interquartile_mean, mean_over_seeds, success_over_seeds
 from agents.train import Trainer
 from compare_cases import (

@@ -7,7 +7,8 @@ from threading import Timer
 
 from filelock import FileLock
 
-from agents.run_folder import LOCK_NAME, PROGRESS_NAME, lock_folder, read_progress
+from agents.folder_lock import LOCK_NAME, lock_folder
+from agents.run_folder import PROGRESS_NAME, read_progress
 
 
 def test_row_being_written_is_left_out(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ pytest.importorskip("optuna", reason="a sweep needs optuna, which is not install
 
 from agents.checkpoint import agent_store, is_trained
 from agents.config import PPOConfig, read_settings
+from agents.folder_lock import lock_folder
 from agents.processes import Outcome, run_all
-from agents.run_folder import lock_folder
 from agents.sweep import definition, report, study
 from agents.sweep.definition import Sweep
 from agents.sweep.run import Measured, last_part, run_once

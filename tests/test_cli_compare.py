@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.run_folder import lock_folder
+from agents.folder_lock import lock_folder
 from command_line import COMPARE, TOY, Rims, assert_one_line, tree
 from compare_cases import CORES, TASKS
 

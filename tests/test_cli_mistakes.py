@@ -11,8 +11,8 @@ from agents import compare as comparing
 from agents.checkpoint import agent_store
 from agents.checkpoint_store import FOLDER_NAME
 from agents.compare import JudgingError
+from agents.folder_lock import lock_folder
 from agents.guards import TrainingError
-from agents.run_folder import lock_folder
 from agents.train import Trainer
 from command_line import COMPARE, ENV, TOY, TRAIN, Result, Rims, assert_one_line, process, tree
 

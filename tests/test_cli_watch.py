@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.run_folder import PROGRESS_NAME, lock_folder
+from agents.folder_lock import lock_folder
+from agents.run_folder import PROGRESS_NAME
 from command_line import TOY, TRAIN, Rims, assert_one_line, process, tree, wait_for_rows
 from run_cases import make_run
 

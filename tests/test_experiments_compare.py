@@ -21,14 +21,16 @@ from PIL import Image
 
 import cli
 from agents.checkpoint_store import has_checkpoint
-from agents.run_folder import PROGRESS_NAME, lock_folder
+from agents.folder_lock import lock_folder
+from agents.run_folder import PROGRESS_NAME
 from command_line import ROOT, Rims, assert_one_line, tree
 from experiment_cases import LINE, line
 from experiments import comparison as comparing
 from experiments.commands.experiment import experiment, task_command
 from experiments.experiment import Row
-from experiments.fit import RESULTS_NAME, fit, read_results
+from experiments.fit import fit
 from experiments.registry import TASKS
+from experiments.results import RESULTS_NAME, read_results
 
 CALL = ("experiment", "line", "--model", "linear,mlp", "--seeds", "2", "--run-root", "root")
 

@@ -17,7 +17,8 @@ from torch.optim import SGD, Optimizer
 
 from agents import signals
 from agents.checkpoint_store import FOLDER_NAME, has_checkpoint
-from agents.run_folder import FAILURE_NAME, PROGRESS_NAME, lock_folder, read_progress
+from agents.folder_lock import lock_folder
+from agents.run_folder import FAILURE_NAME, PROGRESS_NAME, read_progress
 from command_line import ROOT, tree
 from experiment_cases import (
     Batch,
@@ -29,7 +30,8 @@ from experiment_cases import (
 )
 from experiments import fit as fitting
 from experiments.experiment import Selection, State
-from experiments.fit import RESULTS_NAME, FitError, Results, fit, read_results
+from experiments.fit import FitError, fit
+from experiments.results import RESULTS_NAME, Results, read_results
 from experiments.snapshot import run_store
 
 #: Steps of the whole run: 4 epochs of 6.

@@ -20,8 +20,9 @@ from experiments.config import ExperimentConfig
 from experiments.copying import CopyingExperiment
 from experiments.cores import with_equal_parameters
 from experiments.figures import plot_rows
-from experiments.fit import RESULTS_NAME, fit
+from experiments.fit import fit
 from experiments.registry import TASKS
+from experiments.results import RESULTS_NAME
 from experiments.sequence_configs import CORES, AddingConfig, CopyingConfig, whole_numbers
 from image_cases import Crash
 from sequence_cases import RIM_SETTINGS, TINY, options

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from command_line import Rims, assert_one_line, tree
 from experiment_cases import assert_same
 from experiments.config import NFM_MODEL, NFMConfig
-from experiments.fit import RESULTS_NAME, fit, judging
+from experiments.fit import fit, judging
 from experiments.networks import nfm_options
 from experiments.registry import TASKS, SortOfClevrConfig, StackedMNISTConfig
+from experiments.results import RESULTS_NAME
 from experiments.sort_of_clevr import SortOfClevrExperiment
 from experiments.stacked_mnist import StackedMNISTExperiment
 from nfm import NFM

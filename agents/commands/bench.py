@@ -41,11 +41,10 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
         out: the folder; is made.
         left: what an interruption leaves in it.
     """
-    from agents.run_folder import lock_folder, require_writable
+    from agents.run_folder import claim_folder
 
     with checking_input():
-        require_writable(out)
-        lock = lock_folder(out)
+        lock = claim_folder(out)
     try:
         yield
     except KeyboardInterrupt as interruption:

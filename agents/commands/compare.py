@@ -143,14 +143,15 @@ def compare(
 @contextmanager
 def claimed(run_root: Path, report_only: bool) -> Iterator[None]:
     """Keep other comparisons out of the folder, unless this one only reports."""
-    from agents.run_folder import lock_folder, require_encodable, require_writable
+    from agents.run_folder import claim_folder, require_encodable, require_writable
 
     if report_only and not run_root.is_dir():
         raise UserError(f"--run-root: folder {str(run_root)!r} does not exist.")
     with checking_input():
         require_encodable(run_root)
-        require_writable(run_root)
-        lock = None if report_only else lock_folder(run_root)
+        lock = None if report_only else claim_folder(run_root)
+        if report_only:
+            require_writable(run_root)
     try:
         yield
     finally:

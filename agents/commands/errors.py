@@ -58,6 +58,12 @@ def checking_input() -> Iterator[None]:
         raise UserError(os_trouble(error)) from None
 
 
+def say_notice(notice: str) -> None:
+    """Say what the user should know of a run, beside the answer; nothing for an empty text."""
+    if notice:
+        click.echo(f"Notice: {notice}.", err=True)
+
+
 #: What to do about what the operating system refuses; where it is the place, to take another.
 _CURES = {
     errno.ENOSPC: "make room, or give another place",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from agents.commands import options
-from agents.commands.errors import checking_input
+from agents.commands.errors import checking_input, say_notice
 from agents.config import ActionMode
 from agents.run_folder import require_run_folder
 from envs import BackendChoice, get_suite, get_task
@@ -47,6 +47,7 @@ def evaluate(
         require_run_folder(run)
     import torch
 
+    from agents import run_settings
     from agents.checkpoint import load_checkpoint
     from agents.display import print_evaluations, show_progress
     from agents.evaluate import check_task
@@ -54,6 +55,7 @@ def evaluate(
 
     with checking_input():
         loaded = load_checkpoint(run, checkpoint)
+        say_notice(run_settings.notice(run, loaded.config))
         config = loaded.config
         torch.set_num_threads(config.threads)
         tasks = tasks or [config.task]

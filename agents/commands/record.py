@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from agents.commands import options
-from agents.commands.errors import checking_input
+from agents.commands.errors import checking_input, say_notice
 from agents.config import ActionMode
 from agents.output import ANIMATION_ENDINGS, check_output
 from agents.run_folder import require_run_folder
@@ -43,6 +43,7 @@ def record(
         require_run_folder(run)
     import torch
 
+    from agents import run_settings
     from agents.checkpoint import load_checkpoint
     from agents.evaluate import check_task
     from agents.record import record_episode
@@ -51,6 +52,7 @@ def record(
     with checking_input():
         check_animation(out)
         loaded = load_checkpoint(run, checkpoint)
+        say_notice(run_settings.notice(run, loaded.config))
         torch.set_num_threads(loaded.config.threads)
         task = get_task(env) if env else loaded.config.task
         policy = loaded.make_policy()

@@ -58,7 +58,10 @@ def resume(
     from agents.resuming import resume as resume_run
 
     with checking_input():
-        device_now = device or device_of(run)
+        try:
+            device_now = device or device_of(run, fallback=fallback)
+        except DamagedCheckpoint as error:
+            raise _with_cure(error) from None
     with processes(device_now) as world:
         with checking_input():
             try:
@@ -71,7 +74,7 @@ def resume(
                     world=world,
                 )
             except DamagedCheckpoint as error:
-                raise Damaged(f"{error} Option --fallback does so, and keeps it.") from None
+                raise _with_cure(error) from None
             except RunComplete as error:
                 if total_steps is not None:
                     raise
@@ -82,3 +85,7 @@ def resume(
         for notice in notices if world.is_first else ():
             click.echo(f"Notice: {notice}.", err=True)
         run_to_end(trainer)
+
+
+def _with_cure(error: ValueError) -> Damaged:
+    return Damaged(f"{error} Option --fallback does so, and keeps it.")

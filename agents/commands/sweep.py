@@ -76,14 +76,13 @@ def sweep(file: Path, out: Path, jobs: int | None) -> None:
     if importlib.util.find_spec("optuna") is None:
         raise UserError("a sweep needs Optuna: pip install 'rims-toolkit[sweep]'")
     from agents.processes import usable_processors
-    from agents.run_folder import lock_folder, require_encodable, require_writable
+    from agents.run_folder import claim_folder, require_encodable
     from agents.sweep.study import Study
 
     with checking_input():
         Study.check(asked, out)
         require_encodable(out)
-        require_writable(out)
-        lock = lock_folder(out)
+        lock = claim_folder(out)
     try:
         with checking_input():
             study = Study(asked, out)

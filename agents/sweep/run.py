@@ -13,7 +13,7 @@ import torch
 from agents.checkpoint import is_trained, load_checkpoint
 from agents.config import PPOConfig
 from agents.evaluate import evaluate
-from agents.resuming import trainer_for
+from agents.resuming import is_of, trainer_for
 from agents.run_folder import read_progress
 from envs import Task
 
@@ -57,7 +57,7 @@ def run_once(
         TrainingError: if a number that has to be finite is not.
     """
     started = time.perf_counter()
-    if not is_trained(folder, config.total_steps):
+    if not (is_trained(folder, config.total_steps) and is_of(config, folder)):
         trainer_for(config, folder).run()
     if unseen:
         value = _on_unseen(config, folder, unseen, episodes, measure)

@@ -24,8 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from agents.config import PPOConfig
 from agents.cores import require_usable
 from agents.devices import usable_device
+from agents.folder_lock import require_unlocked
+from agents.plain_files import require_plain_file, require_plain_folder
 from agents.processes import Outcome, run_all
-from agents.run_folder import is_empty, lock_folder, newest_row
+from agents.run_folder import is_empty, newest_row
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.run import run_once
 from agents.trainable import require_trainable
@@ -104,6 +106,9 @@ class Study:
         require_trainable(config, others=sweep.unseen)
         for core in sweep.cores:
             require_usable(replace(config, core=core))
+        require_plain_file(folder / STUDY_NAME)
+        for run in folder.glob("trial-*-seed*"):
+            require_plain_folder(run)
         if not (folder / STUDY_NAME).is_file() and not is_empty(folder):
             raise ValueError(
                 f"folder {str(folder)!r} is not empty and holds no sweep; give another."
@@ -219,7 +224,7 @@ class Study:
             for seed in range(self.sweep.seeds):
                 folder = self._run_folder(left.number, seed)
                 if folder.is_dir():
-                    lock_folder(folder).release()
+                    require_unlocked(folder)
 
 
 def _open(sweep: Sweep, folder: Path) -> optuna.Study:
