@@ -12,7 +12,7 @@ import pytest
 
 from agents import ranks
 from agents.commands.errors import os_trouble
-from agents.output import _temporary, check_output, is_unfinished, whole_file
+from agents.output import check_output, is_unfinished, whole_file
 from agents.run_folder import PROGRESS_NAME, require_writable
 from command_line import ENV, ROOT, TOY, Result, Rims, assert_one_line, tree
 from run_cases import make_run
@@ -155,11 +155,14 @@ def test_name_is_as_long_as_it_may_be_and_no_longer(tmp_path: Path, rims: Rims) 
     assert [path.name for path in (tmp_path / "here").iterdir()] == [longest]
 
 
-@pytest.mark.parametrize("length", [1, 100, 245, 250, 255])
-def test_temporary_name_is_known_as_one_and_never_longer_than_a_name_may_be(length: int) -> None:
-    name = _temporary(Path("a" * length))
-    assert is_unfinished(name)
-    assert len(os.fsencode(name.name)) <= 255
+@pytest.mark.parametrize("length", [1, 100, 245, 250, 251])
+def test_a_file_is_written_whatever_the_length_of_its_name(tmp_path: Path, length: int) -> None:
+    path = tmp_path / ("a" * length + ".png")
+    check_output(path, (".png",))
+    with whole_file(path) as unfinished:
+        assert is_unfinished(unfinished)
+        unfinished.write_bytes(b"whole")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

@@ -56,13 +56,16 @@ def remove_config_and_checkpoints(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
 
 
+def rename_for_comparison(run: Path) -> None:
+    run.rename(run.with_name("rim_lstm-seed0"))
+
+
 def leave_alone(_: Path) -> None:
     pass
 
 
 #: What is done to the run, and what is refused then.
 REFUSALS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "resume a complete run": (leave_alone, ("resume", "run")),
     "resume on no device": (leave_alone, ("resume", "run", *MORE, "--device", "cuda:99")),
     "resume on a device that computes nothing": (
         leave_alone,
@@ -85,7 +88,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "plot no column": (leave_alone, ("plot", "run", "--out", "x.png", "--metrics", "no")),
     "plot in no format": (leave_alone, ("plot", "run", "--out", "x.bmp")),
     "compare other settings": (
-        lambda run: run.rename(run.with_name("rim_lstm-seed0")) and None,
+        rename_for_comparison,
         ("compare", "--suite", "empty", *TOY, "--run-root", ".", "--cores", "rim_lstm"),
     ),
 }
