@@ -30,7 +30,7 @@ def test_every_dependency_has_a_lower_bound(name: str) -> None:
 
 
 def test_torch_that_is_installed_here_is_the_lowest_that_is_allowed() -> None:
-    """The lowest versions are tried with the torch of constraints.txt, so none is promised below."""
+    """The lowest versions are tried with the torch of constraints.txt: none is promised below."""
     (pinned,) = (
         line.partition("==")[2]
         for line in (ROOT / "constraints.txt").read_text().splitlines()
