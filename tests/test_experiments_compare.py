@@ -231,7 +231,13 @@ def test_ctrl_c_saves_all_runs_and_the_same_command_goes_on(tmp_path: Path) -> N
     assert _rows(folder) == _rows(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_signal_to_the_command_alone_saves_its_runs(tmp_path: Path, number: signal.Signals) -> None:
     arguments = ("experiment", "line", "--model", "linear", "--seeds", "1", "--run-root", "root",
                  "--samples", "64", "--epochs", "40", "--checkpoint-every", "1000")  # fmt: skip

@@ -160,6 +160,7 @@ def test_compiled_takes_packed_sequences(kind: Kind) -> None:
     assert torch.equal(got.batch_sizes, expected.batch_sizes)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
     reason="inductor needs a C++ compiler",
