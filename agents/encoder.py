@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import NamedTuple, Self, overload
 
 import numpy as np
@@ -117,13 +118,15 @@ class ObservationEncoder(nn.Module):
         self.direction = direction
         self.mission = mission
         self.view = view = view or minigrid_view()
-        sizes = torch.tensor(view.categories)
-        per_cell = int(sizes.sum())
-        channel_starts = sizes.cumsum(0) - sizes
-        cell_starts = torch.arange(view.cells).unsqueeze(-1) * per_cell
-        self.register_buffer("offsets", (cell_starts + channel_starts).flatten(), persistent=False)
-        largest = (sizes - 1).to(torch.uint8).repeat(view.cells)
-        self.register_buffer("largest", largest, persistent=False)
+        per_cell = sum(view.categories)
+        starts = [
+            start - size
+            for size, start in zip(view.categories, accumulate(view.categories), strict=True)
+        ]
+        offsets = [cell * per_cell + start for cell in range(view.cells) for start in starts]
+        largest = [size - 1 for size in view.categories] * view.cells
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+        self.register_buffer("largest", torch.tensor(largest, dtype=torch.uint8), persistent=False)
         self.view_features = view.cells * per_cell
         self.maps = None if kind == "linear" else view_maps(kind, per_cell)
         features = self.view_features
