@@ -71,6 +71,16 @@ def require_plain_folder(path: Path) -> None:
         raise ValueError(f"{str(path)!r} is {kind}, not a folder of its own; {cure}.")
 
 
+def refuse_link(path: Path) -> None:
+    """Refuse a run folder that is a link. A file in its place is the matter of this run alone.
+
+    Raises:
+        ValueError: in one line, if it is a link.
+    """
+    if kind_of(path) == "a symbolic link":
+        require_plain_folder(path)
+
+
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a regular file, without following a link.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from agents.comparison import Flag, grouped
 from agents.memory import PROCESS, require_memory
-from agents.plain_files import kind_of, require_plain_folder
+from agents.plain_files import refuse_link
 from agents.processes import run_all
 from agents.run_folder import (
     CONFIG_NAME,
@@ -183,8 +183,7 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
     from agents.devices import usable_device
 
     for run in runs:
-        if kind_of(run.folder) == "a symbolic link":
-            require_plain_folder(run.folder)
+        refuse_link(run.folder)
     usable_device(runs[0].config.device)
     needed = {}
     for run in {run.config.model: run for run in runs}.values():
