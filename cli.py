@@ -83,24 +83,31 @@ def main() -> None:
     """Entry point: errors of the user are one line on standard error, exit code 2."""
     prepare()
     raise_when_stopped()
+    code = _run()
+    if code:  # here, where what an error still held is let go
+        sys.exit(code)
+
+
+def _run() -> int:
+    """The command that was typed; its exit code."""
     try:
         rims.main(standalone_mode=False)
     except click.ClickException as error:
         if speaks() or error.exit_code != EXIT_USER_ERROR:
             _say(f"Error: {plain_line(error.format_message())}")
-        sys.exit(error.exit_code)
-    except OSError as error:  # such as a full disk
-        trouble = OUT_OF_MEMORY if is_out_of_memory(error) else os_trouble(error)
-        _say(f"Error: {plain_line(trouble)}")
-        sys.exit(1)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         _say("Interrupted.")
-        sys.exit(exit_code(error.__cause__ or error))
-    except (MemoryError, RuntimeError, ImportError, SystemError) as error:
-        if not is_out_of_memory(error):
+        return exit_code(error.__cause__ or error)
+    except (OSError, MemoryError, RuntimeError, ImportError, SystemError) as error:
+        if is_out_of_memory(error):
+            _say(f"Error: {OUT_OF_MEMORY}")
+        elif isinstance(error, OSError):  # such as a full disk
+            _say(f"Error: {plain_line(os_trouble(error))}")
+        else:
             raise  # a fault of ours, of which the traceback tells most
-        _say(f"Error: {OUT_OF_MEMORY}")
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _say(line: str) -> None:

@@ -21,6 +21,7 @@ _GROUP_FILES = (
 _NO_MEMORY = (
     *("can't allocate memory", "Cannot allocate memory"),
     *("failed to map segment", "bad_alloc"),
+    *("can't start new thread", "Resource temporarily unavailable"),  # threads need some too
 )
 
 #: Of what is in use, pages of files, which make room when it is needed.
@@ -68,7 +69,7 @@ give less of --num-envs.
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory: Python's, torch's, or the linker's.
+    """Whether an error says that there was no memory: Python's, torch's, the linker's, a thread's.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("no such operator"))

@@ -70,12 +70,9 @@ def test_limit_of_an_older_container_counts(
 def test_lack_of_memory_is_known_by_its_signs() -> None:
     torchs = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
     linkers = ImportError("libtorch_cpu.so: failed to map segment from shared object")
-    assert all(
-        map(
-            is_out_of_memory,
-            (MemoryError(), torchs, linkers, OSError(12, "Cannot allocate memory")),
-        )
-    )
+    threads = RuntimeError("can't start new thread")
+    systems = OSError(12, "Cannot allocate memory")
+    assert all(map(is_out_of_memory, (MemoryError(), torchs, linkers, threads, systems)))
     assert not any(map(is_out_of_memory, (RuntimeError("shape"), ImportError("no module"))))
 
 

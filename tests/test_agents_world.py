@@ -302,3 +302,17 @@ def test_mistake_under_torchrun_is_told_once_and_nothing_is_written(
     assert err.count("Error: --num-envs must be a multiple of 2 processes") == 1
     assert tree(tmp_path) == {}
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.slow
+def test_complete_run_resumed_under_torchrun_ends_well(tmp_path: Path, torchrun: Any) -> None:
+    folder = tmp_path / "run"
+    Trainer(PPOConfig(env=ENV, core="none", num_envs=8, total_steps=8), folder).run()
+    before = tree(folder)
+    running = torchrun("resume", "run")
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 0
+    assert err.count("Notice: the run in 'run' is complete") == 1
+    assert {n: c for n, c in tree(folder).items() if n != HOLDER_NAME} == {
+        n: c for n, c in before.items() if n != HOLDER_NAME
+    }

@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.data import load_cifar
+from experiments.data import cifar, load_cifar
 from experiments.data.safe_pickle import read_plain_pickle
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -291,3 +292,36 @@ def test_damaged_archives(tmp_path: Path) -> None:
         archive.write_bytes(content)
         message = refusal(lambda: load_cifar(archive, "cifar10", "train"))
         assert str(archive) in message
+
+
+# --- more than there can be
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("name", ["data_batch_1", "other"])
+def test_archive_that_unpacks_to_more_than_any_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes, name: str
+) -> None:
+    most = 1 << 23
+    monkeypatch.setattr(cifar, "_LARGEST", most)
+    entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+    entry.type, entry.size = kind, 1 << 40  # tarfile itself would read what is no file whole
+    zeros = gzip.compress(bytes(1 << 20), 9)
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(gzip.compress(entry.tobuf(tarfile.GNU_FORMAT)) + zeros * 64)
+    tracemalloc.start()
+    try:
+        message = refusal(lambda: load_cifar(archive, "cifar10", "train"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "it has more than 8,388,608 bytes" in message
+    assert peak < 4 * most
+
+
+def test_file_of_a_folder_that_is_larger_than_any_is_refused(tmp_path: Path) -> None:
+    folder = unpack(tmp_path / "cifar-10-batches-py", cifar10("py"))
+    with (folder / "test_batch").open("wb") as file:
+        file.truncate(2**40)
+    message = refusal(lambda: load_cifar(folder, "cifar10", "test"))
+    assert "it has 1,099,511,627,776 bytes, more than" in message

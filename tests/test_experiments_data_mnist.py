@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from experiments.data import (
     stack_digits,
     train_batches,
 )
+from experiments.data.mnist import read_idx
 from experiments.data.stacked_mnist import shrink
 
 
@@ -296,3 +298,41 @@ def test_mistakes_in_stacking(digits: LabelledImages) -> None:
     ]
     for call, message in calls:
         assert message in refusal(call)
+
+
+# --- more than there can be
+
+
+def bomb(total: int) -> bytes:
+    """So many zeros packed by gzip, a thousandth of them; in parts, which a reader joins."""
+    part = gzip.compress(bytes(1 << 20), 9)
+    return part * (total >> 20)
+
+
+@pytest.mark.parametrize(
+    ("promised", "told"),
+    [
+        (2, "must hold as many values as its header says, (2,); got 3 bytes"),
+        (2**31, "its header tells of 2,147,483,648 values, more than 1,073,741,824"),
+    ],
+)
+def test_file_that_unpacks_to_more_than_it_may_is_not_unpacked(
+    tmp_path: Path, promised: int, told: str
+) -> None:
+    path = tmp_path / "labels.gz"
+    header = bytes([0, 0, 8, 1]) + promised.to_bytes(4, "big")
+    path.write_bytes(gzip.compress(header) + bomb(256 << 20))
+    tracemalloc.start()
+    try:
+        assert told in refusal(lambda: read_idx(path, 1))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 << 20
+
+
+def test_file_on_disk_that_is_larger_than_any_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    assert "it has 1,099,511,627,776 bytes, more than" in refusal(lambda: read_idx(path, 1))

@@ -93,4 +93,7 @@ def os_trouble(error: OSError) -> str:
     return "; ".join(filter(None, (what, cure))) + "."
 
 
-OUT_OF_MEMORY = "there is not enough memory; free some, make the work smaller, or raise its limit."
+OUT_OF_MEMORY = (
+    "the system gives no more memory or threads; free some, make the work smaller, or raise its "
+    "limits ('ulimit -v', 'ulimit -u')."
+)
