@@ -27,11 +27,15 @@ pip_says() {
   given=${given//-/_}
   echo "${!given:-$("$home/python" -m pip config get "global.$1" 2>/dev/null || true)}"
 }
+share() { # what pip has under a name, as a variable of uv's with this between several
+  local found
+  found=$(pip_says "$1" | xargs | tr ' ' "$3")
+  [ -z "$found" ] || export "$2=$found"
+}
 export UV_INDEX_STRATEGY=unsafe-best-match
-for pair in index-url:UV_INDEX_URL extra-index-url:UV_EXTRA_INDEX_URL find-links:UV_FIND_LINKS; do
-  found=$(pip_says "${pair%:*}")
-  [ -z "$found" ] || export "${pair#*:}=$(echo $found | tr '\n' ' ')"
-done
+share index-url UV_INDEX_URL ' '
+share extra-index-url UV_EXTRA_INDEX_URL ' '
+share find-links UV_FIND_LINKS ','
 
 "$uv" venv --quiet --python "$home/python" "$work/venv"
 bin=$work/venv/bin
