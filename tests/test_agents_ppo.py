@@ -14,6 +14,7 @@ from agents.policy import RecurrentActorCritic
 from agents.ppo import UPDATE_METRICS, _clip, normalize, update
 from agents.rollout import Rollout, Runner, collect
 from envs import Task, make_vector_env
+from tolerances import RATIO_ERROR, rounding
 
 NAMES = get_args(CoreName)
 NUM_ENVS, NUM_STEPS = 8, 20
@@ -74,7 +75,7 @@ def test_update_moves_every_weight_and_reports_its_metrics(core: str) -> None:
     metrics, after = train_on(policy, make_rollout(policy), config)
     assert list(metrics) == list(UPDATE_METRICS)
     assert all(isinstance(value, float) for value in metrics.values())
-    assert metrics["ratio_error"] < 1e-5
+    assert metrics["ratio_error"] < RATIO_ERROR
     assert metrics["gradient_norm"] > 0
     assert 0 <= metrics["clip_fraction"] <= 1
     assert metrics["approx_kl"] > 0  # after the first minibatch the policy has moved
@@ -180,8 +181,10 @@ def test_normalized_advantages_have_mean_zero_and_deviation_one() -> None:
     advantages = 5 + 3 * torch.randn(9, 6, generator=generator)
     valid = torch.rand(9, 6, generator=generator) < 0.7
     result = normalize(advantages, valid)[valid]
-    assert float(result.mean()) == pytest.approx(0, abs=1e-6)  # single precision
-    assert float(result.std()) == pytest.approx(1, abs=1e-6)
+    # Of sums of single numbers, counted in deviations of which the largest has some.
+    bound = rounding(torch.float32, int(valid.sum())) * float(advantages.abs().max()) / 3
+    assert float(result.mean()) == pytest.approx(0, abs=bound)
+    assert float(result.std()) == pytest.approx(1, abs=bound)
     other = advantages.masked_fill(~valid, 1e6)
     assert torch.equal(normalize(other, valid)[valid], result)
 

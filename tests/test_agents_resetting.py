@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from agents.config import PPOConfig
 from agents.cores import RecurrentCore
 from agents.resetting import State, run_with_resets, supports
+from tolerances import assert_rounds
 
 LAYERS = {"lstm": (nn.LSTM, 2), "gru": (nn.GRU, 1)}
 
@@ -122,11 +123,11 @@ def test_cores_of_agents_take_the_loop(
     for a, b in zip(
         everything(core._run_episodes(input, state, reset), leaves), expected, strict=True
     ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert_rounds(a, b, 9 * 5, times=9)
     monkeypatch.setattr(core, "_run_episodes", None)  # what must not be taken
     monkeypatch.setattr(core, "_run_stretches", None)
     for a, b in zip(everything(core(input, state, reset), leaves), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert_rounds(a, b, 9 * 5, times=9)
 
 
 def test_sequences_of_gru_take_the_loop_without_resets_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +143,10 @@ def test_sequences_of_gru_take_the_loop_without_resets_too(monkeypatch: pytest.M
         patch.setattr(core.module, "forward", None)  # what must not be taken
         got = everything(core(input, state, reset), leaves)
     for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert_rounds(a, b, 9 * 5, times=9)
     monkeypatch.setattr("agents.cores.run_with_resets", None)  # nn.GRU is quicker for one step
     single, _ = core(input[:1], state, reset[:1])
-    torch.testing.assert_close(single, expected[0][:1], rtol=1e-4, atol=1e-5)
+    assert_rounds(single, expected[0][:1], 4 + 6)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -35,6 +35,7 @@ from envs import (
     level_seeds,
     make_vector_env,
 )
+from tolerances import RATIO_ERROR
 
 WITH_MEMORY = [name for name in CORE_NAMES if name != "none"]
 LEFT, RIGHT, FORWARD = 0, 1, 2
@@ -219,7 +220,7 @@ def test_ratio_is_one_before_the_first_step(core: str, backend: BackendName) -> 
     for rollout in rollouts(policy, 17, 17, backend=backend):
         assert bool((rollout.truncated | rollout.terminated)[:-1].any(0).all())
         assert bool(rollout.episode_start[1:].any(0).all())
-        assert run_update(policy, rollout, config)["ratio_error"] < 1e-5
+        assert run_update(policy, rollout, config)["ratio_error"] < RATIO_ERROR
 
 
 @pytest.mark.parametrize("core", WITH_MEMORY)

@@ -43,6 +43,12 @@ def rounding(dtype: torch.dtype, terms: int, *, times: int = 1) -> float:
     return result
 
 
+#: How far from 1 the probability ratio of a step computed again may be: in single precision, a
+#: view's 147 ones times their weights, then a dozen steps of a core. A wrong state makes it more
+#: than 1e-3, see test_ratio_error_notices_a_wrong_state.
+RATIO_ERROR = rounding(torch.float32, 147, times=12)
+
+
 def assert_rounds(got: Tensor, expected: Tensor, terms: int, *, times: int = 1) -> None:
     """Equal up to :func:`rounding` in the narrower of the two types."""
     dtype = min(got.dtype, expected.dtype, key=lambda dtype: dtype.itemsize)
