@@ -17,6 +17,7 @@ from rims.attention import communicate, read_input
 from rims.checks import check_cell_options, check_mechanisms, check_state_dtype, is_autocasting
 from rims.functional import stop_gradient_where, topk_mask
 from rims.parameters import Parameters, draw_, from_former_names
+from rims.private_training import tell_opacus
 
 #: The state of a cell: ``(h, c)`` for an LSTM, ``(h,)`` for a GRU, each flat: (B, D).
 State = tuple[Tensor, ...]
@@ -153,6 +154,7 @@ class RIMCell(nn.Module):
             value = torch.empty(shape, device=device, dtype=dtype) if shape else None
             self.register_parameter(name, None if value is None else nn.Parameter(value))
         self.reset_parameters()
+        tell_opacus(type(self))
 
     def _shapes(self) -> dict[str, tuple[int, ...] | None]:
         """The shape of every parameter in the order of :class:`Parameters`; None: there is none."""

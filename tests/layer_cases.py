@@ -51,3 +51,29 @@ def states(kind: Kind, *shape: int, dtype: torch.dtype | None = None) -> Any:
 
 def cells_of(layer: nn.Module) -> list[RIMCell]:
     return [module for module in layer.modules() if isinstance(module, RIMCell)]
+
+
+#: Names inside a cell when its attentions were modules, and now.
+THEN = {
+    "input_attention.query_weight": "query_weight",
+    "input_attention.key_weight": "key_weight",
+    "input_attention.value_weight": "value_weight",
+    "communication.query_weight": "comm_query_weight",
+    "communication.key_weight": "comm_key_weight",
+    "communication.value_weight": "comm_value_weight",
+    "communication.output_weight": "comm_output_weight",
+    "communication.gate_weight": "comm_gate_weight",
+    "communication.output_bias": "comm_output_bias",
+    "communication.gate_bias": "comm_gate_bias",
+}
+
+
+def former(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it was saved then."""
+    names = {now: then for then, now in THEN.items()}
+    saved = {}
+    for name, value in state.items():
+        prefix, _, own = name.rpartition(".")
+        saved[f"{prefix}.{names.get(own, own)}" if prefix else names.get(own, own)] = value
+    assert saved.keys() != state.keys()
+    return saved

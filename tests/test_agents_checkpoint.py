@@ -15,6 +15,7 @@ from agents.checkpoint import Checkpoint, agent_store, is_trained, load_checkpoi
 from agents.checkpoint_store import FORMER_NAME
 from agents.config import PPOConfig
 from agents.policy import RecurrentActorCritic
+from layer_cases import former
 
 
 @pytest.fixture
@@ -64,6 +65,16 @@ def test_policy_comes_back_ready_to_act(tmp_path: Path, checkpoint: Checkpoint) 
     assert not policy.training
     assert policy.encoder.mission
     assert policy.actor.out_features == 7
+    assert_same(dict(policy.state_dict()), dict(checkpoint.policy))
+
+
+def test_weights_by_the_names_of_former_versions_are_read(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    before = former(checkpoint.policy)
+    assert "core.module.cells.0.communication.gate_bias" in before
+    save_checkpoint(tmp_path, replace(checkpoint, policy=before))
+    policy = load_checkpoint(tmp_path).make_policy()
     assert_same(dict(policy.state_dict()), dict(checkpoint.policy))
 
 
