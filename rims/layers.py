@@ -191,7 +191,9 @@ class RIMLayer(nn.Module):
                 index = layer * self.num_directions + direction
                 # Called, not asked for its weights: tools act on what is called.
                 result: ScanOutput = cells[index](
-                    sequence, states[index], over=over._replace(backwards=bool(direction))
+                    sequence,
+                    states[index],
+                    over=over._replace(backwards=True) if direction else over,
                 )
                 for recorder in self.recorders if record else ():
                     recorder(index, result, batch.valid, batch.order_back)

@@ -234,6 +234,27 @@ def test_jit_trace_does_not_bake_the_selection_in(kind: AnyKind) -> None:
     assert all(selection != selections[0] for selection in selections[1:])
 
 
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning",
+    "ignore:`torch.jit:DeprecationWarning",
+)
+@both
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
+def test_jit_trace_returns_states_in_the_form_of_eager_mode(
+    kind: Kind, options: dict[str, Any]
+) -> None:
+    theirs: Any = nn.LSTM if kind is rims.RIM_LSTM else nn.GRU
+    jit: Any = torch.jit
+    input = torch.randn(T, B, I)
+    for layer in (theirs(I, D, **options), kind(I, D, N, K, **options)):
+        _, eager = layer(input)
+        _, traced = jit.trace(layer, input)(input)
+        assert type(traced) is type(eager)
+        for got, expected in zip(tensors(traced), tensors(eager), strict=True):
+            assert got.shape == expected.shape == (2, B, D)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
 # --- ONNX
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 import rims
 from fixtures import files, read, weights
 from jax_cases import assert_near, quick_jit, to_jax, x64  # noqa: F401  (fixture)
+from layer_cases import former
 from rims.jax import (
     RIM_GRU,
     RIM_LSTM,
@@ -27,6 +28,8 @@ from rims.jax import (
     scan,
     to_torch,
 )
+from rims.jax.parameters import NAMES, shapes
+from rims.parameters import Parameters as of_torch
 
 CELLS: list[Any] = [RIMLSTMCell, RIMGRUCell]
 LAYERS: list[Any] = [RIM_LSTM, RIM_GRU]
@@ -176,6 +179,21 @@ def test_options_come_along() -> None:
     assert {(spec.read_size, spec.comm_reads, spec.init_from_unit_size) for spec in specs} == {
         (8, "state", True)
     }
+
+
+def test_parameters_have_the_names_of_the_torch_cell() -> None:
+    assert set(NAMES) == set(of_torch._fields)
+    spec = CellSpec(kind="lstm", input_size=3, hidden_size=8, num_rims=4, k=2, proj_size=4)
+    cell = rims.RIM_LSTMCell(3, 8, 4, 2, proj_size=4)
+    assert shapes(spec) == {name: tuple(p.shape) for name, p in cell.named_parameters()}
+
+
+def test_a_state_dict_of_former_versions_is_read() -> None:
+    trained = rims.RIM_LSTM(3, 8, 4, 2, num_layers=2)
+    layer = RIM_LSTM(3, 8, 4, 2, num_layers=2, rngs=nnx.Rngs(0))
+    from_torch(former(trained.state_dict()), into=layer)
+    back = to_torch(layer)
+    assert all(torch.equal(back[name], value) for name, value in trained.state_dict().items())
 
 
 def test_double_weights_need_the_mode_for_them() -> None:

@@ -209,3 +209,41 @@ def test_mistakes_are_told(change: dict[str, Any], message: str) -> None:
 def test_specs_that_make_no_cell(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SPEC, **change)
+
+
+# --- no sequence at all
+
+
+@pytest.mark.parametrize("fast", [None, False, True])
+@pytest.mark.parametrize("flag", ["", "reset", "mask"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_an_empty_batch_has_results_and_gradients_without_numbers(
+    kind: Any, flag: str, fast: bool | None
+) -> None:
+    p = parameters(dataclasses.replace(SPEC, kind=kind))
+    flags: Any = {flag: jnp.ones((5, 0), bool)} if flag else {}
+
+    def total(p: Parameters, input: Array) -> tuple[Array, Any]:
+        did = scan(p, input, fast=fast, **flags)
+        return did.output.sum(), did
+
+    gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (_, did), (slopes, slope) = gradient(p, inputs(5, 0))
+    assert did.output.shape == (5, 0, 8)
+    assert did.active.shape == (5, 0, 4)
+    assert slope.shape == (5, 0, 3)
+    assert not any(np.any(array) for array in slopes.arrays().values())
+
+
+@pytest.mark.parametrize(
+    "options", [{"input_slots": True}, {"num_input_heads": 2}, {"proj_size": 4}, {"k": 4}]
+)
+def test_an_empty_batch_has_a_step_with_all_options(options: dict[str, Any]) -> None:
+    spec = dataclasses.replace(SPEC, **options)
+    p = parameters(spec)
+    lead = (0, 5) if spec.input_slots else (0,)
+    did = step(p, inputs(*lead), initial_state(p, (0,)))
+    assert [part.shape for part in did.state] == [(0, size) for size in spec.state_sizes]
+    recorded = scan(p, inputs(6, *lead), record=True)
+    assert recorded.communication is not None
+    assert recorded.communication.shape == (6, 0, 4, 4, 4)

@@ -118,6 +118,20 @@ def test_gradient_of_every_sample_by_vmap(kind: CellKind) -> None:
             assert_near(got[name][i], value)
 
 
+@both
+def test_gradient_of_every_sequence_by_vmap(kind: Kind) -> None:
+    layer, input = make(kind, num_layers=2), input_of(kind)
+
+    def loss(parameters: dict[str, Tensor], sequence: Tensor) -> Tensor:
+        return (first(functional_call(layer, parameters, (sequence,))) ** 2).sum()
+
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    got = vmap(grad(loss), in_dims=(None, 1))(parameters, input)
+    for i in range(B):
+        for name, value in gradients(layer, (first(layer(input[:, i])) ** 2).sum()).items():
+            assert_near(got[name][i], value)
+
+
 # --- checkpoints and second derivatives
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 import rims
 from rims.scan import scan_path
@@ -215,3 +216,54 @@ def test_trace_goes_on_after_one_inside() -> None:
         layer(torch.randn(3, B, I))
     # at least what ran while it alone was open
     assert outer.active["cells.0"].shape[0] == 5
+
+
+def checkpointed(layer: Any, input: Tensor, use_reentrant: bool) -> Tensor:
+    output, _ = checkpoint(layer, input, use_reentrant=use_reentrant)
+    return output  # type: ignore[no-any-return]
+
+
+@both
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("open_on_the_way_back", [True, False])
+@pytest.mark.parametrize("options", [{}, {"comm_dropout": 0.3}], ids=["fast", "loop"])
+def test_trace_of_a_checkpointed_layer_records_a_sequence_once(
+    kind: Kind, use_reentrant: bool, open_on_the_way_back: bool, options: dict[str, Any]
+) -> None:
+    layer, input = make(kind, **options), torch.randn(T, B, I, requires_grad=True)
+    torch.manual_seed(1)
+    (expected,) = torch.autograd.grad(layer(input)[0].square().sum(), input)
+    torch.manual_seed(1)
+    with rims.trace(layer) as trace:
+        loss = checkpointed(layer, input, use_reentrant).square().sum()
+        if open_on_the_way_back:
+            loss.backward()
+    if not open_on_the_way_back:
+        loss.backward()
+    assert input.grad is not None
+    assert torch.equal(input.grad, expected)
+    assert trace.active["cells.0"].shape == (T, B, N)
+    # control: a second forward is a second sequence
+    with rims.trace(layer) as twice:
+        layer(input)
+        layer(input)
+    assert twice.active["cells.0"].shape == (2 * T, B, N)
+
+
+@both
+def test_trace_inside_vmap_is_refused_in_one_line(kind: Kind) -> None:
+    layer, input = make(kind), torch.randn(T, B, I)
+
+    def run(sequence: Tensor) -> Tensor:
+        output: Tensor = layer(sequence)[0]
+        return output
+
+    with rims.trace(layer) as trace:
+        for transformed in (torch.vmap(run, in_dims=1), torch.func.jacrev(run)):
+            with pytest.raises(RuntimeError, match=r"rims.trace: .*vmap") as caught:
+                transformed(input)
+            assert "\n" not in str(caught.value)
+        # the gradient of one whole batch can be recorded
+        torch.func.grad(lambda x: run(x).sum())(input)
+    assert trace.active["cells.0"].shape == (T, B, N)
+    assert trace.usage["cells.0"].share.shape == (N,)
