@@ -23,6 +23,7 @@ from agents.checkpoint_store import has_checkpoint
 from agents.config import CoreName, PPOConfig, read_settings
 from agents.devices import usable_device
 from agents.evaluate import evaluate
+from agents.folder_lock import HOLDER_NAME, LOCK_NAME, lock_folder
 from agents.guards import TrainingError
 from agents.policy import RecurrentActorCritic
 from agents.ppo import UPDATE_METRICS, update
@@ -30,11 +31,8 @@ from agents.recent_episodes import EPISODE_WINDOW, RecentEpisodes
 from agents.rollout import Episode
 from agents.run_folder import (
     CONFIG_NAME,
-    HOLDER_NAME,
-    LOCK_NAME,
     PROGRESS_NAME,
     claim_run_folder,
-    lock_folder,
     read_progress,
 )
 from agents.train import Trainer

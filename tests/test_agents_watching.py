@@ -15,14 +15,13 @@ from rich.console import Console
 
 from agents import watching
 from agents.charts import ASCII_BLOCKS, Chart, bars, resample
-from agents.folder_lock import LOCK_NAME, lock_folder
+from agents.folder_lock import LOCK_NAME, has_writer, lock_folder
 from agents.run_folder import PROGRESS_NAME
 from agents.run_list import FoundRun, read_run
 from agents.watching import (
     Watcher,
     check_watchable,
     ending_of,
-    has_writer,
     lines_of,
     picture_of,
     watch_folder,

@@ -18,9 +18,9 @@ pytest.importorskip("optuna", reason="a sweep needs optuna, which is not install
 
 import cli
 from agents.checkpoint import load_checkpoint
-from agents.folder_lock import LOCK_NAME, lock_folder
+from agents.folder_lock import HOLDER_NAME, LOCK_NAME, lock_folder
 from agents.processes import Outcome
-from agents.run_folder import HOLDER_NAME, PROGRESS_NAME
+from agents.run_folder import PROGRESS_NAME
 from agents.sweep import study
 from agents.sweep.run import Measured
 from command_line import ROOT, Rims, assert_one_line, process, tree, wait_for_rows
