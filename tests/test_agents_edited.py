@@ -114,7 +114,7 @@ def test_comparison_names_what_differs(root: Path) -> None:
 def test_trial_of_a_sweep_is_not_another_agent(tmp_path: Path) -> None:
     folder = tmp_path / "trial-000-seed0"
     Trainer(make_config(core="none", gamma=0.5), folder).run()
-    run_once(make_config(core="none"), folder, (), EPISODES)
+    run_once(make_config(core="none"), folder, TASKS[:1], 2)
     assert load_checkpoint(folder).config.gamma == 0.99
     assert load_checkpoint(tmp_path / f"{folder.name}.interrupted-1").config.gamma == 0.5
 
