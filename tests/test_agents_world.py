@@ -21,6 +21,7 @@ import torch
 
 from agents.checkpoint import agent_store, load_checkpoint
 from agents.config import ConfigError, PPOConfig
+from agents.folder_lock import HOLDER_NAME
 from agents.ranks import launched, local_device
 from agents.resuming import resume
 from agents.run_folder import PROGRESS_NAME, read_progress

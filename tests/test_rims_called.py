@@ -90,7 +90,7 @@ def test_a_pruned_layer_is_one_with_zeros(path: Any, kind: Kind) -> None:
     layer = make(kind, **WHOLE)
     zeros = copy.deepcopy(layer)
     named = [(part, name) for part, name in own_parameters(layer) if "weight" in name]
-    prune.global_unstructured(named, pruning_method=prune.L1Unstructured, amount=0.3)  # type: ignore[no-untyped-call]
+    prune.global_unstructured(named, pruning_method=prune.L1Unstructured, amount=0.3)
     for (part, name), (other, _) in zip(
         named, [each for each in own_parameters(zeros) if "weight" in each[1]], strict=True
     ):
@@ -262,7 +262,7 @@ def test_a_pre_hook_changes_what_a_cell_reads(kind: Kind) -> None:
 @pytest.fixture
 def mesh() -> Iterator[Any]:
     """One process as a group of processes."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
 
@@ -280,7 +280,7 @@ def test_sharded_module_by_module_trains_as_whole(kind: Kind, mesh: Any) -> None
             torch.manual_seed(2)
             train(module)
         for got, want in zip(layer.parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(got.full_tensor(), want)  # type: ignore[attr-defined]
+            torch.testing.assert_close(got.full_tensor(), want)
 
 
 @both
