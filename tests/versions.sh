@@ -75,7 +75,9 @@ repository=$PWD
   "$bin/rims" compare --suite empty --cores rim_gru,lstm --seeds 2 --episodes 2 "${toy[@]}" \
     --run-root compared
   "$bin/rims" plot compared --out curves.png
-  "$bin/rims" experiment copying --cores rim_lstm,gru --seeds 1 --epochs 1 --run-root copying
+  "$bin/rims" experiment copying --cores rim_lstm,gru --seeds 1 --epochs 1 --steps-per-epoch 5 \
+    --hidden-size 12 --num-rims 3 --k 2 --batch-size 4 --train-blanks 3 --test-sequences 8 \
+    --validation-sequences 8 --run-root copying
   "$bin/rims" sweep --config "$repository/examples/sweep.toml" --help >/dev/null
 )
 # The layers, their kernels, NFM, and what is made of them.
