@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import load_tiny_imagenet
+from experiments.data import load_tiny_imagenet, tiny_imagenet
 
 WNIDS = ["n02", "n10", "n01"]  # the order of wnids.txt, not of the alphabet, gives the labels
 
@@ -159,3 +159,17 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert "got neither. Get it from http" in message
     message = refusal(lambda: load_tiny_imagenet(tmp_path, "val"))  # type: ignore[arg-type]
     assert "split must be one of train, test; got 'val'" in message
+
+
+def test_file_that_is_larger_than_any_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_imagenet, "_LARGEST", 10_000)
+    files = {**tiny(), "val/val_annotations.txt": bytes(10_001)}
+    for place in (
+        unpack(tmp_path / "tiny-imagenet-200", files),
+        pack(tmp_path / "tiny-imagenet-200.zip", files),
+    ):
+        assert "val/val_annotations.txt; got it has " in refusal(
+            lambda place=place: load_tiny_imagenet(place, "test")
+        )
