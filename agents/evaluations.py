@@ -120,8 +120,10 @@ def _is_of(run: Run, task: Task, known: Results) -> bool:
 
 
 def _is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result holds the numbers that reports are made of."""
-    means = (result.get(name) for name in ("success_rate", "mean_return", "mean_length"))
+    """Whether a result holds the numbers that reports are made of; success may be unknown."""
+    means = [result.get("mean_return"), result.get("mean_length")]
+    if result.get("success_rate", ...) is not None:
+        means.append(result.get("success_rate"))
     return type(result.get("episodes")) is int and all(
         isinstance(estimate, dict) and is_finite_number(estimate.get("mean")) for estimate in means
     )

@@ -49,10 +49,6 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
             raise ValueError(
                 f"{option}: {str(path)!r} is no file, and would be lost; give another."
             )
-        probe, handle = _begin(path.parent)
-        probe.unlink()
-        if handle is not None:
-            os.close(handle)
     except OSError as error:
         raise ValueError(
             f"{option}: {str(path)!r} cannot be written ({error.strerror}); give another."

@@ -227,7 +227,8 @@ def test_checkpoints_without_a_view_are_of_the_usual_one(toy_run: Path, tmp_path
     about = {k: v for k, v in stored.about.items() if k != "view"}
     assert about != stored.about
     checkpoint = load_checkpoint(toy_run)
-    store.save(checkpoint.updates + 1, stored.tensors, about, score=None)
+    number = checkpoint.updates + 1
+    store.save(number, stored.tensors, {**about, "updates": number}, score=None)
     assert load_checkpoint(tmp_path / "run").view == STOCK_VIEW
 
 

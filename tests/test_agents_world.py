@@ -24,7 +24,7 @@ from agents.config import ConfigError, PPOConfig
 from agents.folder_lock import HOLDER_NAME
 from agents.ranks import launched, local_device
 from agents.resuming import resume
-from agents.run_folder import HOLDER_NAME, PROGRESS_NAME, read_progress
+from agents.run_folder import PROGRESS_NAME, read_progress
 from agents.train import Trainer, require_divisible
 from agents.world import World, WorldBroken, joined
 from command_line import ENV, ROOT, TOY, tree, wait_for_rows
