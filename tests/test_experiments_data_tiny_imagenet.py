@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -171,5 +172,5 @@ def test_file_that_is_larger_than_any_is_not_unpacked(
         pack(tmp_path / "tiny-imagenet-200.zip", files),
     ):
         assert "val/val_annotations.txt; got it has " in refusal(
-            lambda place=place: load_tiny_imagenet(place, "test")
+            partial(load_tiny_imagenet, place, "test")
         )
