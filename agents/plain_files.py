@@ -71,6 +71,16 @@ def require_plain_folder(path: Path) -> None:
         raise ValueError(f"{str(path)!r} is {kind}, not a folder of its own; {cure}.")
 
 
+def require_no_link(path: Path) -> None:
+    """Refuse a link; what else is under the name is somebody else's to judge.
+
+    Raises:
+        ValueError: in one line, if it is one.
+    """
+    if path.is_symlink():
+        require_plain_folder(path)
+
+
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a regular file, without following a link.
 

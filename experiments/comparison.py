@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.comparison import Flag, grouped
-from agents.plain_files import kind_of, require_plain_folder
+from agents.plain_files import require_no_link
 from agents.processes import run_all
 from agents.run_folder import (
     CONFIG_NAME,
@@ -177,8 +177,7 @@ def check(runs: Sequence[Run]) -> None:
     from agents.devices import usable_device
 
     for run in runs:
-        if kind_of(run.folder) == "a symbolic link":
-            require_plain_folder(run.folder)
+        require_no_link(run.folder)
     usable_device(runs[0].config.device)
     for run in {run.config.model: run for run in runs}.values():
         run.task.make(run.config).check()
