@@ -17,7 +17,7 @@ from agents.folder_lock import require_unlocked
 from agents.footprint import require_all_fit
 from agents.initial_weights import initial_weights
 from agents.measurements import JOBS_NAME, Measured, assemble, measure
-from agents.plain_files import refuse_link
+from agents.plain_files import require_no_link
 from agents.processes import Outcome, run_all
 from agents.resuming import trainer_for
 from agents.run_folder import (
@@ -89,7 +89,7 @@ def plan(
         for seed in seeds
     ]
     for run in runs:
-        refuse_link(run.folder)
+        require_no_link(run.folder)
     if not as_found:
         for run in runs:
             _check_same_experiment(run)

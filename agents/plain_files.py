@@ -71,13 +71,13 @@ def require_plain_folder(path: Path) -> None:
         raise ValueError(f"{str(path)!r} is {kind}, not a folder of its own; {cure}.")
 
 
-def refuse_link(path: Path) -> None:
-    """Refuse a run folder that is a link. A file in its place is the matter of this run alone.
+def require_no_link(path: Path) -> None:
+    """Refuse a link; what else is under the name is somebody else's to judge.
 
     Raises:
-        ValueError: in one line, if it is a link.
+        ValueError: in one line, if it is one.
     """
-    if kind_of(path) == "a symbolic link":
+    if path.is_symlink():
         require_plain_folder(path)
 
 

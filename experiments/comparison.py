@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from agents.comparison import Flag, grouped
 from agents.memory import PROCESS, require_memory
-from agents.plain_files import refuse_link
+from agents.plain_files import require_no_link
 from agents.processes import run_all
 from agents.run_folder import (
     CONFIG_NAME,
@@ -183,7 +183,7 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
     from agents.devices import usable_device
 
     for run in runs:
-        refuse_link(run.folder)
+        require_no_link(run.folder)
     usable_device(runs[0].config.device)
     needed = {}
     for run in {run.config.model: run for run in runs}.values():

@@ -25,7 +25,7 @@ from agents.config import PPOConfig
 from agents.cores import require_usable
 from agents.devices import usable_device
 from agents.folder_lock import require_unlocked
-from agents.plain_files import require_plain_file, require_plain_folder
+from agents.plain_files import require_no_link, require_plain_file
 from agents.processes import Outcome, run_all
 from agents.run_folder import is_empty, newest_row
 from agents.sweep.definition import Searched, Sweep
@@ -108,7 +108,7 @@ class Study:
             require_usable(replace(config, core=core))
         require_plain_file(folder / STUDY_NAME)
         for run in folder.glob("trial-*-seed*"):
-            require_plain_folder(run)
+            require_no_link(run)
         if not (folder / STUDY_NAME).is_file() and not is_empty(folder):
             raise ValueError(
                 f"folder {str(folder)!r} is not empty and holds no sweep; give another."
