@@ -157,9 +157,13 @@ def _require_fitting(checkpoint: Checkpoint) -> None:
         if ":" in checkpoint.config.core:
             return  # somebody's own core may need real numbers
         raise
-    expected = {name: value.shape for name, value in agent.state_dict().items()}
-    if expected != {name: value.shape for name, value in checkpoint.policy.items()}:
-        raise ValueError("its weights do not fit the agent it describes.")
+    shapes = {
+        name: torch.empty_like(part, device="meta") for name, part in checkpoint.policy.items()
+    }
+    try:
+        agent.load_state_dict(shapes)  # which knows the names of former versions
+    except RuntimeError:  # of torch, many lines long
+        raise ValueError("its weights do not fit the agent it describes.") from None
 
 
 def _is_count(value: object) -> bool:

@@ -240,21 +240,25 @@ def test_path_of_another_form_is_refused(core: str) -> None:
         assert error.rule == f"must have the form package.module:Class; got {core!r}."
 
 
+_NO_CLASS = "has no class 'Mine' that derives from another, as torch.nn.Module"
+_MINE = "class Mine(list):\n    pass\n"
 MODULES = {
     "core_fine": ("from torch.nn import GRU\nclass Mine(GRU):\n    pass\n", ""),
-    "core_other": (
-        "class Mine:\n    pass\n",
-        "'Mine' is no class that derives from torch.nn.Module",
-    ),
-    "core_function": ("def Mine(*sizes):\n    raise SystemExit\n", "'Mine' is no class"),
-    "core_number": ("Mine = 3\n", "'Mine' is no class"),
-    "core_none": ("Mine = None\n", "'Mine' is no class"),
-    "core_elsewhere": ("class Yours:\n    pass\n", "module 'core_elsewhere' has no 'Mine'"),
+    "core_list": (_MINE, "'Mine' is no class that derives from torch.nn.Module"),
+    "core_other": ("class Mine:\n    pass\n", _NO_CLASS),
+    "core_function": ("def Mine(*sizes):\n    raise SystemExit\n", _NO_CLASS),
+    "core_number": ("Mine = 3\n", _NO_CLASS),
+    "core_computed": ("Mine = 1 + 2\n", "'Mine' is no class"),
+    "core_elsewhere": ("class Yours:\n    pass\n", _NO_CLASS),
+    "core_gone": (f"{_MINE}del Mine\n", "module 'core_gone' has no 'Mine'"),
     "core_typo": ("class Mine(\n", "SyntaxError: "),
-    "core_needs": ("import core_that_is_nowhere\n", "No module named 'core_that_is_nowhere'"),
-    "core_fails": ("raise RuntimeError('two\\nlines.')\n", "RuntimeError: two lines."),
-    "core_silent": ("raise RuntimeError\n", ": RuntimeError."),
-    "core_script": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    "core_needs": (
+        f"import core_that_is_nowhere\n{_MINE}",
+        "No module named 'core_that_is_nowhere'",
+    ),
+    "core_fails": (f"raise RuntimeError('two\\nlines.')\n{_MINE}", "RuntimeError: two lines."),
+    "core_silent": (f"raise RuntimeError\n{_MINE}", ": RuntimeError."),
+    "core_script": (f"import sys\nsys.exit(3)\n{_MINE}", "SystemExit: 3"),
 }
 
 

@@ -75,7 +75,6 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "resume a run with half a manifest": (cut_manifest, ("resume", "run", *MORE)),
     "resume a run without settings": (break_config, ("resume", "run", *MORE)),
     "resume no run": (remove_config_and_checkpoints, ("resume", "run", *MORE)),
-    "fall back on a complete run": (leave_alone, ("resume", "run", "--fallback")),
     "train where a run is": (leave_alone, (*TRAIN, *TOY, "--run-dir", "run")),
     "train from a damaged run": (
         damage,

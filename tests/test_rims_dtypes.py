@@ -236,7 +236,9 @@ def test_autocast_selects_exactly_k_and_stays_near(kind: Kind, dtype: torch.dtyp
     assert same.any()
     # the same bound as for a layer that is of this type altogether
     error = (output.float() - expected)[:, same].abs().max()
-    assert 0 < error <= 5 * T * torch.finfo(dtype).eps * expected.abs().max()
+    assert error <= 5 * T * torch.finfo(dtype).eps * expected.abs().max()
+    # The input of an LSTM alone is rounded, as torch does it; sums are of single numbers on a CPU.
+    assert bool(error > 0) == (kind is rims.RIM_LSTM)
 
 
 @both
