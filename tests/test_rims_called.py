@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -269,9 +269,8 @@ def mesh() -> Iterator[Any]:
 
 @both
 def test_sharded_module_by_module_trains_as_whole(kind: Kind, mesh: Any) -> None:
-    theirs, ours = pair(kind, **WHOLE)
-    learned = make(kind, **WHOLE, learned_initial_state=True)
-    for layer in (theirs, ours, learned):
+    # nn.LSTM and nn.GRU run sharded, but keep lists of weights that then miss the steps.
+    for layer in (make(kind, **WHOLE), make(kind, **WHOLE, learned_initial_state=True)):
         plain = copy.deepcopy(layer)
         owners = {part for part, _ in own_parameters(layer)}
         for part in [part for part in layer.modules() if part in owners][::-1]:
@@ -279,10 +278,10 @@ def test_sharded_module_by_module_trains_as_whole(kind: Kind, mesh: Any) -> None
         for module in (layer, plain):
             torch.manual_seed(2)
             train(module)
+        for part in owners:  # the last call left what it had gathered
+            cast(Any, part).reshard()
         for got, want in zip(layer.parameters(), plain.parameters(), strict=True):
-            # Of a module that has not been put back into shards since its last call it is whole.
-            whole = got.full_tensor() if hasattr(got, "full_tensor") else got
-            torch.testing.assert_close(whole, want)
+            torch.testing.assert_close(got.full_tensor(), want)
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")  # of a Linear of torch

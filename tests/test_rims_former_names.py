@@ -44,7 +44,7 @@ def test_a_former_state_loads_into_a_cell(kind: Kind) -> None:
 def test_a_former_pruned_weight_loads_into_a_pruned_cell(kind: Kind) -> None:
     cells = [kind.cell_type(I, D, N, K) for _ in range(2)]
     for cell in cells:
-        prune.random_unstructured(cell, "key_weight", 0.5)  # type: ignore[attr-defined]
+        prune.random_unstructured(cell, "key_weight", 0.5)  # type: ignore[no-untyped-call]
     state = cells[0].state_dict()
     saved = {n.replace("key_weight_", "input_attention.key_weight_"): v for n, v in state.items()}
     saved = {n.replace("comm_input_attention.", "communication."): v for n, v in saved.items()}
