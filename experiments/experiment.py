@@ -6,6 +6,7 @@ import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -102,9 +103,16 @@ class State:
     bf16: bool = False
     carried: tuple[Tensor, ...] = ()
 
-    def autocast(self) -> torch.autocast:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """Where a training step computes its loss."""
-        return torch.autocast(self.generator.device.type, torch.bfloat16, enabled=self.bf16)
+        device = self.generator.device.type
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.bf16))
+            # Without instructions for this type oneDNN has no LSTM, and raises; PyTorch has one.
+            if self.bf16 and device == "cpu" and not _knows_bfloat16():
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            yield
 
     def descend(self, loss: Tensor, optimizer: str = "main") -> None:
         """One step of an optimiser down the gradient of ``loss``.
@@ -354,3 +362,8 @@ def shuffled(
     end = total - total % size if drop_last else total
     for start in range(0, end, size):
         yield order[start : min(start + size, end)]
+
+
+def _knows_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

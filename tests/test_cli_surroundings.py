@@ -211,10 +211,9 @@ def test_what_the_system_refuses_has_a_name_and_a_cure(number: int, cure: str) -
 # Limits -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kilobytes", [500_000, 800_000])
-def test_too_little_memory_is_one_line(tmp_path: Path, kilobytes: int) -> None:
+def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
     train = f"rims train --env {ENV} --core lstm --hidden-size 1024 --total-steps 8 --run-dir run"
-    result = shell(f"ulimit -v {kilobytes}; {train}", tmp_path)
+    result = shell(f"ulimit -v 500000; {train}", tmp_path)
     assert result.code in (1, 2)
     assert "memory" in assert_one_line(result, code=result.code)
     assert tree(tmp_path) == {}
