@@ -111,7 +111,9 @@ class State:
             stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.bf16))
             # Without instructions for this type oneDNN has no LSTM, and raises; PyTorch has one.
             if self.bf16 and device == "cpu" and not _knows_bfloat16():
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                onednn: Any = torch.backends.mkldnn
+                stack.callback(setattr, onednn, "enabled", onednn.enabled)
+                onednn.enabled = False
             yield
 
     def descend(self, loss: Tensor, optimizer: str = "main") -> None:
