@@ -305,7 +305,7 @@ def test_mistake_under_torchrun_is_told_once_and_nothing_is_written(
     assert time.monotonic() - start < 60
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_complete_run_resumed_under_torchrun_ends_well(tmp_path: Path, torchrun: Any) -> None:
     folder = tmp_path / "run"
     Trainer(PPOConfig(env=ENV, core="none", num_envs=8, total_steps=8), folder).run()
