@@ -259,10 +259,9 @@ def test_trace_inside_vmap_is_refused_in_one_line(kind: Kind) -> None:
         return output
 
     with rims.trace(layer) as trace:
-        for transformed in (torch.vmap(run, in_dims=1), torch.func.jacrev(run)):
-            with pytest.raises(RuntimeError, match=r"rims.trace: .*vmap") as caught:
-                transformed(input)
-            assert "\n" not in str(caught.value)
+        with pytest.raises(RuntimeError, match=r"rims.trace: .*vmap") as caught:
+            torch.vmap(run, in_dims=1)(input)
+        assert "\n" not in str(caught.value)
         # the gradient of one whole batch can be recorded
         torch.func.grad(lambda x: run(x).sum())(input)
     assert trace.active["cells.0"].shape == (T, B, N)
