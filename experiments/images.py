@@ -108,13 +108,14 @@ def _folder_of_digits(folder: Path) -> Path:
 def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Bytes ``(M, Y, X, C)`` as ``(M, C, Y, X)`` on a device, still of the values 0 to 255.
 
-    In memory the channels stay last, in which convolutions are quick too.
+    In memory the channels come first: with channels last, PyTorch 2.13 writes outside of its memory
+    on a CPU, in gradients of convolutions of one pixel and stride 2 (oneDNN).
 
     Example:
         >>> to_tensor(np.zeros((5, 2, 3, 1), np.uint8), torch.device("cpu")).shape
         torch.Size([5, 1, 2, 3])
     """
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().contiguous()
 
 
 class Levels(NamedTuple):

@@ -77,7 +77,8 @@ def ended(rollout: Rollout) -> torch.Tensor:
 
 def assert_replayed(got: Tensor, expected: Tensor) -> None:
     """In single precision: 147 ones of a view, then at most 9 steps of one episode."""
-    assert_rounds(got, expected, 147, times=9)
+    if got.numel() or expected.numel():  # a core without memory has nothing in its state
+        assert_rounds(got, expected, 147, times=9)
 
 
 @pytest.mark.parametrize("core", NAMES)

@@ -53,5 +53,5 @@ def test_file_that_cannot_be_written_in_the_end_is_one_line(
 
     monkeypatch.setattr(video, "save_gif", fail)
     result = rims("record", str(toy_run), "--out", "a.gif", "--max-steps", "1")
-    assert (result.code, result.err) == (1, "Error: No space left on device\n")
+    assert (result.code, result.err) == (1, "Error: No space left on device.\n")
     assert tree(tmp_path / "here") == {}

@@ -52,7 +52,7 @@ def test_error_is_the_same_over_several_batches(monkeypatch: pytest.MonkeyPatch)
     model = experiment.make_model().eval()
     with torch.no_grad():
         whole = experiment.test(model)
-        monkeypatch.setattr("experiments.adding._EVALUATION_BATCH", 77)
+        monkeypatch.setattr("experiments.adding.EVALUATION_BATCH", 77)
         assert experiment.test(model) == pytest.approx(whole, rel=1e-5)
 
 
