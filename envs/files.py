@@ -41,9 +41,10 @@ def read_file(path: str | os.PathLike[str], most: int = SETTINGS) -> bytes:
         ...
         OSError: it is a device, not a file
     """
-    size = _require_file(path, most)  # before it is opened: a pipe waits then, a device may act
+    _require_file(path, most)  # before it is opened: a pipe waits then, and a device may act
     with open(path, "rb", opener=_without_waiting) as file:
-        return Bounded(file, most).read(size + 1)  # room is taken for as much as is asked for
+        bounded = Bounded(file, most)  # in pieces: room is taken for as much as is asked for
+        return b"".join(iter(lambda: bounded.read(2**20), b""))
 
 
 def read_text(path: str | os.PathLike[str], most: int = SETTINGS) -> str:
@@ -94,15 +95,13 @@ class Bounded(io.BufferedIOBase):
         return content
 
 
-def _require_file(path: str | os.PathLike[str], most: int) -> int:
-    """The bytes of a file that may be read."""
+def _require_file(path: str | os.PathLike[str], most: int) -> None:
     there = Path(path).stat()
     for is_kind, kind in _OTHER_KINDS:
         if is_kind(there.st_mode):
             raise OSError(f"it is {kind}, not a file")
     if there.st_size > most:
         raise OSError(f"it has {there.st_size:,} bytes, more than {most:,}")
-    return there.st_size
 
 
 def _without_waiting(path: str, flags: int) -> int:
