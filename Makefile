@@ -50,8 +50,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED_DEV)
 	$(PYTEST) -m "not long"
 
+# Files or tests among the long ones: make test-long LONG=tests/test_native_histories.py
+LONG ?=
 test-long: $(INSTALLED_DEV)
-	$(PYTEST) -m long
+	$(PYTEST) -m long $(LONG)
 
 test-all: test test-long
 
