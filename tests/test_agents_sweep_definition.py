@@ -27,7 +27,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "seeds": (document(sweep={"seeds": 1.5}), "seeds must be a whole number"),
     "sampler": (document(sweep={"sampler": "tpa"}), "got 'tpa'; did you mean 'tpe'?"),
     "no sampler": (document(sweep={"sampler": "x"}), "one of 'tpe', 'random', 'grid'; got 'x'."),
-    "objective": (document(sweep={"objective": "return"}), "objective must be one of"),
+    "objective": (document(sweep={"objective": "loss"}), "objective must be one of"),
     "setting": (document(settings={"num_env": 3}), "'num_env'; did you mean 'num_envs'?"),
     "setting's type": (
         document(settings={"hidden_size": "64"}),

@@ -312,7 +312,12 @@ def test_training_takes_the_seeds_of_its_own_split(
     seen: list[int] = []
 
     def spy(
-        task: Task, num_envs: int, seed: Sequence[int], backend: BackendName, num_threads: int
+        task: Task,
+        num_envs: int,
+        seed: Sequence[int],
+        backend: BackendName,
+        num_threads: int,
+        view: object,
     ) -> None:
         seen.extend(seed)
         assert num_threads == 2

@@ -201,8 +201,7 @@ def test_no_parameter_is_dead(case: Case) -> None:
     cells = [cell for cell in layer.cells if isinstance(cell, RIMCell)]
     for name, parameter in layer.named_parameters():
         cell = cells[int(name.split(".")[1])]
-        alone = cell.num_rims == 1 and name.split(".")[-1] in ("query_weight", "key_weight")
-        if alone and ".comm_" in name:
+        if cell.num_rims == 1 and name.endswith((".comm_query_weight", ".comm_key_weight")):
             continue  # one mechanism attends to itself with weight 1, whatever the query
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name

@@ -89,7 +89,8 @@ def last_part(folder: Path, measure: str = "success rate") -> float:
 
 
 def _last_known(columns: Mapping[str, Sequence[float]], name: str) -> list[float]:
-    steps, values = columns.get("env_steps", []), columns.get(name, [])
+    steps = columns.get("env_steps", [])
+    values = columns.get(name, [math.nan] * len(steps))  # a run that never knew has no such column
     return [
         value
         for step, value in zip(steps, values, strict=True)
