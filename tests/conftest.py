@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 import cli
+import forked
 from agents import processes
 from agents.config import PPOConfig
 from command_line import Result, Rims
@@ -41,19 +41,11 @@ def _ctrl_c() -> None:
 def _imported_once() -> Iterator[None]:
     """Runs of comparisons and sweeps are forked off a process that has imported what they use.
 
-    Those that a test's own ``python -m cli`` starts are spawned, as a user's are.
+    Those that a command in a process of its own starts are spawned, as a user's are.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(
-        [
-            "agents.compare",
-            "envs.gymnasium_backend",
-            "experiments.comparison",
-            "torch.utils.tensorboard",
-        ]
-    )
+    forked.SERVER.set_forkserver_preload(list(forked.PRELOADED))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "_SPAWN", server)
+        patch.setattr(processes, "_SPAWN", forked.SERVER)
         yield
 
 

@@ -37,6 +37,7 @@ from agents.trainable import require_trainable
 from command_line import TOY, Rims, assert_one_line
 from compare_cases import ignore
 from envs import STOCK_VIEW, EnvironmentFailed, Task, View, get_suite, get_task, make_vector_env
+from selection import short
 
 CPU = torch.device("cpu")
 ROUND = {"num_envs": 4, "rollout_steps_per_env": 8, "minibatches": 2, "epochs": 1}
@@ -195,7 +196,7 @@ def test_parts_and_missions_that_an_agent_cannot_read_are_refused_before_a_folde
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
-    for short, changes, message in (
+    for named, changes, message in (
         ("NoDirection", {"direction": True}, "gives no direction"),
         ("ViewAlone", {"mission": "on"}, "gives no mission"),
         ("SpeakingOtherwise", {}, "are the same to an agent"),
@@ -203,7 +204,7 @@ def test_parts_and_missions_that_an_agent_cannot_read_are_refused_before_a_folde
         ("Counting", {"actions": "left"}, "actions must be of those"),
     ):
         with pytest.raises(ValueError, match=message):
-            Trainer(make_config(short, **changes), folder)
+            Trainer(make_config(named, **changes), folder)
     assert not folder.exists()
     Trainer(make_config("SpeakingOtherwise", mission="off"), folder).run()  # the cure
 
@@ -277,7 +278,7 @@ unseen = ["foreign_envs:Foreign-Room-v0"]
 """
 
 
-@pytest.mark.parametrize("rule", [False, True])
+@pytest.mark.parametrize("rule", short([False, True], 1))
 def test_a_comparison_of_silent_environments_is_by_return(tmp_path: Path, rule: bool) -> None:
     text = SUITE
     if rule:  # the control: a rule of the suite

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from agents.signals import Stopped
 from agents.train import Trainer
 from command_line import TOY, Rims, assert_one_line, tree
 from envs import level_seeds
+from selection import short
 
 TIME_COLUMNS = ("seconds", "env_steps_per_second")
 UPDATES = 12
@@ -115,8 +117,10 @@ def go_on(folder: Path, **changes: Any) -> None:
 # The same numbers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
-@pytest.mark.parametrize("core", ["rim_lstm", "rim_gru", "lstm", "gru", "none"])
+@pytest.mark.parametrize(
+    ("core", "backend"),
+    short(product(["rim_lstm", "lstm", "rim_gru", "gru", "none"], ["gymnasium", "envpool"]), 1, 2),
+)
 def test_killed_and_resumed_run_ends_as_an_uninterrupted_one(
     tmp_path: Path, core: str, backend: str
 ) -> None:
@@ -213,7 +217,7 @@ def begin_or_go_on(folder: str, config: PPOConfig) -> None:
     trainer_for(config, Path(folder)).run()
 
 
-@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", short([2, 20], 0))
 def test_killed_at_random_moments(tmp_path: Path, times: int) -> None:
     """SIGKILL at any time, also while saving, needs no clean-up; the end is the same."""
     config = make_config(

@@ -219,6 +219,7 @@ def test_terminated_training_saves_the_agent(tmp_path: Path, number: int, code: 
     assert load_checkpoint(tmp_path / "run").updates >= 2
 
 
+@pytest.mark.long
 def test_terminated_comparison_saves_its_runs(tmp_path: Path) -> None:
     arguments = ("compare", "--suite", "empty", "--cores", "none", "--seeds", "1", *TOY)
     steps = ("--total-steps", "100000000", "--run-root", "root")

@@ -151,6 +151,7 @@ def test_what_slurm_refuses_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_a_job_stopped_by_slurm_is_queued_again_and_goes_on_exactly(
     tmp_path: Path, state: fake_slurm.State
 ) -> None:

@@ -36,6 +36,7 @@ from agents.run_folder import (
     read_progress,
 )
 from agents.train import Trainer
+from selection import short
 from tolerances import RATIO_ERROR
 
 NAMES = get_args(CoreName)
@@ -293,7 +294,7 @@ def test_progress_of_no_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "core",
-    ["rim_lstm", *(pytest.param(core, marks=pytest.mark.long) for core in ("lstm", "none"))],
+    short(["rim_lstm", "lstm", "none"], 2),
 )
 def test_core_learns_an_easy_task(tmp_path: Path, core: CoreName) -> None:
     config = PPOConfig(

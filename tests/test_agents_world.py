@@ -29,6 +29,7 @@ from agents.train import Trainer, require_divisible
 from agents.world import World, WorldBroken, joined
 from command_line import ENV, ROOT, TOY, tree, wait_for_rows
 from envs import level_seeds, make_vector_env
+from selection import short
 from test_agents_resume import TIME_COLUMNS, make_config
 
 # Started by a process that has imported what they need, else each would take seconds.
@@ -113,7 +114,8 @@ def assert_close_rows(first: Path, second: Path, *, updates: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("core", "env"), [("rim_lstm", "MiniGrid-DoorKey-5x5-v0"), ("gru", ENV), ("none", ENV)]
+    ("core", "env"),
+    short([("rim_lstm", "MiniGrid-DoorKey-5x5-v0"), ("gru", ENV), ("none", ENV)], 0),
 )
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path, core: str, env: str) -> None:
     """To within rounding over the first updates; later, rounding decides about an action."""
@@ -132,6 +134,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path, core: str, env: s
     assert torch.equal(two.training["recent_episodes"], one.training["recent_episodes"])
 
 
+@pytest.mark.long
 def test_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     config = make_config(core="gru", env=ENV, total_steps=6 * 128, anneal_learning_rate=False)
     Trainer(config, tmp_path / "one").run()
@@ -251,6 +254,7 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
+@pytest.mark.long
 def test_signal_to_one_process_saves_and_ends_all(tmp_path: Path, torchrun: Any) -> None:
     running = torchrun(*ENDLESS, "--checkpoint-every", "100000", "--run-dir", "run")
     wait_for_rows(running, tmp_path / "run" / PROGRESS_NAME)

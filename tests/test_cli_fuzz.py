@@ -13,7 +13,7 @@ from hypothesis import given, settings
 import cli
 from agents.commands.errors import UserError
 from agents.commands.lists import CommaSeparated
-from command_line import ENV, Result, assert_one_line, process
+from command_line import ENV, Result, assert_one_line, fresh_process
 from fuzz_cases import (
     COMMANDS,
     FUZZ,
@@ -198,7 +198,7 @@ QUICKLY_REFUSED = (
 @pytest.mark.parametrize("words", QUICKLY_REFUSED, ids=" ".join)
 def test_mistakes_are_answered_at_once(tmp_path: Path, words: Command) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    with process(*words, folder=tmp_path) as running:
+    with fresh_process(*words, folder=tmp_path) as running:
         result = Result(0, *running.communicate())._replace(code=running.returncode)
     # Of the processor: by the clock it depends on what else is running.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2

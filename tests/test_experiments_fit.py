@@ -33,6 +33,7 @@ from experiments.experiment import Selection, State
 from experiments.fit import FitError, fit
 from experiments.results import RESULTS_NAME, Results, read_results
 from experiments.snapshot import run_store
+from selection import short
 
 #: Steps of the whole run: 4 epochs of 6.
 STEPS = 24
@@ -86,7 +87,7 @@ def test_run_that_crashes_again_and_again_continues_exactly(tmp_path: Path, whol
     assert_continues_to(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("step", [2, 14])
+@pytest.mark.parametrize("step", short([2, 14], 0))
 def test_killed_process_continues_exactly(tmp_path: Path, whole: Path, step: int) -> None:
     folder = tmp_path / "run"
     done = subprocess.run(

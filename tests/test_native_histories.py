@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from history_cases import KINDS, difference, start
+from selection import short
 
 pytest.importorskip("numba", reason="kernels need numba")
 
@@ -155,7 +156,7 @@ def _key_of(file: Path) -> str:
     ("kind", "history"),
     [("training", ORDINARY), pytest.param("nfm", ("nfm",), marks=pytest.mark.long)],
 )
-@pytest.mark.parametrize("part", ["forward-32", "back-32"])
+@pytest.mark.parametrize("part", short(["forward-32", "back-32"], 1))
 @pytest.mark.skipif("+avx" not in build._made_by(), reason="changes instructions of AVX")
 def test_wrong_machine_code_is_noticed_and_not_used(
     kind: str, history: tuple[str, ...], part: str, after: Callable[..., Path]

@@ -75,6 +75,7 @@ def test_a_slow_case_gets_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not memory.can_measure("cpu"), reason="there is no way to measure it here")
+@pytest.mark.long
 def test_memory_of_a_training_step_is_plausible() -> None:
     case = Case(Size(64, 64, 4, 3), "lstm", "training", batch=64, steps=200)
     output_mb = 64 * 200 * 64 * 4 / 1e6

@@ -22,6 +22,7 @@ from jax_cases import (
     x64,  # noqa: F401  (fixture)
 )
 from rims.jax import from_torch, to_torch
+from selection import short
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -90,7 +91,7 @@ def _shape(layer: Any) -> tuple[int, ...]:
     return (*lead, 4, 5) if layer.input_slots else (*lead, 5)
 
 
-@pytest.mark.parametrize(("kind", "sizes", "flag", "options", "ways"), CASES)
+@pytest.mark.parametrize(("kind", "sizes", "flag", "options", "ways"), short(CASES, 2, 4, 5))
 def test_both_libraries_agree(
     kind: str, sizes: Any, flag: str, options: dict[str, Any], ways: tuple[bool | None, ...]
 ) -> None:

@@ -50,6 +50,7 @@ def test_writes_rows_and_tables(rims: Rims) -> None:
     assert result.err.count("\n") == 3
 
 
+@pytest.mark.long
 def test_ours_compute_the_same_in_both_libraries() -> None:
     for contest in bench.contests(grid()):
         of_flax, ours, of_torch = (c.work() for c in bench.contenders(contest, "cpu"))

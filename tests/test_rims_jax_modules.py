@@ -30,6 +30,7 @@ from rims.jax import (
 )
 from rims.jax.parameters import NAMES, shapes
 from rims.parameters import Parameters as of_torch
+from selection import short
 
 CELLS: list[Any] = [RIMLSTMCell, RIMGRUCell]
 LAYERS: list[Any] = [RIM_LSTM, RIM_GRU]
@@ -56,6 +57,7 @@ def test_a_cell_in_nnx_rnn_computes_the_sequence(kind: Any) -> None:
         assert_near(carry[0], did.state[1], tolerance=1e-5)
 
 
+@pytest.mark.long
 def test_a_cell_takes_any_batch_and_slots() -> None:
     cell = RIMLSTMCell(3, 8, 4, 2, input_slots=True, proj_size=4, rngs=nnx.Rngs(0))
     assert cell.num_feature_axes == 2
@@ -75,6 +77,7 @@ def test_carries_can_be_drawn() -> None:
         cell.initialize_carry((5, 3), None, nnx.initializers.normal())
 
 
+@pytest.mark.long
 def test_types_of_computing_and_of_parameters() -> None:
     cell = RIMLSTMCell(3, 8, 4, 2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert nnx.RNN(cell)(inputs(2, 4, 3)).dtype == jnp.bfloat16
@@ -89,7 +92,7 @@ def test_types_of_computing_and_of_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"input_dropout": 0.5}, {"comm_dropout": 0.5}, {"dropout": 0.5}]
+    "options", short([{"input_dropout": 0.5}, {"comm_dropout": 0.5}, {"dropout": 0.5}], 0)
 )
 def test_dropout_acts_in_training_only(options: dict[str, float]) -> None:
     layer = RIM_GRU(3, 8, 4, 2, num_layers=2, rngs=nnx.Rngs(0), **options)  # type: ignore[arg-type]
@@ -113,7 +116,9 @@ def test_dropout_of_everything_read_leaves_nothing_of_the_input() -> None:
 # --- weights
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", short([torch.float32, torch.float64, torch.bfloat16, torch.float16], 1, 2)
+)
 @pytest.mark.usefixtures("x64")
 def test_weights_go_there_and_back_bit_for_bit(dtype: torch.dtype) -> None:
     modules: list[Any] = [

@@ -15,6 +15,7 @@ from jax import Array
 
 from jax_cases import assert_near, chunks_of, quick_jit, x64  # noqa: F401  (fixture)
 from rims.jax import CellSpec, Parameters, fast, init, native, scan
+from selection import short
 
 pytest.importorskip("numba", reason="the native way needs numba")
 
@@ -83,7 +84,7 @@ CASES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "size", "steps", "batch", "flag", "options"), CASES)
+@pytest.mark.parametrize(("kind", "size", "steps", "batch", "flag", "options"), short(CASES, -1, 1))
 def test_the_numbers_of_pure_jax(
     kind: str, size: Any, steps: int, batch: int, flag: str, options: Any
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_program_for_another_platform_has_no_call_of_ours() -> None:
     assert "custom_call @rims_" not in text
 
 
+@pytest.mark.long
 def test_elsewhere_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on another platform, taken here."""
     p, input = make(learned_initial_state=True), inputs(4, 9)
@@ -121,6 +123,7 @@ def test_elsewhere_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.long
 def test_gradients_of_gradients(kind: str) -> None:
     p, input = make(kind), inputs(3, 2)
 
@@ -139,6 +142,7 @@ def test_gradients_of_gradients(kind: str) -> None:
     assert_same(got, expected)
 
 
+@pytest.mark.long
 def test_threads_of_xla_take_blocks_in_many_calls_at_once() -> None:
     """Calls that do not depend on each other: none may wait for a thread that another one holds."""
     p, input = make(), inputs(3, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import product
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax_cases import assert_near, both_ways, quick_jit, x64  # noqa: F401  (fix
 from rims.functional import topk_mask as of_torch
 from rims.jax import CellSpec, Parameters, init, initial_state, scan, step
 from rims.jax.functional import topk_mask
+from selection import short
 
 SPEC = CellSpec(
     kind="lstm", input_size=3, hidden_size=8, num_rims=4, k=2, comm_key_size=2, comm_value_size=2
@@ -88,6 +90,7 @@ def test_inactive_mechanisms_stay_bit_for_bit(fast: bool) -> None:
 
 @pytest.mark.usefixtures("x64")
 @both_ways
+@pytest.mark.long
 def test_vmap_over_models_and_checkpoint_agree_with_plain_calls(fast: bool) -> None:
     models = [init(jax.random.key(i), SPEC, jnp.float64) for i in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
@@ -136,6 +139,7 @@ def test_a_loop_of_ones_own_over_the_step_is_the_sequence() -> None:
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_forward_mode_takes_the_plain_loop() -> None:
     p, input = parameters(dtype=jnp.float64), inputs(3, 2)
 
@@ -148,8 +152,9 @@ def test_forward_mode_takes_the_plain_loop() -> None:
         jax.jvp(lambda e: along(e, True), (0.0,), (1.0,))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@both_ways
+@pytest.mark.parametrize(
+    ("dtype", "fast"), short(product([jnp.bfloat16, jnp.float16], [True, False]), 0)
+)
 def test_short_types(dtype: Any, fast: bool) -> None:
     p, input = parameters(), inputs(4, 8)
     exact = scan(p, input, fast=False).output
@@ -236,7 +241,8 @@ def test_an_empty_batch_has_results_and_gradients_without_numbers(
 
 
 @pytest.mark.parametrize(
-    "options", [{"input_slots": True}, {"num_input_heads": 2}, {"proj_size": 4}, {"k": 4}]
+    "options",
+    short([{"input_slots": True}, {"num_input_heads": 2}, {"proj_size": 4}, {"k": 4}], 1),
 )
 def test_an_empty_batch_has_a_step_with_all_options(options: dict[str, Any]) -> None:
     spec = dataclasses.replace(SPEC, **options)

@@ -1,0 +1,26 @@
+"""Which of many cases `make test` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+LONG = pytest.mark.long
+
+
+def short(cases: Iterable[Any], *places: int) -> list[Any]:
+    """All cases; those at other places than these are left to `make test-long`.
+
+    Args:
+        cases: of ``pytest.mark.parametrize``; a tuple holds the values of several arguments.
+        places: of the short ones, from 0.
+    """
+    given = list(cases)
+    return [
+        case
+        if place in {p % len(given) for p in places}
+        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=LONG)
+        for place, case in enumerate(given)
+    ]
