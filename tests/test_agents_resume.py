@@ -36,6 +36,7 @@ from selection import short
 
 TIME_COLUMNS = ("seconds", "env_steps_per_second")
 UPDATES = 12
+STEPS = 4 * 16  # of environments, in an update
 
 
 class Killed(BaseException):
@@ -46,11 +47,11 @@ def make_config(**changes: Any) -> PPOConfig:
     settings: dict[str, Any] = {
         "env": "MiniGrid-DoorKey-5x5-v0",
         "core": "rim_lstm",
-        "num_envs": 8,
+        "num_envs": 4,
         "rollout_steps_per_env": 16,
         "minibatches": 2,
         "epochs": 2,
-        "total_steps": UPDATES * 8 * 16,
+        "total_steps": UPDATES * STEPS,
         "hidden_size": 32,
         "k": 2,
         "restart_envs_every": 5,
@@ -175,7 +176,7 @@ def test_another_seed_gives_other_numbers(tmp_path: Path) -> None:
     """Equality above is not trivial."""
     found = []
     for seed in (0, 1):
-        Trainer(make_config(core="none", seed=seed), tmp_path / str(seed)).run()
+        Trainer(make_config(core="none", seed=seed, num_envs=8), tmp_path / str(seed)).run()
         found.append(left(tmp_path / str(seed)))
     assert all(found[0][name] != found[1][name] for name in found[0])
 
@@ -275,7 +276,7 @@ def test_complete_run_goes_on_for_more_steps(tmp_path: Path) -> None:
     config = make_config(core="gru", anneal_learning_rate=False)
     Trainer(config, tmp_path / "whole").run()
     folder = tmp_path / "run"
-    Trainer(replace(config, total_steps=5 * 128), folder).run()
+    Trainer(replace(config, total_steps=5 * STEPS), folder).run()
     go_on(folder, total_steps=config.total_steps)
     assert left(folder) == left(tmp_path / "whole")
     assert f"total_steps = {config.total_steps}" in (folder / CONFIG_NAME).read_text()
@@ -286,7 +287,7 @@ def test_more_steps_are_not_forgotten_by_a_kill(tmp_path: Path) -> None:
     config = make_config(core="none", anneal_learning_rate=False)
     Trainer(config, tmp_path / "whole").run()
     folder = tmp_path / "run"
-    Trainer(replace(config, total_steps=5 * 128), folder).run()
+    Trainer(replace(config, total_steps=5 * STEPS), folder).run()
     trainer, _ = resume(folder, total_steps=config.total_steps, threads=2)
     updates = trainer.updates
     with pytest.raises(Killed):
@@ -340,7 +341,7 @@ def test_run_that_was_killed_before_it_had_begun_needs_no_clean_up(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / left_over).write_text("half")
-    Trainer(make_config(core="none", total_steps=128), folder).run()
+    Trainer(make_config(core="none", total_steps=STEPS), folder).run()
     assert not (folder / left_over).exists() or left_over == ".lock-holder"
 
 
@@ -353,7 +354,7 @@ def test_checkpoint_without_what_training_needs_is_refused(tmp_path: Path) -> No
 
 
 def test_interruption_changes_nothing_about_the_best_checkpoint(tmp_path: Path) -> None:
-    config = make_config(core="none", env="MiniGrid-Empty-5x5-v0", total_steps=30 * 128)
+    config = make_config(core="none", env="MiniGrid-Empty-5x5-v0", total_steps=30 * STEPS)
     Trainer(config, tmp_path / "whole").run()
     folder = tmp_path / "run"
     with pytest.raises(Stopped):

@@ -30,7 +30,7 @@ from agents.world import World, WorldBroken, joined
 from command_line import ENV, ROOT, TOY, tree, wait_for_rows
 from envs import level_seeds, make_vector_env
 from selection import short
-from test_agents_resume import TIME_COLUMNS, make_config
+from test_agents_resume import STEPS, TIME_COLUMNS, make_config
 
 # Started by a process that has imported what they need, else each would take seconds.
 _SERVER = multiprocessing.get_context("forkserver")
@@ -119,7 +119,7 @@ def assert_close_rows(first: Path, second: Path, *, updates: int) -> None:
 )
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path, core: str, env: str) -> None:
     """To within rounding over the first updates; later, rounding decides about an action."""
-    config = make_config(core=core, env=env, total_steps=6 * 128)
+    config = make_config(core=core, env=env, total_steps=6 * STEPS)
     Trainer(config, tmp_path / "one").run()
     assert in_ranks(2, train_together, config, str(tmp_path / "two")) == [0, 0]
     assert_close_rows(tmp_path / "one", tmp_path / "two", updates=6)
@@ -136,12 +136,12 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path, core: str, env: s
 
 @pytest.mark.long
 def test_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    config = make_config(core="gru", env=ENV, total_steps=6 * 128, anneal_learning_rate=False)
+    config = make_config(core="gru", env=ENV, total_steps=6 * STEPS, anneal_learning_rate=False)
     Trainer(config, tmp_path / "one").run()
     for name, sizes in (("up", (1, 2)), ("down", (2, 1))):
         folder = str(tmp_path / name)
-        short = replace(config, total_steps=3 * 128)
-        assert in_ranks(sizes[0], train_together, short, folder) == [0] * sizes[0]
+        half = replace(config, total_steps=3 * STEPS)
+        assert in_ranks(sizes[0], train_together, half, folder) == [0] * sizes[0]
         codes = in_ranks(sizes[1], go_on_together, folder, config.total_steps)
         assert codes == [0] * sizes[1]
         assert_close_rows(tmp_path / "one", tmp_path / name, updates=6)
