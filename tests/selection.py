@@ -18,9 +18,11 @@ def short(cases: Iterable[Any], *places: int) -> list[Any]:
         places: of the short ones, from 0.
     """
     given = list(cases)
-    return [
-        case
-        if place in {p % len(given) for p in places}
-        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=LONG)
-        for place, case in enumerate(given)
-    ]
+    chosen = {place % len(given) for place in places}
+    return [case if place in chosen else _long(case) for place, case in enumerate(given)]
+
+
+def _long(case: Any) -> Any:
+    if hasattr(case, "marks"):  # of pytest.param
+        return pytest.param(*case.values, marks=(*case.marks, LONG), id=case.id)
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=LONG)

@@ -108,6 +108,7 @@ def test_second_time_nothing_is_trained_and_evaluations_are_reused(
     assert again.cells == comparison.cells
 
 
+@pytest.mark.long
 def test_other_episodes_or_tasks_are_evaluated_anew(root: Path) -> None:
     again = compare(root, episodes=EPISODES + 1)
     assert again.episodes == EPISODES + 1

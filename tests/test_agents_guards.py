@@ -329,6 +329,7 @@ def test_lost_terminal_ends_nothing(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "run").updates > 10
 
 
+@pytest.mark.long
 def test_reader_that_goes_away_does_not_end_training(tmp_path: Path) -> None:
     """As in 'rims train ... 2>&1 | head -1'."""
     read, write = os.pipe()

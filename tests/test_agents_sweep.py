@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from selection import short
+
 pytest.importorskip("optuna", reason="a sweep needs optuna, which is not installed")
 
 from agents.checkpoint import agent_store, is_trained
@@ -100,7 +102,7 @@ def settings_of(trials: list[Trial]) -> list[dict[str, Any]]:
     return [t.settings for t in sorted(trials)]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", short(["tpe", "random"], 1))
 def test_suggestions_repeat_and_follow_the_seed(
     tmp_path: Path, trained: list[str], sampler: str
 ) -> None:
@@ -148,7 +150,7 @@ def test_failed_trial_is_named_and_does_not_stop_the_sweep(
     assert "the loss is no longer finite" in text
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 3])
+@pytest.mark.parametrize("stop_after", short([0, 1, 3], 1))
 def test_interrupted_sweep_goes_on_as_if_nothing_had_been(
     tmp_path: Path, trained: list[str], stop_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

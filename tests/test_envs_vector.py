@@ -340,6 +340,7 @@ def solvable(env: VectorEnv) -> float:
     return float(success.mean())
 
 
+@pytest.mark.long
 def test_levels_of_multiroom_can_be_solved() -> None:
     task = Task(id="MiniGrid-MultiRoom-N2-S4-v0", gym_kwargs={"max_steps": 2000})
     with make_vector_env(task, 25, 0) as env:

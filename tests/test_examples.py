@@ -62,6 +62,7 @@ def test_sb3_contrib_ppo() -> None:
     assert not np.array_equal(example.act(loaded)[1], state)  # equality was not trivial
 
 
+@pytest.mark.long
 def test_jax_copying(capsys: pytest.CaptureFixture[str]) -> None:
     losses, right = load("jax_copying", needs="optax").main(updates=300)
     assert losses[-1] < 0.5 * losses[0]

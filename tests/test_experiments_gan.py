@@ -272,6 +272,7 @@ def test_batches_that_cannot_be_filled_do_not_run_for_ever(digits: Path) -> None
         next(iter(gan(digits, batch_size=49).batches(0)))
 
 
+@pytest.mark.long
 def test_attention_is_drawn(digits: Path) -> None:
     assert_attention_is_drawn(gan(digits, model="nfm"))
 

@@ -23,6 +23,7 @@ from experiments.results import RESULTS_NAME
 from experiments.sort_of_clevr import SortOfClevrExperiment
 from experiments.stacked_mnist import StackedMNISTExperiment
 from nfm import NFM
+from selection import short
 
 CLEVR: dict[str, Any] = {
     "train_images": 9,
@@ -82,7 +83,7 @@ class Oracle(nn.Module):
 # Sort-of-CLEVR ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["cnn", "nfm", "rn"])
+@pytest.mark.parametrize("model", short(["cnn", "nfm", "rn"], 0, 2))
 def test_clevr_trains_and_judges_every_row(tmp_path: Path, model: str) -> None:
     experiment = clevr(model=model, held_out=2, questions=3)
     results = fit(experiment, tmp_path)

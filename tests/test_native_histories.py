@@ -114,6 +114,7 @@ def _only(cache: Path, part: str) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_damaged_files_are_compiled_again(after: Callable[..., Path]) -> None:
     cache = after(*ORDINARY)
     file = _only(cache, "scan-forward")

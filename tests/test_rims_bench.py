@@ -228,6 +228,7 @@ def test_interruption_keeps_what_was_measured(rims: Rims, monkeypatch: pytest.Mo
     assert len(written()["rows"]) == 8
 
 
+@pytest.mark.long
 def test_killed_command_leaves_whole_files(tmp_path: Path) -> None:
     arguments = (*TINY, "--batch", "2", "--steps", "1,2,3,4", "--seconds-per-case", "600")
     with process(*arguments, "--rounds", "50", folder=tmp_path) as running:

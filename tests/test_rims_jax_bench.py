@@ -33,6 +33,7 @@ def grid(**changes: Any) -> Settings:
     return Settings(**{**given, **changes})
 
 
+@pytest.mark.long
 def test_writes_rows_and_tables(rims: Rims) -> None:
     result = rims(*TINY, "--kind", "gru", "--seconds-per-case", "0", "--out", "out")
     assert result.code == 0, result.err

@@ -64,6 +64,7 @@ def test_the_torch_side_does_not_load_jax() -> None:
     assert (done.stdout, done.returncode) == ("[]\n", 0)
 
 
+@pytest.mark.long
 def test_importing_changes_no_setting_of_jax() -> None:
     done = run(
         "import jax\nbefore = dict(jax.config.values)\nimport rims.jax\n"

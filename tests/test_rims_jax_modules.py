@@ -43,7 +43,7 @@ def inputs(*shape: int) -> jax.Array:
 # --- nnx.RNN
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("kind", short(CELLS, 1))
 def test_a_cell_in_nnx_rnn_computes_the_sequence(kind: Any) -> None:
     cell = kind(3, 8, 4, 2, learned_initial_state=True, rngs=nnx.Rngs(0))
     cell.initial_h.set_value(jnp.arange(8.0))
@@ -94,6 +94,7 @@ def test_types_of_computing_and_of_parameters() -> None:
 @pytest.mark.parametrize(
     "options", short([{"input_dropout": 0.5}, {"comm_dropout": 0.5}, {"dropout": 0.5}], 0)
 )
+@pytest.mark.long
 def test_dropout_acts_in_training_only(options: dict[str, float]) -> None:
     layer = RIM_GRU(3, 8, 4, 2, num_layers=2, rngs=nnx.Rngs(0), **options)  # type: ignore[arg-type]
     plain = RIM_GRU(3, 8, 4, 2, num_layers=2, rngs=nnx.Rngs(0))

@@ -84,7 +84,7 @@ CASES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "size", "steps", "batch", "flag", "options"), short(CASES, -1, 1))
+@pytest.mark.parametrize(("kind", "size", "steps", "batch", "flag", "options"), short(CASES, -1))
 def test_the_numbers_of_pure_jax(
     kind: str, size: Any, steps: int, batch: int, flag: str, options: Any
 ) -> None:

@@ -106,6 +106,7 @@ def test_vmap_over_models_and_checkpoint_agree_with_plain_calls(fast: bool) -> N
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_gradients_are_those_of_finite_differences() -> None:
     # With all mechanisms active nothing is selected and no gradient stopped.
     p = parameters(dataclasses.replace(SPEC, k=4), jnp.float64)
@@ -155,6 +156,7 @@ def test_forward_mode_takes_the_plain_loop() -> None:
 @pytest.mark.parametrize(
     ("dtype", "fast"), short(product([jnp.bfloat16, jnp.float16], [True, False]), 0)
 )
+@pytest.mark.long
 def test_short_types(dtype: Any, fast: bool) -> None:
     p, input = parameters(), inputs(4, 8)
     exact = scan(p, input, fast=False).output

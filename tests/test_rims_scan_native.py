@@ -322,6 +322,7 @@ def compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return made
 
 
+@pytest.mark.long
 def test_kernels_are_compiled_once_and_kept_on_disk(
     compiled_anew: list[str], tmp_path: Path
 ) -> None:

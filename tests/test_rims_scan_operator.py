@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 from torch.library import opcheck
 
+import rims
 from layer_cases import both
 from rims.scan import scan_path
 from rims.scan.paths import Path
@@ -34,6 +35,7 @@ from scan_cases import (
     make_case,
     results,
 )
+from selection import short
 
 DYNAMO: Any = torch._dynamo  # most of it has no types
 OPS: Any = torch.ops.rims
@@ -45,6 +47,10 @@ def _fresh() -> Iterator[None]:
     DYNAMO.reset()
     yield
     DYNAMO.reset()
+
+
+#: Where each kind takes many seconds.
+gru_alone = pytest.mark.parametrize("kind", short([rims.RIM_LSTM, rims.RIM_GRU], 1))
 
 
 def make(kind: LayerKind, **options: Any) -> Any:
@@ -188,7 +194,7 @@ def test_compiled_options_equal_the_reference(path: Path, kind: LayerKind) -> No
     assert forward.count("rims.scan.default") == 4
 
 
-@both
+@gru_alone
 def test_compiled_layer_follows_the_way_asked_for(kind: LayerKind) -> None:
     layer, graphs = make(kind), Graphs()
     compiled: Any = torch.compile(layer, fullgraph=True, backend=graphs.backend)
@@ -227,7 +233,7 @@ def test_compiled_without_gradients_keeps_nothing(kind: LayerKind) -> None:
     assert graphs.backward == []
 
 
-@both
+@gru_alone
 def test_compiled_transforms_equal_eager_ones(kind: LayerKind) -> None:
     layer, inputs = make(kind), double(3, 2, 2, 5)  # short: the loop is compiled
 

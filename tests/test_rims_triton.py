@@ -42,7 +42,7 @@ QUICK = ["lstm reads state", "gru reads state", "one mechanism", "gru float16"]
 
 @needs_triton
 @pytest.mark.parametrize(
-    "names", short([(QUICK,), ([name for name in NAMES if name not in QUICK],)], 0)
+    "names", short([QUICK, [name for name in NAMES if name not in QUICK]], 0), ids=["quick", "rest"]
 )
 def test_kernels_interpreted_agree_with_autograd(names: list[str]) -> None:
     """In one process, in which Triton interprets its kernels."""
@@ -77,6 +77,7 @@ def test_why_not_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not(torch.device("cuda"), torch.float32, w) == "triton is not installed"
 
 
+@pytest.mark.long
 def test_rims_does_not_import_triton() -> None:
     code = "import sys, rims, rims.scan.triton; assert 'triton' not in sys.modules"
     # Torch may; then there is nothing to see.
