@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from forked import SERVER
 from rims.native import store
 
 KEY, CODE = "what it is made from", bytes(range(256)) * 9
@@ -174,3 +175,38 @@ def test_what_is_right_makes_no_sound(path: Path) -> None:
         warnings.simplefilter("error")
         store.save(path, KEY, CODE)
         store.load(path, KEY)
+
+
+def _hold(path: Path, seconds: float, begun: Any) -> None:
+    with store.compiling(path):
+        begun.set()
+        time.sleep(seconds)
+        store.save(path, KEY, CODE)
+
+
+def test_of_two_processes_one_compiles(path: Path) -> None:
+    begun = SERVER.Event()
+    other = SERVER.Process(target=_hold, args=(path, 0.3, begun))
+    other.start()
+    assert begun.wait(60)
+    assert store.load(path, KEY) is None
+    with store.compiling(path):
+        assert store.load(path, KEY) == CODE
+    other.join()
+
+
+def test_a_process_that_dies_or_takes_long_keeps_nobody_from_compiling(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = SERVER.Event()
+    other = SERVER.Process(target=_hold, args=(path, 600, begun))
+    other.start()
+    assert begun.wait(60)
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    with store.compiling(path):
+        pass
+    monkeypatch.setattr(store, "_PATIENCE", 60)
+    other.kill()
+    with store.compiling(path):
+        store.save(path, KEY, CODE)
+    assert store.load(path, KEY) == CODE

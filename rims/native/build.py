@@ -61,17 +61,25 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
     with _lock:
         key = _key(name, signature, folder)
         path = store.path_of(name, key)
-        code = store.load(path, key)
-        if code is None:
-            code = compiler.object_code(signature, function)
-            if code is None:  # this Numba is too different: in this process alone
-                with compiler.quickly():
-                    plain = cfunc(signature)(function)
-                return Code(int(plain.address), None, plain)
-            store.save(path, key, code)
+        code = store.load(path, key) or _kept(path, key, signature, function)
+        if code is None:  # this Numba is too different: in this process alone
+            with compiler.quickly():
+                plain = cfunc(signature)(function)
+            return Code(int(plain.address), None, plain)
         # What was compiled a moment ago takes the same way as what another process has compiled.
         engine = _loaded(code)
         return Code(int(engine.get_function_address(compiler.ENTRY)), path, engine)
+
+
+def _kept(path: Path, key: str, signature: Any, function: Callable[..., Any]) -> bytes | None:
+    """The object of ``function``, compiled and put into its file unless another process did."""
+    with store.compiling(path):
+        code = store.load(path, key, warn=False)
+        if code is None:
+            code = compiler.object_code(signature, function)
+            if code is not None:
+                store.save(path, key, code)
+        return code
 
 
 def _key(name: str, signature: Any, folder: Path) -> str:

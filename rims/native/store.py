@@ -2,7 +2,8 @@
 
 A file holds a mark, a SHA-256 and the object; the hash is of the key and the object. So a file that
 was cut, changed, renamed or written by something else is noticed, and its object is compiled again.
-Files appear whole or not at all. Several processes and machines may share a folder.
+Files appear whole or not at all. Several processes and machines may share a folder; of processes
+that need the same object at once, one compiles it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 _MARK = b"rims kernel 1\n"
-_SUFFIX, _UNFINISHED = ".kernel", ".unfinished"
+_SUFFIX, _UNFINISHED, _LOCK = ".kernel", ".unfinished", ".lock"
 #: More bytes than any kernel has.
 _LIMIT = 64 << 20
 #: Seconds after which files that nothing has read, and unfinished ones, are removed.
 _UNUSED, _ABANDONED = 180 * 86400, 86400
+#: Seconds that a process waits for another one that compiles.
+_PATIENCE = 60.0
 
 
 def folder() -> Path:
@@ -54,19 +61,20 @@ def path_of(name: str, key: str) -> Path:
     return folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{_SUFFIX}"
 
 
-def load(path: Path, key: str) -> bytes | None:
+def load(path: Path, key: str, *, warn: bool = True) -> bytes | None:
     """The object in a file; None if there is none, and with a warning if it is damaged."""
+    say = _warn if warn else _silent
     try:
         content = _read(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        _warn(f"{path}: cannot be read ({error.strerror}); the kernel is compiled again.")
+        say(f"{path}: cannot be read ({error.strerror}); the kernel is compiled again.")
         return None
     head = _MARK + _hash(key, content[_after_head() :])
     if content[: _after_head()] == head:
         return content[_after_head() :]
-    _warn(f"{path}: this kernel file is damaged; it is compiled again and replaced.")
+    say(f"{path}: this kernel file is damaged; it is compiled again and replaced.")
     return None
 
 
@@ -79,6 +87,25 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(about.st_mode) or about.st_size > _LIMIT:
             return b""
         return file.read(_LIMIT)
+
+
+@contextmanager
+def compiling(path: Path) -> Iterator[None]:
+    """Wait until no other process compiles the object of this file, and keep others waiting.
+
+    Where files cannot be locked, and after a minute, everybody compiles.
+    """
+    lock = FileLock(path.with_name(path.stem.rpartition("-")[2] + _LOCK))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock.acquire(timeout=_PATIENCE)
+    except (OSError, Timeout, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save(path: Path, key: str, code: bytes) -> None:
@@ -104,7 +131,7 @@ def save(path: Path, key: str, code: bytes) -> None:
 def _tidy(place: Path) -> None:
     """Remove what killed processes left, and kernels of versions long gone."""
     now = time.time()
-    for suffix, age in ((_UNFINISHED, _ABANDONED), (_SUFFIX, _UNUSED)):
+    for suffix, age in ((_UNFINISHED, _ABANDONED), (_LOCK, _ABANDONED), (_SUFFIX, _UNUSED)):
         for file in place.glob(f"*{suffix}"):
             try:
                 about = file.lstat()
@@ -120,6 +147,10 @@ def _hash(key: str, code: bytes) -> bytes:
 
 def _after_head() -> int:
     return len(_MARK) + hashlib.sha256().digest_size
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def _warn(message: str) -> None:
