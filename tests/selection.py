@@ -19,10 +19,10 @@ def short(cases: Iterable[Any], *places: int) -> list[Any]:
     """
     given = list(cases)
     chosen = {place % len(given) for place in places}
-    return [case if place in chosen else _long(case) for place, case in enumerate(given)]
+    return [_param(case, () if place in chosen else (LONG,)) for place, case in enumerate(given)]
 
 
-def _long(case: Any) -> Any:
+def _param(case: Any, marks: tuple[Any, ...]) -> Any:
     if hasattr(case, "marks"):  # of pytest.param
-        return pytest.param(*case.values, marks=(*case.marks, LONG), id=case.id)
-    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=LONG)
+        return pytest.param(*case.values, marks=(*case.marks, *marks), id=case.id)
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks)

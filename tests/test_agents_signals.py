@@ -21,6 +21,7 @@ from agents.signals import STOPPING, Stopped, StopRequest, exit_code, raise_when
 from agents.train import Trainer
 from command_line import ENV, TOY, process, wait_for_rows
 from envs import make_vector_env
+from selection import short
 from test_agents_resume import go_on, left, make_config
 
 # Taking note ------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, place: str, times: int = 1) -> None
     monkeypatch.setattr(training, place, call)
 
 
-@pytest.mark.parametrize("place", ["collect", "update", "save_checkpoint"])
+@pytest.mark.parametrize("place", short(["collect", "update", "save_checkpoint"], 1))
 def test_signal_anywhere_finishes_the_update_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

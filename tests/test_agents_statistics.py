@@ -206,6 +206,7 @@ def test_probability_of_improvement_is_that_of_rliable(
         assert probability_of_improvement(x, y).mean == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.long
 def test_interval_of_probability_of_improvement_is_that_of_rliable(
     rliable: tuple[ModuleType, ModuleType],
 ) -> None:

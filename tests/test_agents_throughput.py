@@ -112,6 +112,7 @@ def test_ours_counts_transitions_of_the_updates_after_the_first(core: str) -> No
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", SB3_NAMES)
+@pytest.mark.long
 def test_sb3_counts_and_times_as_ours(name: str) -> None:
     one = run.measure_once(name, replace(CONFIG, rollout_steps_per_env=64), 2)
     if name != SB3_ADAPTED:  # resets take no step of their own there

@@ -167,7 +167,7 @@ def test_weights_are_the_same_in_all_processes_after_each_update(tmp_path: Path)
 
 
 def check_levels(world: World, folder: str) -> None:
-    config = make_config(core="none")
+    config = make_config(core="none", num_envs=8)
     trainer = Trainer(config, Path(folder), world)
     for restart in (0, 1):
         with trainer._make_envs(restart) as env:

@@ -88,6 +88,7 @@ def test_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert assert_one_line(result, code=1) == f"Error: 'standard output': {NO_ROOM}"
 
 
+@pytest.mark.long
 def test_closed_streams_are_no_traceback_and_no_file_gets_their_number(
     tmp_path: Path, toy_run: Path
 ) -> None:

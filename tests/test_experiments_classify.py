@@ -155,6 +155,7 @@ def test_depth_and_planes_are_those_of_the_network(depth: str, parameters: int) 
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.long
 def test_learns_which_row_is_red(tmp_path: Path) -> None:
     folder = write_cifar10(tmp_path / "data", 40)
     settings = {"planes": 4, "epochs": 6, "batch_size": 20, "mixup": 0, "crop_padding": 0}

@@ -233,11 +233,9 @@ def test_ctrl_c_saves_all_runs_and_the_same_command_goes_on(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "number",
-    [
-        signal.SIGKILL,
-        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGINT, signal.SIGTERM)),
-    ],
+    [signal.SIGKILL, signal.SIGINT, signal.SIGTERM],
 )
+@pytest.mark.long
 def test_signal_to_the_command_alone_saves_its_runs(tmp_path: Path, number: signal.Signals) -> None:
     arguments = ("experiment", "line", "--model", "linear", "--seeds", "1", "--run-root", "root",
                  "--samples", "64", "--epochs", "40", "--checkpoint-every", "1000")  # fmt: skip

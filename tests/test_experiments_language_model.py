@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.language_model import Batch, LanguageModelExperiment, _nats
 from experiments.sequence_configs import CORES, LanguageModelConfig
 from experiments.snapshot import Position, Snapshot, load_snapshot, save_snapshot
 from image_cases import assert_goes_on
+from selection import short
 from sequence_cases import SMALL, TINY, TWO_CORES
 from tolerances import rounding
 
@@ -37,8 +39,7 @@ def language(text: Path, /, **settings: Any) -> LanguageModelExperiment:
     return LanguageModelExperiment(LanguageModelConfig(text_file=str(text), **given))
 
 
-@pytest.mark.parametrize("core", TWO_CORES)
-@pytest.mark.parametrize("reading", ["stream", "lines"])
+@pytest.mark.parametrize(("core", "reading"), short(product(TWO_CORES, ["stream", "lines"]), -1))
 def test_run_that_is_broken_off_goes_on_exactly(
     text: Path, tmp_path: Path, core: str, reading: str
 ) -> None:

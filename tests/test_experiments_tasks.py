@@ -147,7 +147,7 @@ def test_clevr_has_rows_for_what_is_held_out_only_if_something_is() -> None:
 # Stacked MNIST ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["cnn", "nfm"])
+@pytest.mark.parametrize("model", short(["cnn", "nfm"], 0))
 def test_stacked_trains_and_judges_every_row(tmp_path: Path, digits: Path, model: str) -> None:
     experiment = stacked(digits, model=model, rescale="nearest")
     experiment.check()

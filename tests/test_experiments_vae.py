@@ -142,6 +142,7 @@ def test_reconstructions_stand_right_of_their_images(digits: Path) -> None:
     np.testing.assert_array_equal(decoded, expected[0, 0].detach().numpy())
 
 
+@pytest.mark.long
 def test_learns_the_digits(tmp_path: Path) -> None:
     folder = write_digits(tmp_path / "data", 200)
     settings = {"epochs": 12, "width": 4, "learning_rate": 1e-2}

@@ -159,6 +159,7 @@ def _key_of(file: Path) -> str:
 )
 @pytest.mark.parametrize("part", short(["forward-32", "back-32"], 1))
 @pytest.mark.skipif("+avx" not in build._made_by(), reason="changes instructions of AVX")
+@pytest.mark.long
 def test_wrong_machine_code_is_noticed_and_not_used(
     kind: str, history: tuple[str, ...], part: str, after: Callable[..., Path]
 ) -> None:

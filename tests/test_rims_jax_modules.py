@@ -32,6 +32,9 @@ from rims.jax.parameters import NAMES, shapes
 from rims.parameters import Parameters as of_torch
 from selection import short
 
+#: What is kept short of rims.jax: agreement, published arrays, machine code.
+pytestmark = pytest.mark.long
+
 CELLS: list[Any] = [RIMLSTMCell, RIMGRUCell]
 LAYERS: list[Any] = [RIM_LSTM, RIM_GRU]
 

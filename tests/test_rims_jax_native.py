@@ -95,6 +95,7 @@ def test_the_numbers_of_pure_jax(
     assert_same(got, outcome(fast.run, p, input, **flags))
 
 
+@pytest.mark.long
 def test_it_is_what_runs_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     program = quick_jit(lambda p, x: scan(p, x).output)
     assert "rims_forward" in program.lower(make(), inputs(2, 1)).as_text()
@@ -157,6 +158,7 @@ def test_threads_of_xla_take_blocks_in_many_calls_at_once() -> None:
             assert_near(got, want)
 
 
+@pytest.mark.long
 def test_a_type_of_half_the_size_is_computed_in_single_precision() -> None:
     p, input = make().astype(jnp.bfloat16), inputs(4, 9).astype(jnp.bfloat16)
     output = scan(p, input).output
@@ -165,6 +167,7 @@ def test_a_type_of_half_the_size_is_computed_in_single_precision() -> None:
     assert np.array_equal(output, exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.long
 def test_a_second_process_finds_the_machine_code_on_disk() -> None:
     code = (
         "import jax, jax.numpy as jnp, numba\n"

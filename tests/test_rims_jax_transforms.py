@@ -20,6 +20,9 @@ from rims.jax import CellSpec, Parameters, init, initial_state, scan, step
 from rims.jax.functional import topk_mask
 from selection import short
 
+#: What is kept short of rims.jax: agreement, published arrays, machine code.
+pytestmark = pytest.mark.long
+
 SPEC = CellSpec(
     kind="lstm", input_size=3, hidden_size=8, num_rims=4, k=2, comm_key_size=2, comm_value_size=2
 )

@@ -334,6 +334,7 @@ def test_kernels_are_compiled_once_and_kept_on_disk(
     assert kept == ["scan-back-64", "scan-forward-64"]
 
 
+@pytest.mark.long
 def test_where_numba_is_of_another_make_kernels_are_compiled_for_this_process(
     compiled_anew: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

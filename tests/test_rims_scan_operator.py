@@ -234,6 +234,7 @@ def test_compiled_without_gradients_keeps_nothing(kind: LayerKind) -> None:
 
 
 @gru_alone
+@pytest.mark.long
 def test_compiled_transforms_equal_eager_ones(kind: LayerKind) -> None:
     layer, inputs = make(kind), double(3, 2, 2, 5)  # short: the loop is compiled
 

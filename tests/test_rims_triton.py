@@ -37,7 +37,7 @@ def _script(name: str, *arguments: str, **environment: str) -> list[dict[str, An
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-QUICK = ["lstm reads state", "gru reads state", "one mechanism", "gru float16"]
+QUICK = ["lstm reads state", "one mechanism"]
 
 
 @needs_triton
@@ -59,7 +59,8 @@ def test_kernels_on_cuda_agree_with_autograd(name: str) -> None:
 
 @needs_triton
 @pytest.mark.skipif(sys.platform != "linux", reason="triton brings its assembler for linux only")
-@pytest.mark.parametrize("layer", short(["gru bfloat16", "lstm float32"], 0))
+@pytest.mark.long
+@pytest.mark.parametrize("layer", ["gru bfloat16", "lstm float32"])
 def test_kernels_compile_for_an_absent_device(layer: str, tmp_path: Path) -> None:
     """As much as can be said of a GPU without one: the compiler takes the kernels."""
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
