@@ -51,7 +51,7 @@ class Forked:
         self.pid = self._process.pid
 
     @property
-    def returncode(self) -> int | None:
+    def returncode(self) -> Any:  # None before the end, as of Popen
         return self._process.exitcode
 
     def poll(self) -> int | None:

@@ -37,6 +37,7 @@ from command_line import (
     wait_for_rows,
 )
 from envs import SUITES, Suite, get_suite
+from forked import Forked
 
 # Help -------------------------------------------------------------------------------------------
 
@@ -302,7 +303,7 @@ def test_interrupted_training_saves_the_agent(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def endless_compare(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def endless_compare(tmp_path: Path) -> Iterator[Forked]:
     """One run at a time of two that would take for ever; the first is under way."""
     arguments = (
         "--cores",
@@ -323,9 +324,7 @@ def endless_compare(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.long
-def test_interrupted_comparison_stops(
-    tmp_path: Path, endless_compare: subprocess.Popen[str]
-) -> None:
+def test_interrupted_comparison_stops(tmp_path: Path, endless_compare: Forked) -> None:
     os.killpg(endless_compare.pid, signal.SIGINT)  # what Ctrl-C does
     _, err = endless_compare.communicate(timeout=60)
     assert endless_compare.returncode == 130

@@ -210,6 +210,7 @@ def _process(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_all_runs_and_the_same_command_goes_on(tmp_path: Path) -> None:
     arguments = ("experiment", "line", "--model", "linear", "--seeds", "1", "--run-root", "root",
                  "--samples", "64", "--checkpoint-every", "1000")  # fmt: skip

@@ -297,6 +297,7 @@ def test_first_pass_that_does_not_read() -> None:
 # The command ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_attention_of_a_finished_run_is_drawn(digits: Path, rims: Rims, tmp_path: Path) -> None:
     here = tmp_path / "here"
     config = stacked(digits, model="nfm", rescale="nearest").config

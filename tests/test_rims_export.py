@@ -28,12 +28,12 @@ LAYERS: list[Kind] = [rims.RIM_LSTM, rims.RIM_GRU]
 both = pytest.mark.parametrize("kind", LAYERS)
 both_cells = pytest.mark.parametrize("kind", CELLS)
 all_kinds = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
-#: Where each takes many seconds: one layer and one cell; the others only in the long tests.
+#: Where each takes many seconds: one cell; the others only in the long tests.
 kinds_in_turn = pytest.mark.parametrize(
     "kind",
     [
-        *(rims.RIM_LSTM, rims.RIM_GRUCell),
-        *(pytest.param(kind, marks=pytest.mark.long) for kind in (rims.RIM_GRU, rims.RIM_LSTMCell)),
+        rims.RIM_GRUCell,
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in (*LAYERS, rims.RIM_LSTMCell)),
     ],
 )
 

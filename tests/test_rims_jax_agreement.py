@@ -91,7 +91,7 @@ def _shape(layer: Any) -> tuple[int, ...]:
     return (*lead, 4, 5) if layer.input_slots else (*lead, 5)
 
 
-@pytest.mark.parametrize(("kind", "sizes", "flag", "options", "ways"), short(CASES, 4, 7))
+@pytest.mark.parametrize(("kind", "sizes", "flag", "options", "ways"), short(CASES, 4))
 def test_both_libraries_agree(
     kind: str, sizes: Any, flag: str, options: dict[str, Any], ways: tuple[bool | None, ...]
 ) -> None:

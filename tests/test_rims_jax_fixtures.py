@@ -102,6 +102,7 @@ def test_the_fast_way_reproduces_published_arrays(path: Path) -> None:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("path", short(PLAIN, -1))
+@pytest.mark.long
 def test_the_plain_loop_reproduces_published_arrays(path: Path) -> None:
     assert_published(path, fast=False)
 

@@ -104,6 +104,7 @@ def test_it_is_what_runs_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rims_forward" not in without.lower(make(), inputs(2, 9)).as_text()
 
 
+@pytest.mark.long
 def test_a_program_for_another_platform_has_no_call_of_ours() -> None:
     program = jax.jit(jax.grad(lambda p, x: (scan(p, x).output ** 2).sum()))
     text = program.trace(make(), inputs(2, 9)).lower(lowering_platforms=("cuda",)).as_text()

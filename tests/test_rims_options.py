@@ -15,6 +15,7 @@ import rims
 from oracles import rim_step
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.step import RIMCell, State
+from selection import short
 from tolerances import assert_near
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -34,7 +35,7 @@ def as_tuple(hx: Any) -> State:
     return (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
 
-@cells
+@pytest.mark.parametrize("kind", short([RIM_LSTMCell, RIM_GRUCell], 1))
 @PROPERTY
 @given(
     heads=st.sampled_from([1, 2, 3]),

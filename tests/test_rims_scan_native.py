@@ -37,6 +37,7 @@ from scan_cases import (
     results,
     threads,
 )
+from selection import short
 
 numba: Any = pytest.importorskip("numba", reason="the native path needs numba")
 
@@ -256,7 +257,7 @@ def _child(method: str, seed: int, queue: Any) -> None:
     queue.put((method, output.detach().numpy(), slope.numpy()))
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("method", short(["spawn", "fork"], 1))
 def test_another_process_computes_the_same(method: str) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} on this system")

@@ -10,6 +10,7 @@ import torch
 from rims.scan import operator
 from rims.scan.problem import Weights
 from scan_cases import (
+    CELLS,
     assert_equal,
     assert_near,
     both_cells,
@@ -20,6 +21,7 @@ from scan_cases import (
     results,
     threads,
 )
+from selection import short
 from tolerances import assert_rounds
 
 
@@ -51,7 +53,7 @@ def test_weights_in_another_order_in_memory(path: Any, kind: Any) -> None:
 
 
 @fast_paths
-@both_cells
+@pytest.mark.parametrize("kind", short(CELLS, 1))
 def test_float32_gradients_of_a_long_sequence_are_near_those_of_double(
     path: Any, kind: Any
 ) -> None:
