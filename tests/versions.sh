@@ -58,8 +58,7 @@ run_tests() {
 install envpool,video,sweep,slurm,dev,examples
 "$bin/python" -c 'import numpy, numba, scipy, click, torch
 for module in (numpy, numba, scipy, torch): print(module.__name__, module.__version__)'
-for command in "" suites train resume watch evaluate compare record plot sweep \
-  "bench cells" "experiment copying"; do
+for command in "" train compare "bench cells" "experiment copying"; do
   # shellcheck disable=SC2086  # two words are two arguments
   "$bin/rims" $command --help >/dev/null
 done
@@ -81,10 +80,9 @@ repository=$PWD
   "$bin/rims" sweep --config "$repository/examples/sweep.toml" --help >/dev/null
 )
 # The layers, their kernels, NFM, and what is made of them.
-run_tests tests/test_rims_{authors,cells,fixtures,layers,parameters,scan,sequences,trace}.py \
-  tests/test_rims_native_*.py tests/test_rims_scan_{autograd,native,operator}.py \
-  tests/test_nfm_{attention,fixtures,network}.py tests/test_envs_vector.py tests/test_agents_ppo.py \
-  tests/test_cli.py tests/test_dependencies.py
+run_tests tests/test_rims_{fixtures,layers,scan}.py tests/test_rims_native_*.py \
+  tests/test_rims_scan_{native,operator}.py tests/test_nfm_{attention,fixtures}.py \
+  tests/test_envs_vector.py tests/test_agents_ppo.py tests/test_cli.py tests/test_dependencies.py
 install envpool,video,sweep,slurm,jax,dev,examples
 run_tests tests/test_rims_jax_{fixtures,modules,native}.py
 echo "Passed with the $1 versions."
