@@ -13,14 +13,14 @@ import click
 from agents.commands.bench import bench
 from agents.commands.bench_scaling import scaling
 from agents.commands.compare import compare
-from agents.commands.errors import (
+from agents.commands.evaluate import evaluate
+from agents.commands.parsing.errors import (
     EXIT_USER_ERROR,
     OUT_OF_MEMORY,
     checking_input,
     os_trouble,
     plain_line,
 )
-from agents.commands.evaluate import evaluate
 from agents.commands.plot import plot
 from agents.commands.record import record
 from agents.commands.resume import resume
@@ -28,11 +28,11 @@ from agents.commands.suites import suites
 from agents.commands.sweep import sweep
 from agents.commands.train import train
 from agents.commands.watch import watch
-from agents.memory import is_out_of_memory
-from agents.ranks import speaks
-from agents.signals import exit_code, raise_when_stopped
-from agents.surroundings import prepare, require_room_for_torch, require_working_directory
 from experiments.commands.experiment import experiment
+from lab.running.memory import is_out_of_memory
+from lab.running.ranks import speaks
+from lab.running.signals import exit_code, raise_when_stopped
+from lab.running.surroundings import prepare, require_room_for_torch, require_working_directory
 
 #: Commands that do without torch.
 WITHOUT_TORCH = ("suites", "watch", "plot")

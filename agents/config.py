@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import sys
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import tomli_w
 
-from agents.core_source import may_define_class, module_source
 from envs import (
     BackendChoice,
     Suite,
@@ -28,6 +25,8 @@ from envs import (
     parse_actions,
     read_text,
 )
+from lab.core_source import may_define_class, module_source
+from lab.settings import ConfigError, did_you_mean
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
 CoreName = Literal["rim_lstm", "rim_gru", "lstm", "gru", "none"]
@@ -38,19 +37,6 @@ ActionMode = Literal["sample", "greedy"]
 
 #: Settings that change how long a run takes, not what comes out of it.
 WITHOUT_EFFECT = ("checkpoint_every", "threads")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work: which field, and the rule it breaks."""
-
-    def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"{field} {rule}")
-        self.field = field
-        self.rule = rule
-
-
-class Damaged(ValueError):
-    """A file is not as it was written: no mistake of the user."""
 
 
 class CoreImportError(ConfigError):
@@ -66,17 +52,6 @@ class TaskChoiceError(ConfigError):
 
     def __init__(self) -> None:
         super().__init__("suite", "and env: give exactly one of them to name the task to train on.")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a complaint: the closest of what there is, or a full stop.
-
-    Example:
-        >>> did_you_mean("lsmt", ["lstm", "gru"]), did_you_mean("x", ["lstm", "gru"])
-        ("; did you mean 'lstm'?", '.')
-    """
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def check_core(core: str) -> None:

@@ -8,24 +8,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.comparison import Flag, grouped
-from agents.memory import PROCESS, require_memory
-from agents.plain_files import require_no_link
-from agents.processes import run_all
-from agents.run_folder import (
+from experiments.configs.base import ExperimentConfig, read_config
+from experiments.experiment import Experiment, Row
+from experiments.fit import fit
+from experiments.registry import Task
+from experiments.results import RESULTS_NAME, Results, kept_results, read_results
+from experiments.snapshot import judged_checkpoint, require_same
+from lab.comparing import Flag, grouped
+from lab.disk.folder import (
     CONFIG_NAME,
     is_empty,
     newest_row,
     noted_failure,
     read_progress,
 )
-from agents.statistics import Estimate, mean_over_seeds
-from experiments.config import ExperimentConfig, read_config
-from experiments.experiment import Experiment, Row
-from experiments.fit import fit
-from experiments.registry import Task
-from experiments.results import RESULTS_NAME, Results, kept_results, read_results
-from experiments.snapshot import judged_checkpoint, require_same
+from lab.disk.plain_files import require_no_link
+from lab.reporting.statistics import Estimate, mean_over_seeds
+from lab.running.memory import PROCESS, require_memory
+from lab.running.processes import run_all
 
 
 class NothingToCompare(RuntimeError):
@@ -180,7 +180,7 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
     Raises:
         ValueError: in one line, if not.
     """
-    from agents.devices import usable_device
+    from lab.running.devices import usable_device
 
     for run in runs:
         require_no_link(run.folder)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from agents.guards import NotFinite, first_not_finite
-from agents.memory import require_memory
-from experiments.config import ExperimentConfig
+from experiments.configs.base import ExperimentConfig
+from lab.running.guards import NotFinite, first_not_finite
+from lab.running.memory import require_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
-from agents.figures import (
+from experiments.comparison import Comparison, Finished, Run, look_at
+from experiments.experiment import Curve, Row
+from experiments.fit import judging
+from experiments.registry import ROLLOUT, Show
+from experiments.snapshot import load_weights
+from lab.disk.folder import write_bytes
+from lab.reporting.figures import (
     FEW_SEEDS,
     colours,
     draw_dots,
@@ -24,13 +30,7 @@ from agents.figures import (
     slant,
     tidy,
 )
-from agents.run_folder import write_bytes
-from agents.statistics import Estimate, mean_band
-from experiments.comparison import Comparison, Finished, Run, look_at
-from experiments.experiment import Curve, Row
-from experiments.fit import judging
-from experiments.registry import ROLLOUT, Show
-from experiments.snapshot import load_weights
+from lab.reporting.statistics import Estimate, mean_band
 
 _DARK = "#222222"
 _PUBLISHED = "published"

@@ -18,13 +18,8 @@ from typing import Generic
 import torch
 from torch import nn
 
-from agents.guards import NotFinite, RunStopped, first_not_finite
-from agents.run_folder import FAILURE_NAME, note_failure, write_text
-from agents.run_log import RunLog
-from agents.signals import StopRequest
-from experiments.config import ExperimentConfig, Schedule
+from experiments.configs.base import ExperimentConfig, Schedule
 from experiments.experiment import Batch, Config, Experiment, State
-from experiments.images import write_png
 from experiments.results import RESULTS_NAME, Results, kept_results
 from experiments.snapshot import (
     Position,
@@ -39,6 +34,11 @@ from experiments.snapshot import (
     save_snapshot,
     weights_of,
 )
+from lab.disk.folder import FAILURE_NAME, note_failure, write_text
+from lab.disk.log import RunLog
+from lab.reporting.pictures import write_png
+from lab.running.guards import NotFinite, RunStopped, first_not_finite
+from lab.running.signals import StopRequest
 
 #: Shares of all steps at which the schedule ``steps`` divides the step size by ten: epochs 200, 400
 #: and 500 of 600 in arXiv:2010.08012, appendix B.
@@ -78,7 +78,7 @@ def fit(
         ValueError: in one line, for a folder that cannot be used, or an unusable device.
         KeyboardInterrupt: on a request to stop, when all is saved.
     """
-    from agents.devices import usable_device
+    from lab.running.devices import usable_device
 
     usable_device(experiment.config.device)
     require_same(folder, experiment.config)

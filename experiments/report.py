@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from agents.comparison import grouped
-from agents.report import markdown_table
-from agents.run_folder import write_text
-from agents.statistics import Estimate, mean_over_seeds
 from experiments.comparison import Comparison, Differences
 from experiments.experiment import Published, Row
 from experiments.figures import write_figures
+from lab.comparing import grouped
+from lab.disk.folder import write_text
+from lab.reporting.statistics import Estimate, mean_over_seeds
+from lab.reporting.tables import markdown_table
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.manifest import is_finite_number
-from agents.plain_files import kind_of, read_plain_text
 from experiments.snapshot import judged_checkpoint
+from lab.disk.manifest import is_finite_number
+from lab.disk.plain_files import kind_of, read_plain_text
 
 RESULTS_NAME = "results.json"
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from agents.output import whole_file
-from experiments.bouncing_balls import BouncingBallsExperiment, video_label
 from experiments.fit import judging
+from experiments.tasks.bouncing_balls import BouncingBallsExperiment, video_label
+from lab.disk.output import whole_file
 
 #: Frames after the last true one that a picture shows.
 AHEAD = (1, 2, 3, 5, 8, 12, 20, 30, 50)

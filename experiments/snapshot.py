@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agents.checkpoint_store import CheckpointStore, Stored, has_checkpoint
-from agents.guards import CannotSave, first_not_finite
-from agents.manifest import is_finite_number
-from agents.run_folder import (
+from experiments.configs.base import ExperimentConfig, read_config
+from experiments.experiment import State
+from lab.disk.folder import (
     CONFIG_NAME,
     claim_folder,
     is_empty,
     require_plain_run,
 )
-from experiments.config import ExperimentConfig, read_config
-from experiments.experiment import State
+from lab.disk.manifest import is_finite_number
+from lab.disk.store import CheckpointStore, Stored, has_checkpoint
+from lab.running.guards import CannotSave, first_not_finite
 
 KIND = "experiment"
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from agents.checkpoint import load_checkpoint, save_checkpoint
-from agents.compare import RunProgress, judge, plan, train_missing
-from agents.comparison import Comparison, Run
 from agents.config import PPOConfig
-from agents.evaluations import EVALUATION_NAME
-from agents.report import write_report
+from agents.judging.compare import RunProgress, judge, plan, train_missing
+from agents.judging.comparison import Comparison, Run
+from agents.judging.evaluations import EVALUATION_NAME
+from agents.judging.report import write_report
+from agents.learning.checkpoint import load_checkpoint, save_checkpoint
 from envs import SUITES
 
 SUITE = SUITES["empty"]

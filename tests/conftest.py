@@ -13,10 +13,10 @@ import torch
 
 import cli
 import forked
-from agents import processes
 from agents.config import PPOConfig
 from command_line import Result, Rims
 from compare_cases import comparison, done, root  # noqa: F401  (fixtures)
+from lab.running import processes
 
 #: A run of a second: one update of 8 environments by 16 steps at a time.
 TOY = {
@@ -61,7 +61,7 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with mechanisms. Only to be read."""
-    from agents.train import Trainer
+    from agents.learning.train import Trainer
 
     folder = tmp_path_factory.mktemp("runs") / "toy"
     config = PPOConfig(env="MiniGrid-Empty-5x5-v0", total_steps=256, **TOY)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import CORE_NAMES, PPOConfig
-from agents.cores import CoreState, RecurrentCore
+from agents.model.cores import CoreState, RecurrentCore
 from command_line import ENV
 from rims import RIM_GRU, RIM_LSTM
 from tolerances import assert_near

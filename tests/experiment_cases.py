@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.run_folder import PROGRESS_NAME
-from experiments.config import ExperimentConfig, changed, option
+from experiments.configs.base import ExperimentConfig, changed, option
 from experiments.experiment import Experiment, Published, Row, Selection, State
 from experiments.registry import Task
 from experiments.snapshot import run_store
+from lab.disk.folder import PROGRESS_NAME
 
 Batch = tuple[Tensor, Tensor]
 

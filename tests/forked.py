@@ -23,7 +23,7 @@ from typing import Any, Self, TextIO, cast
 #: Imported once, by the process that all others are forked off.
 PRELOADED = (
     "agents.commands.compare",
-    "agents.compare",
+    "agents.judging.compare",
     "cli",
     "envpool",
     "envs.gymnasium_backend",

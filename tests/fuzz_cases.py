@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import cli
-from agents.commands.lists import CommaSeparated, Numbers, Seeds
-from agents.commands.options import WhichCheckpoint
+from agents.commands.parsing.lists import CommaSeparated, Numbers, Seeds
+from agents.commands.parsing.options import WhichCheckpoint
 from agents.config import CORE_NAMES
 from command_line import ENV, Result
 from experiments.registry import TASKS
@@ -42,13 +42,13 @@ class WouldRun(BaseException):
 
 #: Where the work of each command begins: ``module:name``.
 WORK = (
-    "agents.train:Trainer.run",
-    "agents.compare:train_missing",
-    "agents.compare:judge",
-    "agents.evaluate:evaluate",
-    "agents.record:record_episode",
-    "agents.plots:save_curves",
-    "agents.watching:watch_folder",
+    "agents.learning.train:Trainer.run",
+    "agents.judging.compare:train_missing",
+    "agents.judging.compare:judge",
+    "agents.judging.evaluate:evaluate",
+    "agents.watching.record:record_episode",
+    "agents.watching.plots:save_curves",
+    "agents.watching.live:watch_folder",
     "agents.sweep.study:Study.__init__",
     "agents.throughput.run:measure",
     "agents.throughput.scaling:measure",

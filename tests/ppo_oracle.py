@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.losses import LossSettings, Taken
+from agents.learning.losses import LossSettings, Taken
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def approximate_kl(log_ratio: Tensor, mask: Tensor) -> Tensor:
 def plain_ppo_loss(
     log_probs: Tensor, values: Tensor, taken: Taken, settings: LossSettings
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and the means that :func:`agents.losses.ppo_loss` gives beside it."""
+    """The loss, and the means that :func:`agents.learning.losses.ppo_loss` gives beside it."""
     epsilon, c_v, c_e = settings
     mask = taken.valid
     now = log_probs.gather(-1, taken.actions.unsqueeze(-1)).squeeze(-1)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from agents.comparison import Cell, Comparison, CoreCost
 from agents.config import PPOConfig
-from agents.statistics import Estimate
+from agents.judging.comparison import Cell, Comparison, CoreCost
 from envs import SUITES
+from lab.reporting.statistics import Estimate
 
 NAN = math.nan
 SUITE = replace(SUITES["empty"], chance=None)

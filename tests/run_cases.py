@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agents.config import PPOConfig
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
+from lab.disk.folder import CONFIG_NAME, PROGRESS_NAME
 
 ENV = "MiniGrid-Empty-5x5-v0"
 ROWS = 5

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agents.advantages import generalized_advantages
+from agents.learning.advantages import generalized_advantages
 
 
 def reference(

@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from agents.checkpoint import Checkpoint, agent_store, is_trained, load_checkpoint, save_checkpoint
-from agents.checkpoint_store import FORMER_NAME
 from agents.config import PPOConfig
-from agents.policy import RecurrentActorCritic
+from agents.learning.checkpoint import (
+    Checkpoint,
+    agent_store,
+    is_trained,
+    load_checkpoint,
+    save_checkpoint,
+)
+from agents.model.policy import RecurrentActorCritic
+from lab.disk.store import FORMER_NAME
 from layer_cases import former
 
 

@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from agents import checkpoint_store, manifest, run_folder
-from agents.checkpoint_store import (
+from lab.disk import folder as run_folder
+from lab.disk import manifest
+from lab.disk import store as checkpoint_store
+from lab.disk.manifest import FORMAT_VERSION, sealed
+from lab.disk.output import is_unfinished
+from lab.disk.store import (
     SET_ASIDE,
     CheckpointStore,
     DamagedCheckpoint,
     has_checkpoint,
 )
-from agents.manifest import FORMAT_VERSION, sealed
-from agents.output import is_unfinished
-from agents.versions import other_versions, versions
+from lab.disk.versions import other_versions, versions
 
 TENSORS: dict[str, Any] = {
     "weight": torch.arange(500.0),

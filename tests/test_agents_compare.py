@@ -13,24 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from agents.checkpoint import is_trained, load_checkpoint, save_checkpoint
-from agents.compare import (
+from agents.judging.compare import (
     RunProgress,
     judge,
     plan,
     train_missing,
 )
-from agents.comparison import Comparison, Flag, Run
-from agents.config import ConfigError
-from agents.cost import multiply_adds
-from agents.evaluations import EVALUATION_NAME, cached_results, evaluate_run
-from agents.folder_lock import lock_folder
-from agents.matching import core_parameters
-from agents.policy import count_parameters
-from agents.report import to_dict, to_markdown, write_report
-from agents.run_folder import PROGRESS_NAME, read_progress
-from agents.statistics import interquartile_mean, mean_over_seeds, success_over_seeds
-from agents.train import Trainer
+from agents.judging.comparison import Comparison, Run
+from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
+from agents.judging.report import to_dict, to_markdown, write_report
+from agents.learning.checkpoint import is_trained, load_checkpoint, save_checkpoint
+from agents.learning.train import Trainer
+from agents.model.cost import multiply_adds
+from agents.model.matching import core_parameters
+from agents.model.policy import count_parameters
 from compare_cases import (
     CORES,
     EPISODES,
@@ -45,6 +41,11 @@ from compare_cases import (
     make_config,
 )
 from envs import BackendName, Task
+from lab.comparing import Flag
+from lab.disk.folder import PROGRESS_NAME, read_progress
+from lab.disk.lock import lock_folder
+from lab.reporting.statistics import interquartile_mean, mean_over_seeds, success_over_seeds
+from lab.settings import ConfigError
 
 # Planning ---------------------------------------------------------------------------------------
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from agents.checkpoint import agent_store, load_checkpoint
-from agents.compare import JudgingError, plan, survey, train_missing
-from agents.comparison import Comparison, Flag
-from agents.report import to_dict, to_markdown
-from agents.run_folder import PROGRESS_NAME, read_progress
-from agents.train import Trainer
+from agents.judging.compare import JudgingError, plan, survey, train_missing
+from agents.judging.comparison import Comparison
+from agents.judging.report import to_dict, to_markdown
+from agents.learning.checkpoint import agent_store, load_checkpoint
+from agents.learning.train import Trainer
 from compare_cases import (
     CORES,
     SEEDS,
@@ -25,6 +24,8 @@ from compare_cases import (
     judge_runs,
     make_config,
 )
+from lab.comparing import Flag
+from lab.disk.folder import PROGRESS_NAME, read_progress
 
 
 def test_nothing_is_flagged_of_runs_as_asked_for(root: Path, comparison: Comparison) -> None:

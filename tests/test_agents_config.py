@@ -12,7 +12,6 @@ import pytest
 
 from agents.config import (
     ActionMode,
-    ConfigError,
     CoreImportError,
     CoreName,
     PPOConfig,
@@ -20,6 +19,7 @@ from agents.config import (
     read_settings,
 )
 from envs import SUITES
+from lab.settings import ConfigError
 
 ENV = "MiniGrid-Empty-5x5-v0"
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.checkpoint import load_checkpoint
 from agents.config import CORE_NAMES, core_label, folder_name
-from agents.cores import RecurrentCore, require_usable
-from agents.train import Trainer
+from agents.learning.checkpoint import load_checkpoint
+from agents.learning.train import Trainer
+from agents.model.cores import RecurrentCore, require_usable
 from command_line import TOY, TRAIN, Rims, assert_one_line
 from core_cases import (
     HIDDEN_SIZE,

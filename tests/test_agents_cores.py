@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.config import CORE_NAMES
-from agents.cores import CORES, CoreState, RecurrentCore, find_state_form
+from agents.model.cores import CORES, CoreState, RecurrentCore, find_state_form
 from core_cases import (
     HIDDEN_SIZE,
     INPUT_SIZE,

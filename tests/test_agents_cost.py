@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agents.config import PPOConfig
-from agents.cost import _cudnn_rnn, multiply_adds
-from agents.policy import RecurrentActorCritic
+from agents.model.cost import _cudnn_rnn, multiply_adds
+from agents.model.policy import RecurrentActorCritic
 from core_cases import DeepLSTM, OwnLSTM, by_path
 from envs import MISSION_LENGTH
 from rims import scan_path

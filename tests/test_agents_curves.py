@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from agents.curves import POINTS, median_steps, on_one_grid, smooth, steps_to_reach
+from agents.judging.curves import POINTS, median_steps, on_one_grid, smooth, steps_to_reach
 
 NAN = math.nan
 

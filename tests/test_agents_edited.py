@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from agents.checkpoint import agent_store, load_checkpoint
-from agents.compare import plan, survey
 from agents.config import PPOConfig
-from agents.evaluations import EVALUATION_NAME, cached_results, evaluate_run
-from agents.run_folder import CONFIG_NAME
+from agents.judging.compare import plan, survey
+from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
+from agents.learning.checkpoint import agent_store, load_checkpoint
+from agents.learning.train import Trainer
 from agents.sweep.run import run_once
-from agents.train import Trainer
 from command_line import Rims, assert_one_line, snapshot
 from compare_cases import CORES, EPISODES, SEEDS, TASKS, change_checkpoint, make_config
 from conftest import TOY
 from experiment_cases import line, stop_at
 from experiments.fit import fit
 from experiments.results import RESULTS_NAME, read_results
+from lab.disk.folder import CONFIG_NAME
 
 MORE = ("--total-steps", "600")
 
@@ -152,7 +152,7 @@ def test_evaluation_by_other_versions_is_not_taken(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run,) = plan(make_config(), ["none"], [0], root)
-    monkeypatch.setattr("agents.evaluations.versions", lambda: {"torch": "1.0"})
+    monkeypatch.setattr("agents.judging.evaluations.versions", lambda: {"torch": "1.0"})
     assert cached_results(run, TASKS, EPISODES, "sample") is None
 
 

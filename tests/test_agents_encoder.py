@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.config import EncoderChoice
-from agents.encoder import (
+from agents.model.encoder import (
     EncodedOnce,
     ObservationEncoder,
     Observations,

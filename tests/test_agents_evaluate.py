@@ -12,12 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agents import evaluate as evaluating
-from agents.checkpoint import load_checkpoint
 from agents.config import PPOConfig
-from agents.evaluate import Evaluation, check_task, evaluate
-from agents.policy import RecurrentActorCritic
-from agents.rollout import Episode, Runner
+from agents.judging import evaluate as evaluating
+from agents.judging.evaluate import Evaluation, check_task, evaluate
+from agents.learning.checkpoint import load_checkpoint
+from agents.learning.rollout import Episode, Runner
+from agents.model.policy import RecurrentActorCritic
 from envs import (
     MISSION_LENGTH,
     BackendChoice,

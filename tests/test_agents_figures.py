@@ -15,18 +15,11 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from agents.comparison import Comparison
-from agents.curves import on_one_grid, smooth
-from agents.figures import (
-    COLOURS,
-    colours,
-    draw_dots,
-    drawn,
-    plot_curves,
-    plot_tasks,
-    write_figures,
-)
-from agents.statistics import mean_band
+from agents.judging.comparison import Comparison
+from agents.judging.curves import on_one_grid, smooth
+from agents.judging.figures import plot_curves, plot_tasks, write_figures
+from lab.reporting.figures import COLOURS, colours, draw_dots, drawn
+from lab.reporting.statistics import mean_band
 from report_cases import CORES, NAN, TASKS, make_comparison, with_chance, with_seeds
 
 

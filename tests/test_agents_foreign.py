@@ -17,26 +17,27 @@ import torch
 from minigrid.core.constants import OBJECT_TO_IDX
 
 import foreign_envs
-from agents import evaluate as evaluating
-from agents.checkpoint import agent_store, load_checkpoint, save_checkpoint
-from agents.compare import judge, plan, train_missing
-from agents.config import ConfigError, PPOConfig
-from agents.cost import multiply_adds
-from agents.encoder import ObservationEncoder, Observations
-from agents.evaluate import check_task, evaluate
-from agents.guards import RunStopped
-from agents.overlay import draw_view
-from agents.policy import RecurrentActorCritic
-from agents.record import record_episode
-from agents.report import to_dict, to_markdown, write_report
-from agents.resuming import resume
-from agents.run_folder import read_progress
+from agents.config import PPOConfig
+from agents.judging import evaluate as evaluating
+from agents.judging.compare import judge, plan, train_missing
+from agents.judging.evaluate import check_task, evaluate
+from agents.judging.report import to_dict, to_markdown, write_report
+from agents.learning.checkpoint import agent_store, load_checkpoint, save_checkpoint
+from agents.learning.resuming import resume
+from agents.learning.train import Trainer
+from agents.model.cost import multiply_adds
+from agents.model.encoder import ObservationEncoder, Observations
+from agents.model.policy import RecurrentActorCritic
+from agents.model.trainable import require_trainable
 from agents.sweep.run import last_part, run_once
-from agents.train import Trainer
-from agents.trainable import require_trainable
+from agents.watching.overlay import draw_view
+from agents.watching.record import record_episode
 from command_line import TOY, Rims, assert_one_line
 from compare_cases import ignore
 from envs import STOCK_VIEW, EnvironmentFailed, Task, View, get_suite, get_task, make_vector_env
+from lab.disk.folder import read_progress
+from lab.running.guards import RunStopped
+from lab.settings import ConfigError
 from selection import short
 
 CPU = torch.device("cpu")

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from agents.checkpoint import agent_store
 from agents.config import PPOConfig
-from agents.core_source import core_digest, may_define_class, module_source
-from agents.manifest import sealed
+from agents.learning.checkpoint import agent_store
 from command_line import Rims, assert_one_line, snapshot
 from experiment_cases import line
 from experiments.fit import fit
 from experiments.results import RESULTS_NAME
+from lab.core_source import core_digest, may_define_class, module_source
+from lab.disk.manifest import sealed
 
 MORE = ("--total-steps", "600")
 

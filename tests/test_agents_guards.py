@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 import torch
 
-from agents import train as training
-from agents.checkpoint import load_checkpoint
-from agents.guards import CannotSave, RunStopped, TrainingError, first_not_finite
-from agents.ppo import update
-from agents.resuming import read_run
-from agents.rollout import Rollout
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, read_progress, require_space
-from agents.run_log import RunLog
-from agents.train import Trainer
+from agents.learning import train as training
+from agents.learning.checkpoint import load_checkpoint
+from agents.learning.ppo import update
+from agents.learning.resuming import read_run
+from agents.learning.rollout import Rollout
+from agents.learning.train import Trainer
 from command_line import ENV, ROOT, TOY, TRAIN, Rims, assert_one_line, process, tree, wait_for_rows
+from lab.disk.folder import CONFIG_NAME, PROGRESS_NAME, read_progress, require_space
+from lab.disk.log import RunLog
+from lab.running.guards import CannotSave, RunStopped, TrainingError, first_not_finite
 from selection import short
 from test_agents_resume import go_on, left, make_config
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.checkpoint import load_checkpoint
-from agents.compare import plan
-from agents.config import ConfigError, PPOConfig
-from agents.initial_weights import initial_weights, source_folder
-from agents.resuming import resume
-from agents.train import Trainer
+from agents.config import PPOConfig
+from agents.judging.compare import plan
+from agents.learning.checkpoint import load_checkpoint
+from agents.learning.initial_weights import initial_weights, source_folder
+from agents.learning.resuming import resume
+from agents.learning.train import Trainer
 from command_line import TOY, TRAIN, Rims, assert_one_line, tree
+from lab.settings import ConfigError
 
 LITTLE = PPOConfig(
     env="MiniGrid-Empty-5x5-v0",

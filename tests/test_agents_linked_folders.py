@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from agents.checkpoint import load_checkpoint
-from agents.checkpoint_store import CheckpointStore
-from agents.compare import plan
-from agents.folder_lock import has_writer
-from agents.plain_files import NotPlain, read_plain
-from agents.run_folder import read_progress, require_plain_run
+from agents.judging.compare import plan
+from agents.learning.checkpoint import load_checkpoint
 from command_line import TOY, TRAIN, Rims, assert_one_line, snapshot
 from compare_cases import make_config
 from experiment_cases import line
 from experiments.fit import fit
+from lab.disk.folder import read_progress, require_plain_run
+from lab.disk.lock import has_writer
+from lab.disk.plain_files import NotPlain, read_plain
+from lab.disk.store import CheckpointStore
 
 MORE = ("--total-steps", "600")
 
@@ -141,7 +141,7 @@ def test_only_files_of_our_own_form_are_removed(run: Path, rims: Rims, name: str
 
 
 def test_interrupted_first_update_removes_only_what_the_run_made(tmp_path: Path) -> None:
-    from agents.train import Trainer
+    from agents.learning.train import Trainer
 
     trainer = Trainer(make_config(), tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.losses import MEANS, LossSettings, Taken, explained_variance, ppo_loss
+from agents.learning.losses import MEANS, LossSettings, Taken, explained_variance, ppo_loss
 from ppo_oracle import (
     approximate_kl,
     clipped_policy_loss,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from agents.config import PPOConfig
-from agents.cores import RecurrentCore
-from agents.matching import core_parameters, matched_hidden_size
-from agents.policy import count_parameters
+from agents.model.cores import RecurrentCore
+from agents.model.matching import core_parameters, matched_hidden_size
+from agents.model.policy import count_parameters
 from core_cases import OwnLayers, by_path
 
 NAMES = ("rim_lstm", "rim_gru", "lstm", "gru")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agents import footprint, memory
-from agents.compare import plan, require_memory
 from agents.config import PPOConfig
-from agents.memory import available_memory, is_out_of_memory
-from agents.train import Trainer
+from agents.judging.compare import plan, require_memory
+from agents.learning.train import Trainer
+from agents.model import footprint
 from command_line import ENV, Rims, assert_one_line, tree
+from lab.running import memory
+from lab.running.memory import available_memory, is_out_of_memory
 
 GB = 10**9
 

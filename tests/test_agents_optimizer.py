@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from agents.config import PPOConfig
-from agents.optimizer import flatten, make_optimizer
+from agents.learning.optimizer import flatten, make_optimizer
 
 CONFIG = PPOConfig(suite="doorkey", learning_rate=0.01, adam_epsilon=1e-5)
 

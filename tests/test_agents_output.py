@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.output import is_unfinished, remove_abandoned, whole_file
-from agents.run_folder import claim_folder, sweep_unfinished, write_text
 from command_line import ROOT
+from lab.disk.folder import claim_folder, sweep_unfinished, write_text
+from lab.disk.output import is_unfinished, remove_abandoned, whole_file
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from agents.output import whole_file
+from lab.disk.output import whole_file
 with whole_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from agents.figures import COLOURS
-from agents.plots import check_metrics, choose_looks, curve_of, plot_groups, save_curves
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
-from agents.run_list import Group, find_runs, group_runs, read_run, with_progress
-from agents.video import ENCODER, check_animation, find_ffmpeg
+from agents.watching.plots import check_metrics, choose_looks, curve_of, plot_groups, save_curves
+from agents.watching.run_list import Group, find_runs, group_runs, read_run, with_progress
+from agents.watching.video import ENCODER, check_animation, find_ffmpeg
+from lab.disk.folder import CONFIG_NAME, PROGRESS_NAME
+from lab.reporting.figures import COLOURS
 from run_cases import columns, make_run
 
 
@@ -350,9 +350,9 @@ def test_ffmpeg_that_cannot_be_run_is_passed_over(
     good.chmod(0o755)
     text.write_text("not to be executed")
     bad = [str(tmp_path / "missing"), str(text), str(tmp_path)]
-    monkeypatch.setattr("agents.video._ffmpegs", lambda: iter([*bad, str(good)]))
+    monkeypatch.setattr("agents.watching.video._ffmpegs", lambda: iter([*bad, str(good)]))
     assert find_ffmpeg() == str(good)
-    monkeypatch.setattr("agents.video._ffmpegs", lambda: iter(bad))
+    monkeypatch.setattr("agents.watching.video._ffmpegs", lambda: iter(bad))
     with pytest.raises(ValueError, match="writing MP4 needs ffmpeg") as caught:
         check_animation(tmp_path / "a.mp4")
     assert "\n" not in str(caught.value)

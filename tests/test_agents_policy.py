@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agents.config import CoreName, PPOConfig
-from agents.encoder import Observations
-from agents.policy import RecurrentActorCritic, count_parameters
+from agents.model.encoder import Observations
+from agents.model.policy import RecurrentActorCritic, count_parameters
 from envs import MISSION_LENGTH
 
 NAMES = get_args(CoreName)

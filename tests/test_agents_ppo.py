@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from agents.config import CoreName, PPOConfig
-from agents.policy import RecurrentActorCritic
-from agents.ppo import UPDATE_METRICS, _clip, normalize, update
-from agents.rollout import Rollout, Runner, collect
+from agents.learning.ppo import UPDATE_METRICS, _clip, normalize, update
+from agents.learning.rollout import Rollout, Runner, collect
+from agents.model.policy import RecurrentActorCritic
 from envs import Task, make_vector_env
 from tolerances import RATIO_ERROR, rounding
 

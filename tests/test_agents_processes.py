@@ -15,7 +15,7 @@ from command_line import ROOT
 
 _CALL = """
 import sys
-from agents.processes import run_all
+from lab.running.processes import run_all
 from test_agents_processes import linger
 run_all(linger, [(sys.argv[1], 1), (sys.argv[1], 2)], 2)
 """
@@ -23,7 +23,7 @@ run_all(linger, [(sys.argv[1], 1), (sys.argv[1], 2)], 2)
 #: As a shell starts what a script has in the background; Ctrl-C is for others.
 _IN_BACKGROUND = f"""
 import signal
-from agents.signals import raise_when_stopped
+from lab.running.signals import raise_when_stopped
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 raise_when_stopped()
 {_CALL}

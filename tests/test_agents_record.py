@@ -14,13 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from agents.checkpoint import load_checkpoint
 from agents.config import PPOConfig
-from agents.output import check_output, whole_file
-from agents.overlay import Overlay, draw_view
-from agents.policy import RecurrentActorCritic
-from agents.record import Recording, mission_text, record_episode
-from agents.video import (
+from agents.learning.checkpoint import load_checkpoint
+from agents.model.policy import RecurrentActorCritic
+from agents.watching.overlay import Overlay, draw_view
+from agents.watching.record import Recording, mission_text, record_episode
+from agents.watching.video import (
     ENDINGS,
     LAST_FRAME_MILLISECONDS,
     check_animation,
@@ -32,6 +31,7 @@ from agents.video import (
     to_indexed,
 )
 from envs import ACTIONS, encode_mission, get_task, level_seeds, make_drawable_env
+from lab.disk.output import check_output, whole_file
 from tolerances import rounding
 
 TASK = get_task("MiniGrid-Empty-Random-5x5-v0")
@@ -325,7 +325,7 @@ def test_failing_ffmpeg_is_reported_and_leaves_nothing(
     broken = tmp_path / "bin" / "ffmpeg"
     broken.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('first\\nno space')\n")
     broken.chmod(0o755)
-    monkeypatch.setattr("agents.video.find_ffmpeg", lambda: str(broken))
+    monkeypatch.setattr("agents.watching.video.find_ffmpeg", lambda: str(broken))
     with pytest.raises(OSError, match=r"ffmpeg could not write .*a\.mp4': no space$"):
         save_mp4(record("lstm", max_steps=3), tmp_path / "a.mp4", 5.0)
     assert [p.name for p in tmp_path.iterdir()] == ["bin"]

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.comparison import Comparison, Flag
-from agents.report import improvements, to_dict, to_markdown, write_report
-from agents.statistics import interquartile_mean, probability_of_improvement
+from agents.judging.comparison import Comparison
+from agents.judging.report import improvements, to_dict, to_markdown, write_report
+from lab.comparing import Flag
+from lab.reporting.statistics import interquartile_mean, probability_of_improvement
 from report_cases import CORES, TASKS, make_comparison, with_chance, with_seeds
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import PPOConfig
-from agents.cores import RecurrentCore
-from agents.resetting import State, run_with_resets, supports
+from agents.model.cores import RecurrentCore
+from agents.model.resetting import State, run_with_resets, supports
 from tolerances import assert_rounds
 
 LAYERS = {"lstm": (nn.LSTM, 2), "gru": (nn.GRU, 1)}
@@ -144,7 +144,9 @@ def test_sequences_of_gru_take_the_loop_without_resets_too(monkeypatch: pytest.M
         got = everything(core(input, state, reset), leaves)
     for a, b in zip(got, expected, strict=True):
         assert_rounds(a, b, 9 * 5, times=9)
-    monkeypatch.setattr("agents.cores.run_with_resets", None)  # nn.GRU is quicker for one step
+    monkeypatch.setattr(
+        "agents.model.cores.run_with_resets", None
+    )  # nn.GRU is quicker for one step
     single, _ = core(input[:1], state, reset[:1])
     assert_rounds(single, expected[0][:1], 4 + 6)
 

@@ -20,18 +20,18 @@ import pytest
 import torch
 from filelock import FileLock
 
-from agents import resuming
-from agents import train as training
-from agents.checkpoint import agent_store, load_checkpoint, save_checkpoint
-from agents.checkpoint_store import SET_ASIDE, has_checkpoint
 from agents.config import PPOConfig
-from agents.guards import RunStopped
-from agents.resuming import read_run, resume, trainer_for
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME, claim_existing_run, read_progress
-from agents.signals import Stopped
-from agents.train import Trainer
+from agents.learning import resuming
+from agents.learning import train as training
+from agents.learning.checkpoint import agent_store, load_checkpoint, save_checkpoint
+from agents.learning.resuming import read_run, resume, trainer_for
+from agents.learning.train import Trainer
 from command_line import TOY, Rims, assert_one_line, tree
 from envs import level_seeds
+from lab.disk.folder import CONFIG_NAME, PROGRESS_NAME, claim_existing_run, read_progress
+from lab.disk.store import SET_ASIDE, has_checkpoint
+from lab.running.guards import RunStopped
+from lab.running.signals import Stopped
 from selection import short
 
 TIME_COLUMNS = ("seconds", "env_steps_per_second")
@@ -214,7 +214,7 @@ def test_each_part_of_what_is_saved_is_needed(tmp_path: Path, lost: str) -> None
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(  # so that a process is at work a moment after its start
-    ["agents.resuming", "envs.gymnasium_backend", "torch.utils.tensorboard"]
+    ["agents.learning.resuming", "envs.gymnasium_backend", "torch.utils.tensorboard"]
 )
 
 

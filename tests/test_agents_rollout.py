@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.config import CoreName, PPOConfig
-from agents.policy import RecurrentActorCritic
-from agents.rollout import (
+from agents.learning.rollout import (
     Episode,
     EpisodeTracker,
     Rollout,
@@ -22,6 +21,7 @@ from agents.rollout import (
     collect,
     minibatch_indices,
 )
+from agents.model.policy import RecurrentActorCritic
 from envs import BackendName, StepResult, Task, VectorEnv, make_vector_env
 from tolerances import RATIO_ERROR, assert_rounds
 

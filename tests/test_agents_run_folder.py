@@ -7,8 +7,8 @@ from threading import Timer
 
 from filelock import FileLock
 
-from agents.folder_lock import LOCK_NAME, lock_folder
-from agents.run_folder import PROGRESS_NAME, read_progress
+from lab.disk.folder import PROGRESS_NAME, read_progress
+from lab.disk.lock import LOCK_NAME, lock_folder
 
 
 def test_row_being_written_is_left_out(tmp_path: Path) -> None:

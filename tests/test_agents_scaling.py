@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agents.config import PPOConfig
-from agents.policy import RecurrentActorCritic, count_parameters
+from agents.model.policy import RecurrentActorCritic, count_parameters
 from agents.throughput import scaling
 from agents.throughput.scaling import (
     Measured,

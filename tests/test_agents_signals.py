@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from agents import signals
-from agents import train as training
-from agents.checkpoint import agent_store, load_checkpoint, save_checkpoint
-from agents.output import is_unfinished
-from agents.run_folder import PROGRESS_NAME, read_progress
-from agents.signals import STOPPING, Stopped, StopRequest, exit_code, raise_when_stopped
-from agents.train import Trainer
+from agents.learning import train as training
+from agents.learning.checkpoint import agent_store, load_checkpoint, save_checkpoint
+from agents.learning.train import Trainer
 from command_line import ENV, TOY, process, wait_for_rows
 from envs import make_vector_env
+from lab.disk.folder import PROGRESS_NAME, read_progress
+from lab.disk.output import is_unfinished
+from lab.running import signals
+from lab.running.signals import STOPPING, Stopped, StopRequest, exit_code, raise_when_stopped
 from selection import short
 from test_agents_resume import go_on, left, make_config
 

@@ -20,17 +20,18 @@ import torch
 pytest.importorskip("submitit", reason="jobs of Slurm need submitit, which is not installed")
 
 import fake_slurm
-from agents import slurm, slurm_job
-from agents.checkpoint import load_checkpoint
-from agents.compare import RunProgress, plan, train_missing
-from agents.processes import Outcome
-from agents.run_folder import PROGRESS_NAME, read_progress
-from agents.signals import StopRequest
-from agents.slurm import SlurmLauncher, SubmissionError, read_settings
-from agents.slurm_job import ResumableCall
-from agents.train import Trainer
+from agents.judging.compare import RunProgress, plan, train_missing
+from agents.learning.checkpoint import load_checkpoint
+from agents.learning.train import Trainer
 from command_line import COMPARE, ROOT, TOY, Rims, assert_one_line, process, tree, wait_for_rows
 from compare_cases import TASKS, change_checkpoint, ignore, make_config
+from lab.disk.folder import PROGRESS_NAME, read_progress
+from lab.running.processes import Outcome
+from lab.running.signals import StopRequest
+from lab.slurm import job as slurm_job
+from lab.slurm import launcher as slurm
+from lab.slurm.job import ResumableCall
+from lab.slurm.launcher import SlurmLauncher, SubmissionError, read_settings
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_no_call_is_no_job(tmp_path: Path, state: fake_slurm.State) -> None:
 
 
 def test_importing_needs_neither_torch_nor_submitit() -> None:
-    code = "import sys, cli, agents.slurm; print({'torch', 'submitit'} & set(sys.modules))"
+    code = "import sys, cli, lab.slurm.launcher; print({'torch', 'submitit'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from agents.statistics import (
+from lab.reporting.statistics import (
     interquartile_mean,
     mean_band,
     mean_over_episodes,

@@ -16,15 +16,15 @@ from selection import short
 
 pytest.importorskip("optuna", reason="a sweep needs optuna, which is not installed")
 
-from agents.checkpoint import agent_store, is_trained
 from agents.config import PPOConfig, read_settings
-from agents.folder_lock import lock_folder
-from agents.processes import Outcome, run_all
+from agents.learning.checkpoint import agent_store, is_trained
 from agents.sweep import definition, report, study
 from agents.sweep.definition import Sweep
 from agents.sweep.run import Measured, last_part, run_once
 from agents.sweep.study import Study, Trial
 from command_line import Rims, assert_one_line
+from lab.disk.lock import lock_folder
+from lab.running.processes import Outcome, run_all
 from sweep_cases import make_sweep
 
 # What is tried ------------------------------------------------------------------------------------

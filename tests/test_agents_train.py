@@ -17,25 +17,25 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from agents import train as training
-from agents.checkpoint import load_checkpoint
-from agents.checkpoint_store import has_checkpoint
 from agents.config import CoreName, PPOConfig, read_settings
-from agents.devices import usable_device
-from agents.evaluate import evaluate
-from agents.folder_lock import HOLDER_NAME, LOCK_NAME, lock_folder
-from agents.guards import TrainingError
-from agents.policy import RecurrentActorCritic
-from agents.ppo import UPDATE_METRICS, update
-from agents.recent_episodes import EPISODE_WINDOW, RecentEpisodes
-from agents.rollout import Episode
-from agents.run_folder import (
+from agents.judging.evaluate import evaluate
+from agents.learning import train as training
+from agents.learning.checkpoint import load_checkpoint
+from agents.learning.ppo import UPDATE_METRICS, update
+from agents.learning.recent_episodes import EPISODE_WINDOW, RecentEpisodes
+from agents.learning.rollout import Episode
+from agents.learning.train import Trainer
+from agents.model.policy import RecurrentActorCritic
+from lab.disk.folder import (
     CONFIG_NAME,
     PROGRESS_NAME,
     claim_run_folder,
     read_progress,
 )
-from agents.train import Trainer
+from lab.disk.lock import HOLDER_NAME, LOCK_NAME, lock_folder
+from lab.disk.store import has_checkpoint
+from lab.running.devices import usable_device
+from lab.running.guards import TrainingError
 from selection import short
 from tolerances import RATIO_ERROR
 

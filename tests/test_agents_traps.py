@@ -16,15 +16,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agents import train as training
 from agents.config import CORE_NAMES, PPOConfig
-from agents.cores import CoreState
-from agents.encoder import Observations
-from agents.policy import RecurrentActorCritic
-from agents.ppo import update
-from agents.rollout import Rollout, Runner, collect
-from agents.run_folder import PROGRESS_NAME, read_progress
-from agents.train import Trainer
+from agents.learning import train as training
+from agents.learning.ppo import update
+from agents.learning.rollout import Rollout, Runner, collect
+from agents.learning.train import Trainer
+from agents.model.cores import CoreState
+from agents.model.encoder import Observations
+from agents.model.policy import RecurrentActorCritic
 from command_line import ROOT
 from envs import (
     MISSION_LENGTH,
@@ -35,6 +34,7 @@ from envs import (
     level_seeds,
     make_vector_env,
 )
+from lab.disk.folder import PROGRESS_NAME, read_progress
 from tolerances import RATIO_ERROR
 
 WITH_MEMORY = [name for name in CORE_NAMES if name != "none"]

@@ -13,12 +13,9 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from agents import watching
-from agents.charts import ASCII_BLOCKS, Chart, bars, resample
-from agents.folder_lock import LOCK_NAME, has_writer, lock_folder
-from agents.run_folder import PROGRESS_NAME
-from agents.run_list import FoundRun, read_run
-from agents.watching import (
+from agents.watching import live as watching
+from agents.watching.charts import ASCII_BLOCKS, Chart, bars, resample
+from agents.watching.live import (
     Watcher,
     check_watchable,
     ending_of,
@@ -26,6 +23,9 @@ from agents.watching import (
     picture_of,
     watch_folder,
 )
+from agents.watching.run_list import FoundRun, read_run
+from lab.disk.folder import PROGRESS_NAME
+from lab.disk.lock import LOCK_NAME, has_writer, lock_folder
 from run_cases import columns, make_run
 
 

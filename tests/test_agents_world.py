@@ -19,23 +19,24 @@ from typing import Any
 import pytest
 import torch
 
-from agents.checkpoint import agent_store, load_checkpoint
-from agents.config import ConfigError, PPOConfig
-from agents.folder_lock import HOLDER_NAME
-from agents.ranks import launched, local_device
-from agents.resuming import resume
-from agents.run_folder import PROGRESS_NAME, read_progress
-from agents.train import Trainer, require_divisible
-from agents.world import World, WorldBroken, joined
+from agents.config import PPOConfig
+from agents.learning.checkpoint import agent_store, load_checkpoint
+from agents.learning.resuming import resume
+from agents.learning.train import Trainer, require_divisible
 from command_line import ENV, ROOT, TOY, tree, wait_for_rows
 from envs import level_seeds, make_vector_env
+from lab.disk.folder import PROGRESS_NAME, read_progress
+from lab.disk.lock import HOLDER_NAME
+from lab.running.ranks import launched, local_device
+from lab.running.world import World, WorldBroken, joined
+from lab.settings import ConfigError
 from selection import short
 from test_agents_resume import STEPS, TIME_COLUMNS, make_config
 
 # Started by a process that has imported what they need, else each would take seconds.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["agents.resuming", "envs.gymnasium_backend", "torch.utils.tensorboard"]
+    ["agents.learning.resuming", "envs.gymnasium_backend", "torch.utils.tensorboard"]
 )
 
 

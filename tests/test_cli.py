@@ -18,12 +18,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
-from agents import train as training
-from agents.checkpoint import load_checkpoint
-from agents.checkpoint_store import FOLDER_NAME
-from agents.commands import options
+from agents.commands.parsing import options
 from agents.config import PPOConfig, read_settings
-from agents.run_folder import CONFIG_NAME, PROGRESS_NAME
+from agents.learning import train as training
+from agents.learning.checkpoint import load_checkpoint
 from command_line import (
     COMPARE,
     ENV,
@@ -38,6 +36,8 @@ from command_line import (
 )
 from envs import SUITES, Suite, get_suite
 from forked import Forked
+from lab.disk.folder import CONFIG_NAME, PROGRESS_NAME
+from lab.disk.store import FOLDER_NAME
 
 # Help -------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.folder_lock import lock_folder
 from command_line import COMPARE, TOY, Rims, assert_one_line, tree
 from compare_cases import CORES, TASKS
+from lab.disk.lock import lock_folder
 
 #: What the comparison of the fixture ``root`` was made with.
 AS_MADE = (

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 import cli
-from agents.commands.errors import UserError
-from agents.commands.lists import CommaSeparated
+from agents.commands.parsing.errors import UserError
+from agents.commands.parsing.lists import CommaSeparated
 from command_line import ENV, Result, assert_one_line, fresh_process
 from fuzz_cases import (
     COMMANDS,

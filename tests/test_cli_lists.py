@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from agents.commands.lists import COUNT, CommaList, Numbers, Seeds
+from agents.commands.parsing.lists import COUNT, CommaList, Numbers, Seeds
 from command_line import COMPARE, ENV, Rims, assert_one_line, tree
 from fuzz_cases import COMMANDS, NEEDED, options_of
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from agents import compare as comparing
-from agents.checkpoint import agent_store
-from agents.checkpoint_store import FOLDER_NAME
-from agents.compare import JudgingError
-from agents.folder_lock import lock_folder
-from agents.guards import TrainingError
-from agents.train import Trainer
+from agents.judging import compare as comparing
+from agents.judging.compare import JudgingError
+from agents.learning.checkpoint import agent_store
+from agents.learning.train import Trainer
 from command_line import COMPARE, ENV, TOY, TRAIN, Result, Rims, assert_one_line, process, tree
+from lab.disk.lock import lock_folder
+from lab.disk.store import FOLDER_NAME
+from lab.running.guards import TrainingError
 
 # Mistakes ---------------------------------------------------------------------------------------
 

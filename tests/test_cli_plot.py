@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from agents.run_folder import PROGRESS_NAME
 from command_line import Rims, assert_one_line, tree
+from lab.disk.folder import PROGRESS_NAME
 from run_cases import columns, make_run
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from agents import checkpoint, video
+from agents.learning import checkpoint
+from agents.watching import video
 from command_line import Rims, assert_one_line, tree
 
 

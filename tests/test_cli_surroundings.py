@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agents import ranks
-from agents.commands.errors import os_trouble
-from agents.output import check_output, is_unfinished, whole_file
-from agents.run_folder import PROGRESS_NAME, require_writable
+from agents.commands.parsing.errors import os_trouble
 from command_line import ENV, ROOT, TOY, Result, Rims, assert_one_line, tree
+from lab.disk.folder import PROGRESS_NAME, require_writable
+from lab.disk.output import check_output, is_unfinished, whole_file
+from lab.running import ranks
 from run_cases import make_run
 
 NO_ROOM = "No space left on device; make room, or give another place."

@@ -17,13 +17,13 @@ from click.testing import CliRunner
 pytest.importorskip("optuna", reason="a sweep needs optuna, which is not installed")
 
 import cli
-from agents.checkpoint import load_checkpoint
-from agents.folder_lock import HOLDER_NAME, LOCK_NAME, lock_folder
-from agents.processes import Outcome
-from agents.run_folder import PROGRESS_NAME
+from agents.learning.checkpoint import load_checkpoint
 from agents.sweep import study
 from agents.sweep.run import Measured
 from command_line import ROOT, Rims, assert_one_line, process, tree, wait_for_rows
+from lab.disk.folder import PROGRESS_NAME
+from lab.disk.lock import HOLDER_NAME, LOCK_NAME, lock_folder
+from lab.running.processes import Outcome
 
 TOML = """\
 [sweep]

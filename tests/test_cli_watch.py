@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.folder_lock import lock_folder
-from agents.run_folder import PROGRESS_NAME
 from command_line import TOY, TRAIN, Rims, assert_one_line, process, tree, wait_for_rows
+from lab.disk.folder import PROGRESS_NAME
+from lab.disk.lock import lock_folder
 from run_cases import make_run
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.adding import AddingExperiment
+from experiments.configs.sequences import AddingConfig
 from experiments.fit import fit
-from experiments.sequence_configs import AddingConfig
+from experiments.tasks.adding import AddingExperiment
 from image_cases import assert_goes_on
 from sequence_cases import SMALL, TINY, TWO_CORES, Told
 
@@ -52,7 +52,7 @@ def test_error_is_the_same_over_several_batches(monkeypatch: pytest.MonkeyPatch)
     model = experiment.make_model().eval()
     with torch.no_grad():
         whole = experiment.test(model)
-        monkeypatch.setattr("experiments.adding.EVALUATION_BATCH", 77)
+        monkeypatch.setattr("experiments.tasks.adding.EVALUATION_BATCH", 77)
         assert experiment.test(model) == pytest.approx(whole, rel=1e-5)
 
 

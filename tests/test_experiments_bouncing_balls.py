@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.config import ConfigError
 from command_line import Rims, assert_one_line
-from experiments.bouncing_balls import BouncingBallsExperiment
+from experiments.configs.sequences import BouncingBallsConfig
 from experiments.fit import fit
-from experiments.sequence_configs import BouncingBallsConfig
+from experiments.tasks.bouncing_balls import BouncingBallsExperiment
 from image_cases import assert_goes_on, pictures_in
+from lab.settings import ConfigError
 from sequence_cases import SMALL, TINY, TWO_CORES, options
 
 DATA: dict[str, Any] = {

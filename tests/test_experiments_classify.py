@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from command_line import Rims, assert_one_line, tree
-from experiments.classify import ClassifyExperiment
+from experiments.configs.images import ClassifyConfig
 from experiments.fit import fit, judging, rate_factor
-from experiments.image_configs import ClassifyConfig
-from experiments.images import levels_of, load_images, to_tensor
+from experiments.shared.images import levels_of, load_images, to_tensor
+from experiments.tasks.classify import ClassifyExperiment
 from image_cases import (
     assert_attention_is_drawn,
     assert_goes_on,

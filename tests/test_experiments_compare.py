@@ -20,9 +20,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
-from agents.checkpoint_store import has_checkpoint
-from agents.folder_lock import lock_folder
-from agents.run_folder import PROGRESS_NAME
 from command_line import ROOT, Rims, assert_one_line, tree
 from experiment_cases import LINE, line
 from experiments import comparison as comparing
@@ -31,6 +28,9 @@ from experiments.experiment import Row
 from experiments.fit import fit
 from experiments.registry import TASKS
 from experiments.results import RESULTS_NAME, read_results
+from lab.disk.folder import PROGRESS_NAME
+from lab.disk.lock import lock_folder
+from lab.disk.store import has_checkpoint
 
 CALL = ("experiment", "line", "--model", "linear,mlp", "--seeds", "2", "--run-root", "root")
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from agents.config import ConfigError
 from experiment_cases import LineConfig
-from experiments.config import read_config, read_settings
-from experiments.registry import TASKS, SortOfClevrConfig, StackedMNISTConfig
+from experiments.configs.base import read_config, read_settings
+from experiments.configs.generated import SortOfClevrConfig, StackedMNISTConfig
+from experiments.registry import TASKS
+from lab.settings import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.copying import CopyingExperiment
+from experiments.configs.sequences import CopyingConfig
 from experiments.fit import fit, judging
-from experiments.sequence_configs import CopyingConfig
+from experiments.tasks.copying import CopyingExperiment
 from image_cases import assert_goes_on
 from sequence_cases import SMALL, TINY, TWO_CORES, Told, one_hot
 

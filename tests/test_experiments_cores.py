@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from experiments.cores import Core as Wrapped
-from experiments.cores import core_parameters, with_equal_parameters
-from experiments.sequence_configs import CORES, RIM_CORES, Core, SequenceConfig
-from experiments.sequences import SequenceModel
+from experiments.configs.sequences import CORES, RIM_CORES, Core, SequenceConfig
+from experiments.shared.cores import Core as Wrapped
+from experiments.shared.cores import core_parameters, with_equal_parameters
+from experiments.shared.sequences import SequenceModel
 from rims import RIM_GRU, RIM_LSTM, RepeatedInput
 from sequence_cases import TINY
 

@@ -15,10 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from agents import signals
-from agents.checkpoint_store import FOLDER_NAME, has_checkpoint
-from agents.folder_lock import lock_folder
-from agents.run_folder import FAILURE_NAME, PROGRESS_NAME, read_progress
 from command_line import ROOT, tree
 from experiment_cases import (
     Batch,
@@ -33,6 +29,10 @@ from experiments.experiment import Selection, State
 from experiments.fit import FitError, fit
 from experiments.results import RESULTS_NAME, Results, read_results
 from experiments.snapshot import run_store
+from lab.disk.folder import FAILURE_NAME, PROGRESS_NAME, read_progress
+from lab.disk.lock import lock_folder
+from lab.disk.store import FOLDER_NAME, has_checkpoint
+from lab.running import signals
 from selection import short
 
 #: Steps of the whole run: 4 epochs of 6.

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from agents.run_folder import read_progress
 from command_line import Rims, assert_one_line, tree
-from experiments.distances import frechet_distance, patch_distance, principal_axes
+from experiments.configs.images import GANConfig
 from experiments.experiment import State
 from experiments.fit import fit
-from experiments.gan import GAN, GANExperiment
-from experiments.image_configs import GANConfig
-from experiments.images import grid
+from experiments.shared.distances import frechet_distance, patch_distance, principal_axes
+from experiments.shared.images import grid
+from experiments.tasks.gan import GAN, GANExperiment
 from image_cases import (
     assert_attention_is_drawn,
     assert_goes_on,
@@ -26,6 +25,7 @@ from image_cases import (
     write_cifar10,
     write_digits,
 )
+from lab.disk.folder import read_progress
 from nfm import NFM
 from selection import short
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from command_line import Rims, assert_one_line, tree
+from experiments.configs.sequences import CORES, LanguageModelConfig
 from experiments.data.text import END
 from experiments.experiment import State
 from experiments.fit import fit
-from experiments.language_model import Batch, LanguageModelExperiment, _nats
-from experiments.sequence_configs import CORES, LanguageModelConfig
 from experiments.snapshot import Position, Snapshot, load_snapshot, save_snapshot
+from experiments.tasks.language_model import Batch, LanguageModelExperiment, _nats
 from image_cases import assert_goes_on
 from selection import short
 from sequence_cases import SMALL, TINY, TWO_CORES

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from command_line import Rims, assert_one_line, tree
 from experiment_cases import LineExperiment, line, stop_at
 from experiments import comparison as comparing
-from experiments.adding import AddingExperiment
-from experiments.config import ExperimentConfig
-from experiments.copying import CopyingExperiment
-from experiments.cores import with_equal_parameters
+from experiments.configs.base import ExperimentConfig
+from experiments.configs.sequences import CORES, AddingConfig, CopyingConfig, whole_numbers
 from experiments.figures import plot_rows
 from experiments.fit import fit
 from experiments.registry import TASKS
 from experiments.results import RESULTS_NAME
-from experiments.sequence_configs import CORES, AddingConfig, CopyingConfig, whole_numbers
+from experiments.shared.cores import with_equal_parameters
+from experiments.tasks.adding import AddingExperiment
+from experiments.tasks.copying import CopyingExperiment
 from image_cases import Crash
 from sequence_cases import RIM_SETTINGS, TINY, options
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from command_line import Rims, assert_one_line, tree
+from experiments.configs.sequences import SequentialMNISTConfig
 from experiments.fit import fit
-from experiments.sequence_configs import SequentialMNISTConfig
-from experiments.sequential_mnist import SequentialMNISTExperiment
+from experiments.tasks.sequential_mnist import SequentialMNISTExperiment
 from image_cases import assert_goes_on, write_digits
 from sequence_cases import SMALL, TINY, TWO_CORES, Told, one_hot
 

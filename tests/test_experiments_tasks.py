@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from command_line import Rims, assert_one_line, tree
 from experiment_cases import assert_same
-from experiments.config import NFM_MODEL, NFMConfig
+from experiments.configs.base import NFM_MODEL, NFMConfig
+from experiments.configs.generated import SortOfClevrConfig, StackedMNISTConfig
 from experiments.fit import fit, judging
-from experiments.networks import nfm_options
-from experiments.registry import TASKS, SortOfClevrConfig, StackedMNISTConfig
+from experiments.registry import TASKS
 from experiments.results import RESULTS_NAME
-from experiments.sort_of_clevr import SortOfClevrExperiment
-from experiments.stacked_mnist import StackedMNISTExperiment
+from experiments.shared.networks import nfm_options
+from experiments.tasks.sort_of_clevr import SortOfClevrExperiment
+from experiments.tasks.stacked_mnist import StackedMNISTExperiment
 from nfm import NFM
 from selection import short
 
@@ -256,7 +257,7 @@ def test_attention_can_be_asked_for_where_there_is_nfm(rims: Rims, name: str) ->
 def test_network_too_large_is_one_line_before_any_work(
     rims: Rims, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, told: str
 ) -> None:
-    monkeypatch.setattr("agents.memory.available_memory", lambda: 24e9)
+    monkeypatch.setattr("lab.running.memory.available_memory", lambda: 24e9)
     call = ("experiment", "sort-of-clevr", "--run-root", "root", "--hidden-size", size)
     assert told in assert_one_line(rims(*call))
     assert tree(tmp_path / "here") == {}

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from command_line import Rims, assert_one_line, tree
+from experiments.configs.images import VAEConfig
 from experiments.fit import fit
-from experiments.image_configs import VAEConfig
-from experiments.vae import VAEExperiment
+from experiments.tasks.vae import VAEExperiment
 from image_cases import (
     assert_attention_is_drawn,
     assert_goes_on,

@@ -12,7 +12,10 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("rims", "nfm", "envs", "agents", "experiments", "benchmarks", "examples", "tests")
+FOLDERS = (
+    *("lab", "rims", "nfm", "envs", "agents", "experiments"),
+    *("benchmarks", "examples", "tests"),
+)
 
 #: What nobody builds on. Tests may import the command line, and each other as top-level modules.
 LEAVES = {"cli", "tests", "benchmarks", "examples"}
@@ -20,10 +23,12 @@ TEST_MODULES = {path.stem for path in (ROOT / "tests").glob("*.py")}
 
 #: Packages (ours, and torch) each package must not import at all.
 FORBIDDEN = {
-    "rims": {"nfm", "envs", "agents", "experiments"},
-    "nfm": {"envs", "agents", "experiments"},
+    "lab": {"rims", "nfm", "envs", "agents", "experiments"},
+    "rims": {"nfm", "envs", "lab", "agents", "experiments"},
+    "nfm": {"envs", "lab", "agents", "experiments"},
     "envs": {"rims", "nfm", "agents", "experiments", "torch"},
     "agents": {"experiments"},
+    "experiments": {"agents"},
 }
 
 #: What the extra ``jax`` brings; only rims.jax, the command line, tests and examples touch it.
@@ -168,11 +173,19 @@ def test_imports_run_one_way() -> None:
 
 def test_the_files_judged_are_there() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in python_files()}
-    assert {"rims/functional.py", "rims/scan/__init__.py", "envs/__init__.py"} <= names
+    assert {
+        "rims/functional.py",
+        "rims/scan/__init__.py",
+        "envs/__init__.py",
+        "lab/settings.py",
+    } <= names
     assert Path(__file__).relative_to(ROOT).as_posix() in names
 
 
-@pytest.mark.parametrize("module", ["envs", "cli", "experiments", "experiments.registry"])
+@pytest.mark.parametrize(
+    "module",
+    ["lab.settings", "lab.disk.folder", "envs", "cli", "experiments", "experiments.registry"],
+)
 def test_import_does_not_load_torch(module: str) -> None:
     if (
         not (ROOT / module).is_dir()
@@ -195,7 +208,7 @@ PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "nfm": {"NFM"}, "envs": {"Task"}}
     ("module", "source"),
     [
         ("rims.layers", "import envs"),
-        ("rims.layers", "def f():\n    from agents.ppo import train"),
+        ("rims.layers", "def f():\n    from agents.learning.ppo import train"),
         ("rims.layers", "import nfm.module as m"),
         ("rims.layers", "import torch, experiments"),
         ("rims.layers", "import cli"),
@@ -210,8 +223,8 @@ PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "nfm": {"NFM"}, "envs": {"Task"}}
         ("rims.layers", "def f():\n    from flax import nnx"),
         ("rims", "from rims.jax import scan"),
         ("rims.bench.run", "from rims import jax"),
-        ("agents.policy", "import optax"),
-        ("rims.jax.step", "from agents import ppo"),
+        ("agents.model.policy", "import optax"),
+        ("rims.jax.step", "from agents.learning import ppo"),
         ("nfm.module", "import rims"),
         ("nfm.module", "from rims import RIM_LSTM"),
         ("nfm.module", "from rims.cells import RIMCell"),
@@ -220,31 +233,39 @@ PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "nfm": {"NFM"}, "envs": {"Task"}}
         ("nfm.module", "from nfm.bench.run import bench_nfm"),
         ("nfm.bench.run", "from rims.layers import RIM_LSTM"),
         ("nfm.module", "import envs"),
-        ("nfm.module", "from agents import ppo"),
+        ("nfm.module", "from agents.learning import ppo"),
         ("envs.base", "import torch"),
         ("envs.base", "from torch import nn"),
         ("envs.base", "from torch.nn import Module"),
         ("envs.base", "from rims.functional import topk_mask"),
         ("envs.base", "__import__('agents')"),
-        ("agents.policy", "import rims.layers"),
-        ("agents.policy", "from rims.layers import RIMLayer"),
-        ("agents.policy", "from rims import layers"),
-        ("agents.policy", "from rims import *"),
-        ("agents.policy", "import rims\nrims.layers.RIMLayer"),
-        ("agents.policy", "import rims as r\nr.cells"),
-        ("agents.policy", "from envs import vector"),
-        ("agents.policy", "from envs.base import VectorEnv"),
-        ("agents.policy", "from nfm.module import NFM"),
-        ("agents.policy", "from nfm import network"),
-        ("agents.policy", "import cli"),
-        ("agents.policy", "from agents.commands import options"),
-        ("agents.policy", "from agents import commands"),
+        ("agents.model.policy", "import rims.layers"),
+        ("agents.model.policy", "from rims.layers import RIMLayer"),
+        ("agents.model.policy", "from rims import layers"),
+        ("agents.model.policy", "from rims import *"),
+        ("agents.model.policy", "import rims\nrims.layers.RIMLayer"),
+        ("agents.model.policy", "import rims as r\nr.cells"),
+        ("agents.model.policy", "from envs import vector"),
+        ("agents.model.policy", "from envs.base import VectorEnv"),
+        ("agents.model.policy", "from nfm.module import NFM"),
+        ("agents.model.policy", "from nfm import network"),
+        ("agents.model.policy", "import cli"),
+        ("agents.model.policy", "from agents.commands.parsing import options"),
+        ("agents.model.policy", "from agents import commands"),
         ("experiments.fit", "import agents.commands.train"),
         ("agents.commands.train", "from tests.oracles import rim_step"),
         ("cli", "import benchmarks.table"),
         ("experiments.fit", "import cli"),
+        ("experiments.fit", "from agents.learning.train import Trainer"),
+        ("experiments.tasks.gan", "import agents"),
+        ("lab.disk.folder", "from envs import read_text"),
+        ("lab.running.devices", "from agents.config import PPOConfig"),
+        ("lab.settings", "def f():\n    import experiments.configs"),
+        ("lab.slurm.job", "from rims import RIM_LSTM"),
+        ("rims.layers", "from lab.settings import ConfigError"),
+        ("nfm.module", "import lab.disk"),
         ("experiments.fit", "from experiments.commands import experiment"),
-        ("agents.train", "from experiments import fit"),
+        ("agents.learning.train", "from experiments import fit"),
         ("agents.commands.train", "import tests.oracles"),
         ("examples.small", "import cli"),
         ("benchmarks.table", "from examples import small"),
@@ -270,14 +291,20 @@ def test_offences_finds(module: str, source: str) -> None:
         ("nfm.native.run", "from rims.native import threads\nfrom rims.native.simd import load"),
         ("nfm.bench.run", "from rims.bench import machine\nfrom nfm.bench import memory"),
         ("envs.base", "import numpy as np\nfrom envs.mission import encode_mission"),
-        ("agents.policy", "from rims import RIM_LSTM, trace\nimport rims\nrims.trace(1)"),
-        ("agents.policy", "from envs import Task\nfrom agents.losses import entropy"),
-        ("agents.policy", "from nfm import NFM"),
-        ("cli", "from agents.ppo import train\nimport envs, nfm"),
+        ("agents.model.policy", "from rims import RIM_LSTM, trace\nimport rims\nrims.trace(1)"),
+        (
+            "agents.model.policy",
+            "from envs import Task\nfrom agents.learning.losses import entropy",
+        ),
+        ("agents.model.policy", "from nfm import NFM"),
+        ("cli", "from agents.learning.ppo import train\nimport envs, nfm"),
         ("cli", "from agents.commands.train import train"),
         ("agents.commands.bench", "from rims.bench.run import bench_cells\nimport cli"),
         ("experiments.fit", "from nfm import NFM"),
-        ("experiments.fit", "import rims, torch\nfrom agents.run_folder import RunLog"),
+        ("envs.suites", "from lab.settings import did_you_mean"),
+        ("agents.learning.train", "from lab.disk import folder"),
+        ("lab.disk.folder", "from lab.running.guards import RunStopped\nimport torch"),
+        ("experiments.fit", "import rims, torch\nfrom lab.disk.log import RunLog"),
         ("experiments.commands.experiment", "from agents.commands.compare import claimed"),
         ("cli", "from experiments.commands.experiment import experiment"),
         ("benchmarks.table", "from benchmarks.timing import clock\nimport rims.cells"),

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.checkpoint import agent_store
-from agents.folder_lock import lock_folder
-from agents.run_folder import CONFIG_NAME
+from agents.learning.checkpoint import agent_store
 from command_line import TOY, TRAIN, Rims, assert_one_line, snapshot
 from experiment_cases import line
 from experiments.fit import fit
+from lab.disk.folder import CONFIG_NAME
+from lab.disk.lock import lock_folder
 from test_cli_mistakes import MISTAKES
 
 MORE = ("--total-steps", "600")

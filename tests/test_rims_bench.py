@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import cli
-from agents.commands import bench_options
+from agents.commands.parsing import bench_options
 from bench_cases import SETTINGS
 from command_line import Rims, assert_one_line, process, tree
 from rims.bench import machine, run, timing

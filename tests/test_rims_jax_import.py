@@ -57,7 +57,7 @@ def test_without_jax_one_line_says_what_to_install(missing: str, tmp_path: Path)
 
 def test_the_torch_side_does_not_load_jax() -> None:
     loaded = (
-        "import rims, nfm, rims.bench.run, agents.policy\n"
+        "import rims, nfm, rims.bench.run, agents.model.policy\n"
         "print(sorted({'jax', 'flax', 'optax', 'rims.jax'} & set(sys.modules)))"
     )
     done = run(loaded)

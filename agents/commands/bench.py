@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.commands import bench_options
-from agents.commands.errors import UserError, checking_input
-from agents.commands.options import GroupedCommand, make_config
-from agents.memory import require_memory
-from agents.signals import exit_code
+from agents.commands.parsing import bench_options
+from agents.commands.parsing.errors import UserError, checking_input
+from agents.commands.parsing.options import GroupedCommand, make_config
+from lab.running.memory import require_memory
+from lab.running.signals import exit_code
 
 if TYPE_CHECKING:
     from agents.throughput.run import Contest
@@ -41,7 +41,7 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
         out: the folder; is made.
         left: what an interruption leaves in it.
     """
-    from agents.run_folder import claim_folder
+    from lab.disk.folder import claim_folder
 
     with checking_input():
         lock = claim_folder(out)
@@ -135,7 +135,7 @@ def jax_(out: Path, **given: Any) -> None:
         from rims.jax.bench import bench_jax, best_device
     except ImportError as error:
         raise UserError(str(error)) from None
-    from agents.processes import usable_processors
+    from lab.running.processes import usable_processors
     from rims.bench.cases import Settings, Size
 
     given = bench_options.apply_quick(given, bench_options.QUICK_JAX)
@@ -179,10 +179,10 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     fresh process. agents.json and agents.md are complete after every round. Without --suite and
     --env the task is that of suite doorkey.
     """
-    from agents.footprint import require_fits
-    from agents.processes import usable_processors
+    from agents.model.footprint import require_fits
+    from agents.model.trainable import require_trainable
     from agents.throughput.run import SB3_NAMES, Contest
-    from agents.trainable import require_trainable
+    from lab.running.processes import usable_processors
 
     typed_envs = bench_options.is_typed("num_envs") or not given["quick"]
     given = bench_options.apply_quick(given, bench_options.QUICK_AGENTS)
@@ -214,10 +214,10 @@ def _has_sb3() -> bool:
 
 
 def _measure_agents(contest: Contest, out: Path) -> str:
-    from agents.run_folder import write_text
     from agents.throughput.ours import Round
     from agents.throughput.report import progress_line, to_dict, to_markdown
     from agents.throughput.run import Measured, MeasuringError, measure
+    from lab.disk.folder import write_text
 
     machine = about_machine(contest.config.threads)
 

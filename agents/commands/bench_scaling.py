@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agents.commands.bench import about_machine, measuring
-from agents.commands.bench_options import NOT_OF_AGENTS
-from agents.commands.errors import checking_input
-from agents.commands.lists import Numbers
-from agents.commands.options import (
+from agents.commands.parsing.bench_options import NOT_OF_AGENTS
+from agents.commands.parsing.errors import checking_input
+from agents.commands.parsing.lists import Numbers
+from agents.commands.parsing.options import (
     FOLDER,
     GroupedCommand,
     config_options,
@@ -61,10 +61,10 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
     Without --suite and --env the task is that of suite doorkey. scaling.json and scaling.md are
     complete after every run.
     """
-    from agents.footprint import require_fits
+    from agents.learning.train import require_divisible
+    from agents.model.footprint import require_fits
+    from agents.model.trainable import require_trainable
     from agents.throughput.scaling import Plan
-    from agents.train import require_divisible
-    from agents.trainable import require_trainable
 
     threads = given.pop("threads")
     if not given["suite"] and not given["env"]:
@@ -83,10 +83,10 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
 
 
 def _measure(plan: Plan, out: Path) -> str:
-    from agents.policy import RecurrentActorCritic, count_parameters, reads_mission
-    from agents.run_folder import write_text
+    from agents.model.policy import RecurrentActorCritic, count_parameters, reads_mission
     from agents.throughput.scaling import ScalingError, measure, to_json, to_markdown
     from envs import make_vector_env
+    from lab.disk.folder import write_text
 
     config = plan.config
     with make_vector_env(config.task, 1, 0, config.backend) as env:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import UserError, checking_input
-from agents.commands.lists import Seeds
-from agents.commands.options import GroupedCommand, make_config
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import UserError, checking_input
+from agents.commands.parsing.lists import Seeds
+from agents.commands.parsing.options import GroupedCommand, make_config
 from agents.config import ActionMode
 from envs import get_suite
 
 if TYPE_CHECKING:
-    from agents.comparison import Comparison, Flag, Run
-    from agents.slurm import SlurmLauncher
+    from agents.judging.comparison import Comparison, Run
+    from lab.comparing import Flag
+    from lab.slurm.launcher import SlurmLauncher
 
 
 SEEDS = options.plain_option(
@@ -100,10 +101,10 @@ def compare(
 
     If a run fails, the others are compared, the report names it and the exit code is 1.
     """
-    from agents import compare as comparing
-    from agents.devices import usable_device
-    from agents.processes import usable_processors
-    from agents.report import to_dict, to_markdown, write_report
+    from agents.judging import compare as comparing
+    from agents.judging.report import to_dict, to_markdown, write_report
+    from lab.running.devices import usable_device
+    from lab.running.processes import usable_processors
 
     config = make_config({**given, "core": cores[0]})
     launch = _launcher(launcher, slurm_settings, run_root, report_only, config.threads)
@@ -143,7 +144,7 @@ def compare(
 @contextmanager
 def claimed(run_root: Path, report_only: bool) -> Iterator[None]:
     """Keep other comparisons out of the folder, unless this one only reports."""
-    from agents.run_folder import claim_folder, require_encodable, require_writable
+    from lab.disk.folder import claim_folder, require_encodable, require_writable
 
     if report_only and not run_root.is_dir():
         raise UserError(f"--run-root: folder {str(run_root)!r} does not exist.")
@@ -163,7 +164,7 @@ def _launcher(
     name: str, settings: tuple[str, ...], run_root: Path, report_only: bool, threads: int
 ) -> SlurmLauncher | None:
     """What trains, if not processes of this machine."""
-    from agents.slurm import SlurmLauncher, read_settings
+    from lab.slurm.launcher import SlurmLauncher, read_settings
 
     if name == "local":
         if settings:
@@ -177,10 +178,10 @@ def _launcher(
 
 
 def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Flag]:
-    from agents import compare as comparing
-    from agents.display import RunsDisplay
-    from agents.processes import run_all
-    from agents.slurm import SubmissionError
+    from agents.judging import compare as comparing
+    from agents.watching.display import RunsDisplay
+    from lab.running.processes import run_all
+    from lab.slurm.launcher import SubmissionError
 
     with RunsDisplay() as display:
         try:
@@ -190,8 +191,8 @@ def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Fla
 
 
 def _judge(judge: Callable[..., Comparison], runs: list[Run], flags: list[Flag]) -> Comparison:
-    from agents.compare import JudgingError
-    from agents.display import show_progress
+    from agents.judging.compare import JudgingError
+    from lab.reporting.display import show_progress
 
     with show_progress("evaluating", len(runs)) as advance:
         try:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import checking_input, say_notice
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import checking_input, say_notice
 from agents.config import ActionMode
-from agents.run_folder import require_run_folder
 from envs import BackendChoice, get_suite, get_task
+from lab.disk.folder import require_run_folder
 
 
 @click.command()
@@ -47,11 +47,12 @@ def evaluate(
         require_run_folder(run)
     import torch
 
-    from agents import run_settings
-    from agents.checkpoint import load_checkpoint
-    from agents.display import print_evaluations, show_progress
-    from agents.evaluate import check_task
-    from agents.evaluate import evaluate as run_evaluation
+    from agents.judging.evaluate import check_task
+    from agents.judging.evaluate import evaluate as run_evaluation
+    from agents.learning import run_settings
+    from agents.learning.checkpoint import load_checkpoint
+    from agents.watching.display import print_evaluations
+    from lab.reporting.display import show_progress
 
     with checking_input():
         loaded = load_checkpoint(run, checkpoint)

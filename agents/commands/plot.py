@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from agents.commands.errors import checking_input
-from agents.commands.lists import CommaSeparated
-from agents.commands.options import FOLDER, plain_option
+from agents.commands.parsing.errors import checking_input
+from agents.commands.parsing.lists import CommaSeparated
+from agents.commands.parsing.options import FOLDER, plain_option
 
 X_CHOICES = ("env_steps", "seconds", "update")
 
@@ -37,12 +37,12 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...] | None, x: 
     Training may still be under way. Runs that differ only in their seed become one line, their
     mean, with its 95 % bootstrap band.
     """
-    from agents.output import check_output
-    from agents.run_list import find_runs, read_run, with_progress
+    from agents.watching.run_list import find_runs, read_run, with_progress
+    from lab.disk.output import check_output
 
     with checking_input():
         found = with_progress([read_run(folder) for folder in find_runs(runs)], runs)
-    from agents.plots import (  # matplotlib takes a second
+    from agents.watching.plots import (  # matplotlib takes a second
         ENDINGS,
         check_metrics,
         save_curves,

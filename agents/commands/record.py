@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import checking_input, say_notice
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import checking_input, say_notice
 from agents.config import ActionMode
-from agents.output import ANIMATION_ENDINGS, check_output
-from agents.run_folder import require_run_folder
 from envs import get_task
+from lab.disk.folder import require_run_folder
+from lab.disk.output import ANIMATION_ENDINGS, check_output
 
 
 @click.command()
@@ -43,11 +43,11 @@ def record(
         require_run_folder(run)
     import torch
 
-    from agents import run_settings
-    from agents.checkpoint import load_checkpoint
-    from agents.evaluate import check_task
-    from agents.record import record_episode
-    from agents.video import check_animation, save_animation
+    from agents.judging.evaluate import check_task
+    from agents.learning import run_settings
+    from agents.learning.checkpoint import load_checkpoint
+    from agents.watching.record import record_episode
+    from agents.watching.video import check_animation, save_animation
 
     with checking_input():
         check_animation(out)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import checking_input
-from agents.commands.options import plain_option
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import checking_input
+from agents.commands.parsing.options import plain_option
 from agents.commands.train import processes, run_to_end
-from agents.config import Damaged
-from agents.run_folder import require_run_folder
+from lab.disk.folder import require_run_folder
+from lab.settings import Damaged
 
 _COUNT = click.IntRange(1, 2**40)
 
@@ -53,9 +53,9 @@ def resume(
     """
     with checking_input():
         require_run_folder(run)
-    from agents.checkpoint_store import DamagedCheckpoint
-    from agents.resuming import RunComplete, device_of
-    from agents.resuming import resume as resume_run
+    from agents.learning.resuming import RunComplete, device_of
+    from agents.learning.resuming import resume as resume_run
+    from lab.disk.store import DamagedCheckpoint
 
     with checking_input():
         try:

@@ -6,8 +6,8 @@ import json
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import flag
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import flag
 from envs import SUITES
 
 

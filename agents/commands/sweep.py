@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import UserError, checking_input
-from agents.commands.options import plain_option
-from agents.signals import exit_code
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import UserError, checking_input
+from agents.commands.parsing.options import plain_option
+from lab.running.signals import exit_code
 
 if TYPE_CHECKING:
     from agents.sweep.definition import Sweep
@@ -75,9 +75,9 @@ def sweep(file: Path, out: Path, jobs: int | None) -> None:
         asked = read_sweep(file)
     if importlib.util.find_spec("optuna") is None:
         raise UserError("a sweep needs Optuna: pip install 'rims-toolkit[sweep]'")
-    from agents.processes import usable_processors
-    from agents.run_folder import claim_folder, require_encodable
     from agents.sweep.study import Study
+    from lab.disk.folder import claim_folder, require_encodable
+    from lab.running.processes import usable_processors
 
     with checking_input():
         Study.check(asked, out)

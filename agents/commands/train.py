@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import checking_input
-from agents.commands.options import GroupedCommand, make_config
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import checking_input
+from agents.commands.parsing.options import GroupedCommand, make_config
 from agents.config import folder_name
-from agents.signals import exit_code
+from lab.running.signals import exit_code
 
 if TYPE_CHECKING:
-    from agents.train import Trainer
-    from agents.world import World
+    from agents.learning.train import Trainer
+    from lab.running.world import World
 
 
 @click.command(cls=GroupedCommand)
@@ -38,7 +38,7 @@ def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     settings = make_config(given, config)
     default = f"{settings.task.name}-{folder_name(settings.core)}-{settings.seed}"
     folder = run_dir or Path("runs") / default
-    from agents.train import Trainer
+    from agents.learning.train import Trainer
 
     with processes(settings.device) as world:
         with checking_input():
@@ -49,9 +49,9 @@ def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
 @contextmanager
 def processes(device: str) -> Iterator[World]:
     """The processes torchrun has started, if it has; what keeps them from training is one line."""
-    from agents.devices import require_devices
-    from agents.guards import RunStopped
-    from agents.world import joined
+    from lab.running.devices import require_devices
+    from lab.running.guards import RunStopped
+    from lab.running.world import joined
 
     with checking_input():
         require_devices(device)
@@ -64,8 +64,8 @@ def processes(device: str) -> Iterator[World]:
 
 def run_to_end(trainer: Trainer) -> None:
     """Train with a display, and say how it ended."""
-    from agents.display import TrainingDisplay
-    from agents.guards import RunStopped
+    from agents.watching.display import TrainingDisplay
+    from lab.running.guards import RunStopped
 
     settings, folder, first = trainer.config, trainer.folder, trainer.world.is_first
     name = f"{settings.core} on {settings.task.name} ({trainer.backend}), seed {settings.seed}"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from agents.commands import options
-from agents.commands.errors import checking_input
-from agents.commands.options import plain_option
-from agents.signals import exit_code
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import checking_input
+from agents.commands.parsing.options import plain_option
+from lab.running.signals import exit_code
 
 
 @click.command()
@@ -29,7 +29,7 @@ def watch(run: Path, interval: float) -> None:
     run is a row then. It only looks, and ends when nothing is training there any more, or with
     Ctrl-C. Without a terminal it prints a line per run whenever that has new numbers.
     """
-    from agents.watching import check_watchable, watch_folder
+    from agents.watching.live import check_watchable, watch_folder
 
     with checking_input():
         check_watchable(run)

@@ -11,14 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from agents.config import (
-    WITHOUT_EFFECT,
-    ConfigError,
-    PPOConfig,
-    did_you_mean,
-    preset_settings,
-)
+from agents.config import WITHOUT_EFFECT, PPOConfig, preset_settings
 from envs import Task, get_suite, read_text, resolve_backend
+from lab.settings import ConfigError, did_you_mean
 
 Sampler = Literal["tpe", "random", "grid"]
 Objective = Literal["success_rate", "unseen_success_rate", "return", "unseen_return"]

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from agents.display import Display
 from agents.sweep.definition import Sweep
 from agents.sweep.report import trial_line
 from agents.sweep.run import COLUMNS
 from agents.sweep.study import RunState, Trial
+from lab.reporting.display import Display
 
 
 class SweepDisplay(Display):

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from agents.config import PPOConfig
-from agents.run_folder import write_bytes, write_text
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.study import Trial
+from lab.disk.folder import write_bytes, write_text
 
 BEST_NAME = "best.toml"
 

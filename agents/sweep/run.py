@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from agents.checkpoint import is_trained, load_checkpoint
 from agents.config import PPOConfig
-from agents.evaluate import evaluate
-from agents.resuming import is_of, trainer_for
-from agents.run_folder import read_progress
+from agents.judging.evaluate import evaluate
+from agents.learning.checkpoint import is_trained, load_checkpoint
+from agents.learning.resuming import is_of, trainer_for
 from envs import Task
+from lab.disk.folder import read_progress
 
 #: What training is judged by is that of this last part of the run.
 LAST_PART = 0.2

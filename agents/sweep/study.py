@@ -22,15 +22,15 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from agents.config import PPOConfig
-from agents.cores import require_usable
-from agents.devices import usable_device
-from agents.folder_lock import require_unlocked
-from agents.plain_files import require_no_link, require_plain_file
-from agents.processes import Outcome, run_all
-from agents.run_folder import is_empty, newest_row
+from agents.model.cores import require_usable
+from agents.model.trainable import require_trainable
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.run import run_once
-from agents.trainable import require_trainable
+from lab.disk.folder import is_empty, newest_row
+from lab.disk.lock import require_unlocked
+from lab.disk.plain_files import require_no_link, require_plain_file
+from lab.running.devices import usable_device
+from lab.running.processes import Outcome, run_all
 
 STUDY_NAME = "study.db"
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 
 from agents.config import PPOConfig
-from agents.optimizer import make_optimizer
-from agents.policy import RecurrentActorCritic, reads_mission
-from agents.ppo import update
-from agents.rollout import Runner, collect
+from agents.learning.optimizer import make_optimizer
+from agents.learning.ppo import update
+from agents.learning.rollout import Runner, collect
+from agents.model.policy import RecurrentActorCritic, reads_mission
 from envs import level_seeds, make_vector_env
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from agents.config import CORE_NAMES, PPOConfig
-from agents.processes import Outcome, run_all
 from agents.throughput.ours import Round, measure_ours
+from lab.running.processes import Outcome, run_all
 
 SB3 = "sb3-contrib"
 SB3_ADAPTED = "sb3-contrib, our environments"

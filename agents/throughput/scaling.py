@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from agents.config import PPOConfig
-from agents.run_folder import read_progress
+from lab.disk.folder import read_progress
 
 #: Updates at the beginning that are not counted: compilation, first episodes.
 WARM_UP = 3

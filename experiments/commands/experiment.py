@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.commands import options
 from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, claimed
-from agents.commands.errors import UserError, checking_input, flag
-from agents.commands.lists import CommaSeparated, Seeds
-from agents.commands.options import GroupedCommand
-from agents.output import check_output
-from experiments.config import GROUPS, ExperimentConfig, read_settings
+from agents.commands.parsing import options
+from agents.commands.parsing.errors import UserError, checking_input, flag
+from agents.commands.parsing.lists import CommaSeparated, Seeds
+from agents.commands.parsing.options import GroupedCommand
+from experiments.configs.base import GROUPS, ExperimentConfig, read_settings
 from experiments.registry import COMPARED_CORES, TASKS, Show, Task
+from lab.disk.output import check_output
 
 if TYPE_CHECKING:
-    from agents.comparison import Flag
     from experiments.comparison import Run
+    from lab.comparing import Flag
 
 #: What settings under a heading do nothing without.
 _NEEDED_BY = {"NFM": "model with NFM", "RIM": "core with mechanisms"}
@@ -148,7 +148,7 @@ def _check_effect(task: Task, configs: Sequence[ExperimentConfig], typed: dict[s
 
 def _matched(configs: Sequence[Any]) -> list[ExperimentConfig]:
     """With the hidden sizes that give all cores as many parameters as the first."""
-    from experiments.cores import with_equal_parameters
+    from experiments.shared.cores import with_equal_parameters
 
     with checking_input():
         first, *others = configs
@@ -165,9 +165,9 @@ def _compare(
     as_json: bool,
 ) -> list[Run]:
     """Train what is missing, then write and print the report."""
-    from agents.processes import usable_processors
     from experiments import comparison as comparing
     from experiments.report import to_dict, to_markdown, write_report
+    from lab.running.processes import usable_processors
 
     runs = comparing.plan(task, configs, seeds, run_root)
     jobs = None if report_only else min(jobs or usable_processors(), len(runs))
@@ -212,9 +212,9 @@ def _draw(runs: list[Run], pictures: Mapping[Show, Path]) -> None:
 
 
 def _train(runs: list[Run], jobs: int) -> list[Flag]:
-    from agents.display import ProgressTable, RunLine
-    from agents.run_folder import newest_row
     from experiments import comparison as comparing
+    from lab.disk.folder import newest_row
+    from lab.reporting.display import ProgressTable, RunLine
 
     def line(run: Run) -> RunLine:
         row = newest_row(run.folder)

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.memory import require_memory
 from envs import read_text
 from experiments.data.common import check_at_least, check_choice, one_line
+from lab.running.memory import require_memory
 
 Unit = Literal["char", "word"]
 UNITS: tuple[Unit, ...] = ("char", "word")

@@ -1,0 +1,139 @@
+"""Evaluations of trained runs, kept in each run's folder so that none is done twice."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from agents.config import ActionMode
+from agents.judging.comparison import Run
+from agents.judging.evaluate import evaluate
+from agents.learning.checkpoint import load_checkpoint, load_stored
+from envs import Task, resolve_backend
+from lab.core_source import core_digest
+from lab.disk.folder import require_plain_run, sweep_unfinished, write_text
+from lab.disk.lock import acquire_lock, note_holder
+from lab.disk.manifest import is_finite_number
+from lab.disk.plain_files import read_plain_text
+from lab.disk.store import Stored
+from lab.disk.versions import versions
+
+EVALUATION_NAME = "evaluation.json"
+
+#: Results by task id, each as of :meth:`agents.judging.evaluate.Evaluation.to_dict`.
+Results = dict[str, dict[str, Any]]
+
+
+def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
+    """Evaluate a run on those tasks that its cache does not have, and write them there.
+
+    Raises:
+        ValueError: if the run cannot be evaluated or another command is working on it.
+    """
+    torch.set_num_threads(run.config.threads)
+    load_checkpoint(run.folder)  # what is refused is refused before anything is written
+    require_plain_run(run.folder)
+    lock = acquire_lock(run.folder)
+    try:
+        _evaluate(run, tasks, episodes, mode)
+    finally:
+        lock.release()
+
+
+def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
+    checkpoint, stored = load_stored(run.folder)
+    key = _key(run, stored, episodes, mode)
+    results = _read(run, key)
+    todo = [task for task in tasks if not _is_of(run, task, results)]
+    if not todo:
+        return
+    note_holder(run.folder)
+    sweep_unfinished(run.folder)
+    policy = checkpoint.make_policy(run.config.device)
+    for task in todo:
+        evaluation = evaluate(
+            policy,
+            task,
+            episodes=episodes,
+            seed=run.config.seed,
+            mode=mode,
+            backend=run.config.backend,
+        )
+        results[task.id] = {**evaluation.to_dict(), "made_with": _made_with(task)}
+        content = {"key": key, "tasks": results}
+        write_text(run.folder / EVALUATION_NAME, json.dumps(content, indent=1))
+
+
+def cached_results(
+    run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
+) -> Results | None:
+    """Evaluations by task id if the run's cache has all of them."""
+    try:
+        _, stored = load_stored(run.folder)
+        known = _read(run, _key(run, stored, episodes, mode))
+        if not all(_is_of(run, task, known) for task in tasks):
+            return None
+    except ValueError:  # the evaluation will say what is wrong
+        return None
+    return {task.id: known[task.id] for task in tasks}
+
+
+def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str, Any]:
+    """All that decides what an evaluation gives, besides the task."""
+    core = stored.about["config"]["core"]
+    return {
+        "sha256": stored.sha256,  # of the weights
+        "seal": stored.seal,  # of the settings and all else that the manifest says
+        "core": core_digest(core) if ":" in core else None,
+        "versions": {n: version for n, version in versions().items() if n != "python"},
+        "env_steps": stored.about["env_steps"],
+        "training_backend": stored.about["backend"],
+        "episodes": episodes,
+        "mode": mode,
+        "seed": run.config.seed,
+        "device": run.config.device,  # which draws other random numbers
+    }
+
+
+def _made_with(task: Task) -> dict[str, Any]:
+    """What makes the environment besides its id: a suite of a user's own can change it."""
+    rule = {"success": task.success} if task.success else {}
+    return {
+        "gym_kwargs": dict(task.gym_kwargs),
+        "envpool_id": task.envpool_id,
+        "envpool_kwargs": dict(task.envpool_kwargs),
+        **rule,
+    }
+
+
+def _is_of(run: Run, task: Task, known: Results) -> bool:
+    """Whether there is a result of this task, on the backend that would run it now."""
+    result = known.get(task.id)
+    return (
+        isinstance(result, dict)
+        and result.get("made_with") == _made_with(task)
+        and result.get("backend") == resolve_backend(task, run.config.backend)
+        and _is_whole(result)
+    )
+
+
+def _is_whole(result: dict[str, Any]) -> bool:
+    """Whether a result holds the numbers that reports are made of; success may be unknown."""
+    means = [result.get("mean_return"), result.get("mean_length")]
+    if result.get("success_rate", ...) is not None:
+        means.append(result.get("success_rate"))
+    return type(result.get("episodes")) is int and all(
+        isinstance(estimate, dict) and is_finite_number(estimate.get("mean")) for estimate in means
+    )
+
+
+def _read(run: Run, key: dict[str, Any]) -> Results:
+    """What is known of this very agent, of whatever tasks."""
+    try:
+        content = json.loads(read_plain_text(run.folder / EVALUATION_NAME))
+        known: Results = content["tasks"]
+        return dict(known) if content["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # none, or damaged: it is only a cache

@@ -1,0 +1,52 @@
+"""Whether an agent can be trained in an environment: asked before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agents.config import PPOConfig
+from agents.model.policy import reads_mission
+from envs import (
+    BackendChoice,
+    BackendName,
+    EnvironmentFailed,
+    Task,
+    View,
+    require_makeable,
+    require_missions_differ,
+    view_of,
+)
+
+
+def require_trainable(
+    config: PPOConfig,
+    backend: BackendChoice | None = None,
+    *,
+    others: Iterable[Task] = (),
+    view: View | None = None,
+) -> BackendName:
+    """The backend that will run the task of ``config``, after seeing that agents can learn it.
+
+    Args:
+        config: what is to be trained.
+        backend: in place of that of ``config``.
+        others: tasks that the agent is to be judged on.
+        view: what the agent can see, if there is one already.
+
+    Raises:
+        ValueError: in one line, if the environment cannot be made, its observations or actions are
+            not such as the agent reads and has, or differ from those of another task.
+    """
+    task, wanted = config.task, backend or config.backend
+    chosen = require_makeable(task, wanted, config.action_numbers, config.parts, view)
+    try:
+        if reads_mission(config):
+            require_missions_differ(task)
+    except EnvironmentFailed as error:
+        raise ValueError(str(error)) from error
+    others = [other for other in others if other != task]
+    if others:
+        view = view or view_of(task, chosen)
+    for other in others:
+        require_makeable(other, wanted, config.action_numbers, config.parts, view)
+    return chosen

@@ -1,0 +1,1 @@
+"""Agents and their runs to look at: episodes, curves, runs under way."""

@@ -1,0 +1,1 @@
+"""Settings of all tasks. Importing them imports no torch."""

@@ -1,0 +1,307 @@
+"""Settings of the tasks on sequences, on which recurrent cores are compared.
+
+Nothing in here may import torch, see :mod:`experiments.registry`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from experiments.configs.base import ExperimentConfig, changed, option
+from experiments.data.bouncing_balls import Masses
+from experiments.data.pixel_sequences import Order
+from experiments.data.text import Unit
+from lab.settings import ConfigError
+
+Core = Literal["rim_lstm", "rim_gru", "lstm", "gru"]
+CORES: tuple[str, ...] = get_args(Core)
+
+#: The cores that are made of mechanisms.
+RIM_CORES = ("rim_lstm", "rim_gru")
+
+Reading = Literal["stream", "lines"]
+
+_MOST = 2**40
+_LONGEST = 10**6  # steps
+
+
+def whole_numbers(field: str, text: str, low: int, high: int = _LONGEST) -> tuple[int, ...]:
+    """The whole numbers of a setting such as ``50,100``, in rising order.
+
+    Args:
+        field: the setting, for errors.
+        text: numbers with commas between them, each once.
+        low: the smallest there may be.
+        high: the largest.
+
+    Raises:
+        ConfigError: in one line, for anything else.
+
+    Example:
+        >>> whole_numbers("test_blanks", "100,50", 1)
+        (50, 100)
+    """
+    words = [word.strip() for word in text.split(",")]
+    rule = f"must be whole numbers from {low} to {high} with commas between them, each once"
+    if not all(word.isascii() and word.isdigit() and len(word) < 19 for word in words):
+        raise ConfigError(field, f"{rule}; got {text!r}.")
+    numbers = sorted(map(int, words))
+    if len(set(numbers)) < len(numbers) or numbers[0] < low or numbers[-1] > high:
+        raise ConfigError(field, f"{rule}; got {text!r}.")
+    return tuple(numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig(ExperimentConfig):
+    """Adds what a core can be told; sizes as the authors of arXiv:1909.10893 have them."""
+
+    model: Core = option("rim_lstm", "Network", "The recurrent core.")
+    embedding_size: int = option(
+        600, "Network", "Features that the core reads of each step.", low=1, high=_MOST
+    )
+    hidden_size: int = option(
+        600, "Network", "Features of the core's output, of all mechanisms.", low=1, high=_MOST
+    )
+    dropout: float = option(
+        0.0,
+        "Network",
+        "Share of what the core reads and gives that training zeroes.",
+        low=0,
+        high=0.99,
+    )
+    learned_initial_state: bool = option(
+        False, "Network", "Learn the state that sequences start from; else it is zero."
+    )
+    num_rims: int = option(6, "RIM", "Mechanisms; they divide --hidden-size.", low=1, high=_MOST)
+    k: int = option(4, "RIM", "Mechanisms that are active at a step.", low=1, high=_MOST)
+    input_key_size: int = option(
+        64, "RIM", "Features of a key of the input attention.", low=1, high=_MOST
+    )
+    input_value_size: int = option(
+        0, "RIM", "Features of its value; 0: four times those of a mechanism.", low=0, high=_MOST
+    )
+    num_comm_heads: int = option(4, "RIM", "Heads of the communication.", low=1, high=_MOST)
+    comm_key_size: int = option(16, "RIM", "Features of its keys, per head.", low=1, high=_MOST)
+    comm_value_size: int = option(16, "RIM", "Features of its values, per head.", low=1, high=_MOST)
+    max_grad_norm: float = changed(ExperimentConfig, "max_grad_norm", 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model not in RIM_CORES:
+            return
+        if self.hidden_size % self.num_rims:
+            rule = f"must be a multiple of --num-rims {self.num_rims} for {self.model}"
+            raise ConfigError("hidden_size", f"{rule}; got {self.hidden_size}.")
+        if self.k > self.num_rims:
+            rule = f"must be at most --num-rims {self.num_rims}"
+            raise ConfigError("k", f"{rule}; got {self.k}.")
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Those of mechanisms too, where the core has none."""
+        own = (field.name for field in dataclasses.fields(self) if field.metadata["group"] == "RIM")
+        return super().unused.union(() if self.model in RIM_CORES else own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnConfig(SequenceConfig):
+    """Adds how much is drawn, for tasks whose training sequences are new in every step."""
+
+    steps_per_epoch: int = option(
+        200, "Training", "Steps that count as an epoch; the sequences are new in each.", low=1
+    )
+    validation_sequences: int = option(
+        500, "Data", "Sequences to choose the best epoch by.", low=1, high=_MOST
+    )
+    test_sequences: int = option(
+        1000, "Data", "Sequences of each length in the end.", low=1, high=_MOST
+    )
+    epochs: int = option(100, "Training", "How often --steps-per-epoch steps are made.", low=1)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sizes that are tested."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyingConfig(DrawnConfig):
+    """Settings of copying; defaults as in section 4.1 of arXiv:1909.10893 and its code."""
+
+    task: ClassVar[str] = "copying"
+
+    items: int = option(10, "Data", "Symbols that are to be kept.", low=1, high=_LONGEST)
+    alphabet: int = option(8, "Data", "Different symbols.", low=1, high=_LONGEST)
+    train_blanks: int = option(
+        50, "Data", "Steps between the symbols and their recall, in training.", low=1, high=_LONGEST
+    )
+    test_blanks: str = option(
+        "50,100,200,400", "Data", "The same in the end, one or more.", metavar="N,N"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_numbers("test_blanks", self.test_blanks, 1)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of blanks that are tested."""
+        return whole_numbers("test_blanks", self.test_blanks, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddingConfig(DrawnConfig):
+    """Settings of adding; defaults as in the code of arXiv:1909.10893."""
+
+    task: ClassVar[str] = "adding"
+
+    train_length: int = option(50, "Data", "Numbers in a training sequence.", low=2, high=_LONGEST)
+    test_lengths: str = option(
+        "50,200,1000", "Data", "The same in the end, one or more.", metavar="N,N"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_numbers("test_lengths", self.test_lengths, 2)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths that are tested."""
+        return whole_numbers("test_lengths", self.test_lengths, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialMNISTConfig(SequenceConfig):
+    """Settings of sequential MNIST; defaults as in section 4.1 of arXiv:1909.10893 and its code."""
+
+    task: ClassVar[str] = "sequential-mnist"
+
+    data_dir: str = option(
+        "data/mnist", "Data", "Folder with the idx files of MNIST, or the t10k ones alone."
+    )
+    download: bool = option(False, "Data", "Fetch files that are missing there.")
+    order: Order = option(
+        "pixel", "Data", "A step is a pixel, a row, or a pixel in one shuffled order for all."
+    )
+    train_side: int = option(14, "Data", "Side of the images trained on, pixels.", low=1, high=1000)
+    test_sides: str = option(
+        "14,16,19,24", "Data", "The same in the end, one or more.", metavar="N,N"
+    )
+    train_digits: int = option(
+        0, "Data", "Digits of the training split that are used; 0: all.", low=0, high=_MOST
+    )
+    test_digits: int = option(
+        0, "Data", "Digits of the test split that are used; 0: all.", low=0, high=_MOST
+    )
+    validation_share: float = option(
+        0.1,
+        "Data",
+        "Of the training digits, kept to choose the best epoch by.",
+        low=0.001,
+        high=0.9,
+    )
+    learning_rate: float = changed(ExperimentConfig, "learning_rate", 7e-4)
+    epochs: int = changed(ExperimentConfig, "epochs", 100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_numbers("test_sides", self.test_sides, 1, 1000)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides that are tested."""
+        return whole_numbers("test_sides", self.test_sides, 1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BouncingBallsConfig(SequenceConfig):
+    """Settings of bouncing balls; sizes of the videos as in arXiv:1909.10893, section 4.2."""
+
+    task: ClassVar[str] = "bouncing-balls"
+
+    balls: int = option(4, "Data", "Balls in the videos trained on.", low=1, high=100)
+    test_balls: str = option("4,6,8", "Data", "The same in the end, one or more.", metavar="N,N")
+    curtain_share: float = option(
+        0.5, "Data", "Of the videos trained on, those with an invisible curtain.", low=0, high=1
+    )
+    masses: Masses = option(
+        "equal", "Data", "Of the balls; different ones have areas that go with them."
+    )
+    side: int = option(64, "Data", "Side of a frame, pixels.", low=2, high=1024)
+    radius: float = option(0.1, "Data", "Of a ball; the side of the box is 1.", low=0.001, high=0.3)
+    speed: float = option(
+        0.05, "Data", "Of a ball at the start, sides of the box per frame.", low=0, high=0.5
+    )
+    frames: int = option(50, "Data", "Of a video trained on.", low=2, high=_LONGEST)
+    context: int = option(
+        10, "Data", "True frames that are shown before a roll-out.", low=1, high=_LONGEST
+    )
+    rollout: int = option(
+        50, "Data", "Frames that are then predicted, each from the one predicted before.", low=1
+    )
+    train_rollout: int = option(
+        0,
+        "Training",
+        "Frames at the end of a video trained on that are predicted as in a roll-out, if above 1.",
+        low=0,
+        high=_LONGEST,
+    )
+    train_videos: int = option(2000, "Data", "Videos trained on.", low=1, high=_MOST)
+    validation_videos: int = option(
+        200, "Data", "Videos like these to choose the best epoch by.", low=1, high=_MOST
+    )
+    test_videos: int = option(
+        200, "Data", "Videos of each number of balls in the end, with and without curtain.", low=1
+    )
+    epochs: int = changed(ExperimentConfig, "epochs", 100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_numbers("test_balls", self.test_balls, 1, 100)
+        if self.batch_size > self.train_videos:
+            rule = f"must not be above the {self.train_videos} videos trained on"
+            raise ConfigError("batch_size", f"{rule}; got {self.batch_size}.")
+        if self.train_rollout >= self.frames:
+            rule = f"must be below the {self.frames} frames of a video"
+            raise ConfigError("train_rollout", f"{rule}; got {self.train_rollout}.")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of balls that are tested."""
+        return whole_numbers("test_balls", self.test_balls, 1, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig(SequenceConfig):
+    """Settings of a language model; defaults as in the code of arXiv:1909.10893."""
+
+    task: ClassVar[str] = "language-model"
+
+    text_file: str = option("", "Data", "The text to learn, UTF-8.", metavar="NAME")
+    unit: Unit = option("char", "Data", "What is told one after the other.")
+    vocabulary: int = option(
+        10_000, "Data", "Most units that are told apart; the others are one.", low=1, high=_MOST
+    )
+    reading: Reading = option(
+        "stream",
+        "Data",
+        "stream: in --batch-size columns, the state carried from piece to piece; lines: each a "
+        "sequence of its own.",
+    )
+    bptt: int = option(
+        100, "Training", "Steps of a piece, through which gradients go back.", low=1, high=_LONGEST
+    )
+    epochs: int = changed(ExperimentConfig, "epochs", 40)
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Lines are not cut."""
+        return super().unused.union({"bptt"} if self.reading == "lines" else ())
+
+    def why_unused(self, name: str) -> str:
+        """Also of what lines have no use for."""
+        if name == "bptt":
+            return "cuts a stream; --reading is lines"
+        return super().why_unused(name)

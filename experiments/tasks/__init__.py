@@ -1,0 +1,1 @@
+"""The tasks of ``rims experiment``, a file each."""

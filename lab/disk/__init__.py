@@ -1,0 +1,1 @@
+"""A run on disk: its folder and one writer, table and events, checkpoints, whole files."""

@@ -1,0 +1,1 @@
+"""What runs amount to, shown: intervals, figures, tables, pictures, the terminal."""

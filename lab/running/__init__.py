@@ -1,0 +1,1 @@
+"""How a run is under way: processes, devices, memory, and what ends it."""

@@ -1,0 +1,61 @@
+"""What a command finds around it, brought in order before a library stumbles over it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from lab.running.memory import left_to_process
+
+#: What is asked of matplotlib for windows and dates: figures of these commands have neither.
+_UNUSED = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
+
+#: Bytes of address space that no process does with less which imports torch: its libraries abort.
+_TORCH = 600e6
+
+
+def prepare() -> None:
+    """Open what is closed of the three standard streams, and leave out variables without a use.
+
+    Where a stream is closed, the next file that is opened takes its number, and would receive what
+    is printed.
+    """
+    for name in _UNUSED:
+        os.environ.pop(name, None)
+    for number, stream in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, stream) is not None:
+            continue
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue  # it is in use by something else
+        handle = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        setattr(sys, stream, os.fdopen(handle, "r" if stream == "stdin" else "w"))
+
+
+def require_working_directory() -> None:
+    """See that there is one: a path is relative to it, and libraries of torch end without it.
+
+    Raises:
+        ValueError: in one line, if it was removed.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ValueError(
+            f"the working directory cannot be used ({error.strerror}); change into another one."
+        ) from None
+
+
+def require_room_for_torch() -> None:
+    """See that a limit on memory leaves room for torch's libraries, which abort without a word.
+
+    Raises:
+        ValueError: in one line, if not.
+    """
+    left = left_to_process()
+    if left < _TORCH:
+        raise ValueError(
+            f"the limit on memory ('ulimit -v') leaves {max(0.0, left) / 1e9:.1f} GB, and torch "
+            f"alone needs more than {_TORCH / 1e9:.1f} GB; raise the limit."
+        )
