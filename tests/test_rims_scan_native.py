@@ -8,6 +8,8 @@ import importlib
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal, localcontext
@@ -452,3 +454,22 @@ def test_ranges_meet_blocks() -> None:
     expected = results("native", case)
     with chunks_of(140), threads(2):
         assert_near(results("native", case), expected, 1e-12)
+
+
+def test_a_first_call_under_autocast_gives_no_alarm() -> None:
+    """Then PyTorch rounds, which is no fault of machine code; in a process that has tested none."""
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import torch, rims\n"
+        "with torch.autocast('cpu', torch.bfloat16):\n"
+        "    output, _ = rims.RIM_LSTM(8, 16, 4, 2)(torch.randn(5, 3, 8))\n"
+        "    output.float().sum().backward()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

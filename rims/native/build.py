@@ -47,6 +47,8 @@ def compiled(make: Maker, double: bool, folder: Path) -> Code:
 
 #: One thread at a time compiles or loads.
 _lock = threading.RLock()
+#: What machine code lives in. None is let go: another thread may be in it.
+_engines: list[Any] = []
 
 
 def machine_code(name: str, signature: Any, function: Callable[..., Any], folder: Path) -> Code:
@@ -68,6 +70,7 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
             return Code(int(plain.address), None, plain)
         # What was compiled a moment ago takes the same way as what another process has compiled.
         engine = _loaded(code)
+        _engines.append(engine)
         return Code(int(engine.get_function_address(compiler.ENTRY)), path, engine)
 
 

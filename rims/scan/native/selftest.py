@@ -75,7 +75,8 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
     def flags(chance: float) -> Tensor:
-        return torch.rand(_STEPS, _BATCH, generator=generator, device="cpu") < chance
+        drawn = torch.rand(_STEPS, _BATCH, generator=generator, dtype=torch.float32, device="cpu")
+        return drawn < chance
 
     for gates, (n, k, d), (heads, dk, dv), is_lstm in (
         (4, (3, 2, 20), (2, 3, 5), True),
