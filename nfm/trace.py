@@ -118,10 +118,9 @@ def random_attention(network: nn.Module) -> Iterator[None]:
 
 def _without_compiled_code() -> AbstractContextManager[Any]:
     """Compiled code does not look whether there are hooks by now."""
-    set_stance = getattr(torch.compiler, "set_stance", None)  # PyTorch 2.6
-    if set_stance is None or "torch._dynamo" not in sys.modules:  # nothing has been compiled
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
         return nullcontext()
-    stance: AbstractContextManager[Any] = set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 

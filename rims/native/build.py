@@ -29,7 +29,6 @@ class Code(NamedTuple):
 
     address: int
     path: Path | None  # the file it is kept in; None if it is kept in none
-    alive: Any  # what has to live as long as the code is used
 
 
 def compiled(make: Maker, double: bool, folder: Path) -> Code:
@@ -48,7 +47,7 @@ def compiled(make: Maker, double: bool, folder: Path) -> Code:
 #: One thread at a time compiles or loads.
 _lock = threading.RLock()
 #: What machine code lives in. None is let go: another thread may be in it.
-_engines: list[Any] = []
+_alive: list[Any] = []
 
 
 def machine_code(name: str, signature: Any, function: Callable[..., Any], folder: Path) -> Code:
@@ -67,11 +66,12 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
         if code is None:  # this Numba is too different: in this process alone
             with compiler.quickly():
                 plain = cfunc(signature)(function)
-            return Code(int(plain.address), None, plain)
+            _alive.append(plain)
+            return Code(int(plain.address), None)
         # What was compiled a moment ago takes the same way as what another process has compiled.
         engine = _loaded(code)
-        _engines.append(engine)
-        return Code(int(engine.get_function_address(compiler.ENTRY)), path, engine)
+        _alive.append(engine)
+        return Code(int(engine.get_function_address(compiler.ENTRY)), path)
 
 
 def _kept(path: Path, key: str, signature: Any, function: Callable[..., Any]) -> bytes | None:
