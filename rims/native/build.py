@@ -8,6 +8,7 @@ import importlib.metadata
 import platform
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
 
 def _kept(path: Path, key: str, signature: Any, function: Callable[..., Any]) -> bytes | None:
     """The object of ``function``, compiled and put into its file unless another process did."""
-    with store.compiling(path):
+    with store.compiling(path) if compiler.POSSIBLE else nullcontext():  # else nothing is kept
         code = store.load(path, key, warn=False)
         if code is None:
             code = compiler.object_code(signature, function)
