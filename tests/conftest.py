@@ -30,6 +30,11 @@ TOY = {
 }
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than processors: tests also wait, for processes and for files."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _ctrl_c() -> None:
     """Shells let what they start in the background ignore Ctrl-C, and so would what is tested."""

@@ -93,10 +93,12 @@ KINDS: dict[str, Callable[[], float]] = {
 }
 
 
-def start(kind: str, cache: Path, **variables: str) -> subprocess.Popen[str]:
-    """A process of this kind with its kernels in ``cache``."""
+def start(kind: str, cache: Path | None, **variables: str) -> subprocess.Popen[str]:
+    """A process of this kind with its kernels in ``cache``, or where these tests have theirs."""
     paths = [str(ROOT), str(ROOT / "tests")]
-    given = {"PYTHONPATH": os.pathsep.join(paths), "RIMS_CACHE_DIR": str(cache), **variables}
+    given = {"PYTHONPATH": os.pathsep.join(paths), **variables}
+    if cache is not None:
+        given["RIMS_CACHE_DIR"] = str(cache)
     return subprocess.Popen(
         [sys.executable, __file__, kind],
         env={**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", **given},
@@ -106,7 +108,7 @@ def start(kind: str, cache: Path, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def difference(kind: str, cache: Path, **variables: str) -> tuple[float, str]:
+def difference(kind: str, cache: Path | None, **variables: str) -> tuple[float, str]:
     """What a process of this kind prints: the difference, and its warnings."""
     process = start(kind, cache, **variables)
     printed, warned = process.communicate(timeout=300)

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rims
 from rims.step import RIMCell
+from selection import short
 from tolerances import assert_near
 
 Kind = type[rims.RIM_LSTM] | type[rims.RIM_GRU]
@@ -25,17 +26,12 @@ CellKind = type[rims.RIM_LSTMCell] | type[rims.RIM_GRUCell]
 AnyKind = Kind | CellKind
 CELLS: list[CellKind] = [rims.RIM_LSTMCell, rims.RIM_GRUCell]
 LAYERS: list[Kind] = [rims.RIM_LSTM, rims.RIM_GRU]
-both = pytest.mark.parametrize("kind", LAYERS)
+lstm_first = pytest.mark.parametrize("kind", short(LAYERS, 0))
+gru_first = pytest.mark.parametrize("kind", short(LAYERS, 1))
 both_cells = pytest.mark.parametrize("kind", CELLS)
 all_kinds = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 #: Where each takes many seconds: one cell; the others only in the long tests.
-kinds_in_turn = pytest.mark.parametrize(
-    "kind",
-    [
-        rims.RIM_GRUCell,
-        *(pytest.param(kind, marks=pytest.mark.long) for kind in (*LAYERS, rims.RIM_LSTMCell)),
-    ],
-)
+kinds_in_turn = pytest.mark.parametrize("kind", short([*LAYERS, *CELLS], -1))
 
 DYNAMO: Any = torch._dynamo  # most of it has no types
 
@@ -120,7 +116,7 @@ def test_compiled_as_one_graph_equals_eager(kind: AnyKind) -> None:
         assert_same_with_gradients(module, compiled, *given)
 
 
-@both
+@lstm_first
 def test_compiled_with_options_equals_eager(kind: Kind) -> None:
     options: dict[str, Any] = {"batch_first": True, "use_inactive": False, "blocked_grad": True}
     module = make(kind, num_layers=2, bidirectional=True, **options)
@@ -134,7 +130,7 @@ def test_compiled_with_options_equals_eager(kind: Kind) -> None:
     assert not torch.equal(module(input)[0], module(input, reset=reset)[0])
 
 
-@both
+@gru_first
 def test_compiled_takes_any_length_and_batch(kind: Kind) -> None:
     module = make(kind)
     counter = CompileCounter()
@@ -148,7 +144,7 @@ def test_compiled_takes_any_length_and_batch(kind: Kind) -> None:
 
 #: Dynamo looks at what it hands from one graph to the next.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not:UserWarning")
-@both
+@lstm_first
 def test_compiled_takes_packed_sequences(kind: Kind) -> None:
     module = make(kind)
     counter = CompileCounter()
@@ -195,7 +191,7 @@ def test_exported_program_takes_any_batch(kind: AnyKind) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
-@both
+@gru_first
 def test_exported_layer_takes_any_length_which_torchs_does_not(kind: Kind) -> None:
     shapes = ({0: Dim("steps"), 1: Dim("batch")},)
     module = make(kind)
@@ -238,7 +234,7 @@ def test_jit_trace_does_not_bake_the_selection_in(kind: AnyKind) -> None:
     "ignore::torch.jit.TracerWarning",
     "ignore:`torch.jit:DeprecationWarning",
 )
-@both
+@lstm_first
 @pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
 def test_jit_trace_returns_states_in_the_form_of_eager_mode(
     kind: Kind, options: dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -50,7 +51,12 @@ def _fresh() -> Iterator[None]:
 
 
 #: Where each kind takes many seconds.
+lstm_alone = pytest.mark.parametrize("kind", short([rims.RIM_LSTM, rims.RIM_GRU], 0))
 gru_alone = pytest.mark.parametrize("kind", short([rims.RIM_LSTM, rims.RIM_GRU], 1))
+#: Each kind and each path once.
+in_turn = pytest.mark.parametrize(
+    ("path", "kind"), short(product(["torch", "native"], [rims.RIM_LSTM, rims.RIM_GRU]), 1, 2)
+)
 
 
 def make(kind: LayerKind, **options: Any) -> Any:
@@ -160,8 +166,7 @@ class Graphs:
         return compiler
 
 
-@fast_paths
-@both
+@in_turn
 def test_compiled_layer_is_one_node_each_way(path: Path, kind: LayerKind) -> None:
     layer, graphs = make(kind), Graphs()
     compiled: Any = torch.compile(layer, fullgraph=True, backend=graphs.backend)
@@ -179,8 +184,7 @@ def test_compiled_layer_is_one_node_each_way(path: Path, kind: LayerKind) -> Non
         assert len(graph) < 20
 
 
-@fast_paths
-@both
+@in_turn
 def test_compiled_options_equal_the_reference(path: Path, kind: LayerKind) -> None:
     options: dict[str, Any] = {"use_inactive": False, "blocked_grad": True}
     layer = make(kind, num_layers=2, bidirectional=True, learned_initial_state=True, **options)
@@ -194,7 +198,7 @@ def test_compiled_options_equal_the_reference(path: Path, kind: LayerKind) -> No
     assert forward.count("rims.scan.default") == 4
 
 
-@gru_alone
+@lstm_alone
 def test_compiled_layer_follows_the_way_asked_for(kind: LayerKind) -> None:
     layer, graphs = make(kind), Graphs()
     compiled: Any = torch.compile(layer, fullgraph=True, backend=graphs.backend)
@@ -223,7 +227,7 @@ def test_compiled_under_autocast_equals_eager(kind: LayerKind) -> None:
         torch.testing.assert_close(got, expected)
 
 
-@both
+@gru_alone
 def test_compiled_without_gradients_keeps_nothing(kind: LayerKind) -> None:
     layer, graphs = make(kind), Graphs()
     compiled: Any = torch.compile(layer, fullgraph=True, backend=graphs.backend)
@@ -248,7 +252,7 @@ def test_compiled_transforms_equal_eager_ones(kind: LayerKind) -> None:
     torch.testing.assert_close(compiled(inputs), slopes(inputs))
 
 
-@both
+@lstm_alone
 def test_compiled_loop_over_options_without_a_fast_way(kind: LayerKind) -> None:
     layer, counter = make(kind, num_input_heads=2), CompileCounter()
     compiled: Any = torch.compile(layer, fullgraph=True, backend=counter)
@@ -260,7 +264,7 @@ def test_compiled_loop_over_options_without_a_fast_way(kind: LayerKind) -> None:
 # --- torch.export
 
 
-@both
+@gru_alone
 def test_exported_layer_survives_a_file(kind: LayerKind) -> None:
     layer = make(kind, num_layers=2, bidirectional=True).eval()
     shapes = ({0: Dim("steps"), 1: Dim("batch")},)
@@ -274,7 +278,7 @@ def test_exported_layer_survives_a_file(kind: LayerKind) -> None:
         torch.testing.assert_close(loaded(input)[0], layer(input)[0])
 
 
-@both
+@lstm_alone
 def test_exported_layer_is_trained(kind: LayerKind) -> None:
     layer, input = make(kind), double(4, 3, 5)
     program: Any = torch.export.export(layer, (input,)).module()
