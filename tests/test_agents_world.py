@@ -110,7 +110,9 @@ def assert_close_rows(first: Path, second: Path, *, updates: int) -> None:
     assert list(ours) == list(theirs)
     for name in ours:
         if name not in TIME_COLUMNS:
-            expected = pytest.approx(theirs[name][:updates], rel=2e-4, abs=2e-6, nan_ok=True)
+            # 1 minus a quotient is as wrong as the quotient, however small it is itself.
+            least = 2e-4 if name == "explained_variance" else 2e-6
+            expected = pytest.approx(theirs[name][:updates], rel=2e-4, abs=least, nan_ok=True)
             assert ours[name][:updates] == expected, name
 
 

@@ -107,10 +107,12 @@ def resume(
         notices = (*before.notices, edited) if edited else before.notices
         return Trainer.resuming(folder, config, before.checkpoint, world, lock), notices
 
+    # What is refused is refused by all processes, before anything is written.
+    prepared(fallback=fallback)
+    world.wait()
     if not world.is_first:  # looks at what the first one has left
         world.wait()
         return prepared()
-    prepared(fallback=fallback)  # what is refused is refused before anything is written
     lock = claim_existing_run(folder)
     try:
         found = prepared(fallback=fallback, lock=lock)  # the run may have gone on since
