@@ -11,7 +11,8 @@ from envs.files import Bounded, read_file, read_text
 from envs.ids import import_from_here, one_line, return_range
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
-from envs.suites import SUITES, Suite, Task, get_suite, get_task
+from envs.suite_file import get_suite
+from envs.suites import SUITES, Suite, Task, get_task
 from envs.vector import (
     BackendChoice,
     make_drawable_env,
