@@ -25,7 +25,8 @@ from envs import (
     parse_actions,
     read_text,
 )
-from lab.core_source import may_define_class, module_source
+from lab.core_source import may_define_class
+from lab.own_modules import module_source
 from lab.settings import ConfigError, did_you_mean
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.

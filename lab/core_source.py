@@ -1,39 +1,9 @@
-"""The module that a core's import path names, looked at before anything of it is run."""
+"""Whether a core can be in a module, as its source says before anything of it is run."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import sys
 from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
-
-
-def module_source(module: str) -> bytes | None:
-    """The source of a module that could be imported; nothing is imported.
-
-    Modules are looked for in the current directory first, as ``python -m`` does. ``None`` where
-    there is no module of that name, or no source of it.
-    """
-    path: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec: ModuleSpec | None = None
-    parts = module.split(".")
-    for number in range(len(parts)):
-        if path is None:
-            return None
-        spec = PathFinder.find_spec(".".join(parts[: number + 1]), path)
-        if spec is None:
-            return None
-        locations = spec.submodule_search_locations
-        path = None if locations is None else list(locations)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    try:
-        return Path(spec.origin).read_bytes()
-    except OSError:
-        return None
-
 
 #: By these a module gets names that its source does not bind.
 _INDIRECT = {"globals", "locals", "vars", "exec", "eval", "setattr", "__dict__", "modules"}
@@ -60,12 +30,6 @@ def may_define_class(source: bytes, name: str) -> bool:
     return any(_may_bind(node, names) for node in _at_module_level(tree)) or any(
         _may_bind_indirectly(node, names) for node in ast.walk(tree)
     )
-
-
-def core_digest(path: str) -> str | None:
-    """A checksum of the module of a core given by import path; ``None`` if it has no source."""
-    source = module_source(path.partition(":")[0])
-    return None if source is None else hashlib.sha256(source).hexdigest()
 
 
 def _at_module_level(tree: ast.Module) -> Iterator[ast.AST]:

@@ -21,7 +21,7 @@ from command_line import Rims, assert_one_line, snapshot
 from experiment_cases import line
 from experiments.fit import fit
 from experiments.results import RESULTS_NAME
-from lab.core_source import core_digest, may_define_class, module_source
+from lab.core_source import may_define_class
 from lab.disk.manifest import sealed
 
 MORE = ("--total-steps", "600")
@@ -300,15 +300,6 @@ def test_core_that_only_importing_shows_is_used(
     Path("hidden_core.py").write_text(source)
     config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="hidden_core:GRU")
     assert config.core == "hidden_core:GRU"
-
-
-def test_source_of_a_module_is_found_without_importing_it() -> None:
-    sys.modules.pop("antigravity", None)
-    assert b"webbrowser" in (module_source("antigravity") or b"")
-    assert module_source("no_such_module.below") is None
-    assert module_source("sys") is None
-    assert core_digest("torch.nn:GRU") is not None
-    assert "antigravity" not in sys.modules
 
 
 # Experiments ------------------------------------------------------------------------------------
