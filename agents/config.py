@@ -25,7 +25,8 @@ from envs import (
     parse_actions,
     read_text,
 )
-from lab.core_source import may_define_class, module_source
+from lab.core_source import may_define_class
+from lab.own_modules import module_source
 from lab.settings import ConfigError, did_you_mean
 
 #: Cores that come with the agents; any other is given as ``package.module:Class``.
@@ -74,8 +75,8 @@ def import_core(path: str) -> type[Any]:
 
     Modules are looked for in the current directory first, as ``python -m`` does. Nothing but a
     subclass of ``torch.nn.Module`` is let through: a checkpoint holds such a path too, and must not
-    get any other function called. For the same reason a module whose source has no such class is
-    not even imported.
+    get any other function called. For the same reason a module whose source cannot define such a
+    class is not even imported.
 
     Raises:
         ConfigError: in one line, for a path of another form.

@@ -8,10 +8,11 @@ Importing this package imports neither gymnasium, minigrid nor EnvPool; making s
 from envs.actions import ACTIONS, action_names, parse_actions
 from envs.base import BackendName, EnvironmentFailed, Observation, StepResult, VectorEnv
 from envs.files import Bounded, read_file, read_text
-from envs.ids import import_from_here, one_line, return_range
+from envs.ids import import_from_here, modules_of, one_line, return_range
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
-from envs.suites import SUITES, Suite, Task, get_suite, get_task
+from envs.suite_file import get_suite
+from envs.suites import SUITES, Suite, Task, get_task
 from envs.vector import (
     BackendChoice,
     make_drawable_env,
@@ -50,6 +51,7 @@ __all__ = [
     "make_vector_env",
     "minigrid_view",
     "mission_varies",
+    "modules_of",
     "one_line",
     "parse_actions",
     "read_file",

@@ -20,6 +20,7 @@ __all__ = [
     "is_stock",
     "known_ids",
     "load_id",
+    "modules_of",
     "one_line",
     "return_range",
     "success_rule",
@@ -57,6 +58,26 @@ def load_id(id: str) -> str:
             "Call from the folder it is in, or put that on PYTHONPATH."
         ) from error
     return name
+
+
+def modules_of(id: str) -> list[str]:
+    """The modules in which an environment is registered and made; none for minigrid's own.
+
+    >>> modules_of("MiniGrid-Empty-5x5-v0"), modules_of("CartPole-v1")
+    ([], ['gymnasium.envs.classic_control.cartpole'])
+    """
+    import gymnasium
+
+    name, found = load_id(id), {id.rpartition(":")[0]}
+    spec = gymnasium.registry.get(name)
+    if spec is not None and not is_builtin(id):
+        makers = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
+        found |= {
+            maker.partition(":")[0] if isinstance(maker, str) else str(maker.__module__)
+            for maker in makers
+            if maker is not None
+        }
+    return sorted(found - {""})
 
 
 def import_from_here(module: str) -> ModuleType:

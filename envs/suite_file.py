@@ -1,8 +1,7 @@
-"""A suite of a user's own, from a TOML file."""
+"""A suite by its name, or of a user's own from a TOML file."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -12,14 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from envs.files import read_text
-from envs.suites import Suite, Task, get_task
+from envs.suites import SUITES, Suite, Task, get_task
+from lab.settings import did_you_mean
 
-__all__ = ["read_suite"]
+__all__ = ["get_suite", "read_suite"]
 
 _SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
 #: What is trained gives run folders their name.
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs", "success")
+
+
+def get_suite(name: str) -> Suite:
+    """The suite called ``name``, or that of the file if ``name`` ends in ``.toml``.
+
+    Raises:
+        ValueError: if there is none; the message names the closest one. For a file, if it cannot
+            be read or does not describe a suite.
+
+    >>> [task.name for task in get_suite("doorkey").unseen]
+    ['DoorKey-6x6', 'DoorKey-8x8', 'DoorKey-16x16']
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a suite is given by name or as a file's path; got {name!r}.")
+    if name.endswith(".toml"):
+        return read_suite(name)
+    if name not in SUITES:
+        hint = did_you_mean(name, SUITES, f"; the suites are {', '.join(SUITES)}.")
+        raise ValueError(f"unknown suite {name!r}{hint}")
+    return SUITES[name]
 
 
 def read_suite(path: str | os.PathLike[str]) -> Suite:
@@ -129,6 +149,5 @@ def _get(table: Mapping[str, Any], key: str, kind: type, default: Any = None) ->
 def _refuse_unknown(table: Mapping[str, Any], known: tuple[str, ...], prefix: str = "") -> None:
     for key in table:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
-            raise ValueError(f"unknown key {prefix + key!r}; {hint}")
+            hint = did_you_mean(key, known, f"; there are {', '.join(known)}.")
+            raise ValueError(f"unknown key {prefix + key!r}{hint}")

@@ -1,20 +1,20 @@
 """The generalization suites: train on one task, evaluate on tasks never trained on.
 
 Pure data. Nothing here makes an environment; :mod:`envs.vector` does. Suites of one's own are TOML
-files, read by :mod:`envs.suite_file`.
+files; :mod:`envs.suite_file` reads them, and finds a suite by its name.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, get_args
 
 from envs.ids import Success, known_ids, load_id
+from lab.settings import did_you_mean
 
-__all__ = ["SUITES", "Suite", "Task", "get_suite", "get_task"]
+__all__ = ["SUITES", "Suite", "Task", "get_task"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,28 +219,6 @@ SUITES: Mapping[str, Suite] = MappingProxyType({suite.name: suite for suite in _
 """The suites by name."""
 
 
-def get_suite(name: str) -> Suite:
-    """The suite called ``name``, or that of the file if ``name`` ends in ``.toml``.
-
-    Raises:
-        ValueError: if there is none; the message names the closest ones. For a file, if it cannot
-            be read or does not describe a suite.
-
-    >>> [task.name for task in get_suite("doorkey").unseen]
-    ['DoorKey-6x6', 'DoorKey-8x8', 'DoorKey-16x16']
-    """
-    if not isinstance(name, str):
-        raise ValueError(f"a suite is given by name or as a file's path; got {name!r}.")
-    if name.endswith(".toml"):
-        from envs.suite_file import read_suite  # builds on this module
-
-        return read_suite(name)
-    if name not in SUITES:
-        hint = _did_you_mean(name, SUITES) or f"; the suites are {', '.join(SUITES)}."
-        raise ValueError(f"unknown suite {name!r}{hint}")
-    return SUITES[name]
-
-
 def get_task(id: str) -> Task:
     """The task of a gymnasium id: from the suites, else any environment that is registered.
 
@@ -251,7 +229,7 @@ def get_task(id: str) -> Task:
             registered when the module is imported, which is done here.
 
     Raises:
-        ValueError: if no such environment is registered; the message names the closest ones. If
+        ValueError: if no such environment is registered; the message names the closest one. If
             the module cannot be imported.
 
     >>> get_task("MiniGrid-MultiRoom-N4-S5-v1").name
@@ -263,15 +241,7 @@ def get_task(id: str) -> Task:
                 return task
     name, known = load_id(id), known_ids()
     if name not in known:
-        hint = _did_you_mean(name, known) or (
-            "; it is not registered with gymnasium. One of a module of yours is module:Id."
-        )
+        otherwise = "; it is not registered with gymnasium. One of a module of yours is module:Id."
+        hint = did_you_mean(name, known, otherwise)
         raise ValueError(f"unknown environment {id!r}{hint} 'rims suites' lists the suites.")
     return Task(id=id)
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    matches = [repr(match) for match in difflib.get_close_matches(word, known, n=3)]
-    if not matches:
-        return ""
-    return f"; did you mean {' or '.join(filter(None, [', '.join(matches[:-1]), matches[-1]]))}?"

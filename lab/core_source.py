@@ -1,41 +1,20 @@
-"""The module that a core's import path names, looked at before anything of it is run."""
+"""Whether a core can be in a module, as its source says before anything of it is run."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import sys
-from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
+#: By these a module gets names that its source does not bind.
+_INDIRECT = {"globals", "locals", "vars", "exec", "eval", "setattr", "__dict__", "modules"}
 
-def module_source(module: str) -> bytes | None:
-    """The source of a module that could be imported; nothing is imported.
-
-    Modules are looked for in the current directory first, as ``python -m`` does. ``None`` where
-    there is no module of that name, or no source of it.
-    """
-    path: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec: ModuleSpec | None = None
-    parts = module.split(".")
-    for number in range(len(parts)):
-        if path is None:
-            return None
-        spec = PathFinder.find_spec(".".join(parts[: number + 1]), path)
-        if spec is None:
-            return None
-        locations = spec.submodule_search_locations
-        path = None if locations is None else list(locations)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    try:
-        return Path(spec.origin).read_bytes()
-    except OSError:
-        return None
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def may_define_class(source: bytes, name: str) -> bool:
     """Whether a module of this source can have a class of this name that derives from another.
+
+    ``False`` is certain; ``True`` is not, and importing the module tells.
 
     Example:
         >>> may_define_class(b"import webbrowser", "Core")
@@ -47,37 +26,61 @@ def may_define_class(source: bytes, name: str) -> bool:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return True  # importing it says what is wrong
-    return any(_may_bind(node, name) for node in _at_module_level(tree.body))
+    names = {name, "__getattr__"}  # which is asked for what a module does not have
+    return any(_may_bind(node, names) for node in _at_module_level(tree)) or any(
+        _may_bind_indirectly(node, names) for node in ast.walk(tree)
+    )
 
 
-def core_digest(path: str) -> str | None:
-    """A checksum of the module of a core given by import path; ``None`` if it has no source."""
-    source = module_source(path.partition(":")[0])
-    return None if source is None else hashlib.sha256(source).hexdigest()
+def _at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes that can bind a name of the module to a class, and others."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        without = {id(part) for part in _without_effect(node)}
+        waiting += [part for part in ast.iter_child_nodes(node) if id(part) not in without]
 
 
-def _at_module_level(body: list[ast.stmt]) -> list[ast.stmt]:
-    """Statements that run when a module is imported, those inside of ``if`` and ``try`` too."""
-    found = []
-    for node in body:
-        found.append(node)
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.stmt)]
-            handlers = [part.body for part in getattr(node, "handlers", [])]
-            found += _at_module_level(parts)
-            for handler in handlers:
-                found += _at_module_level(handler)
-    return found
-
-
-def _may_bind(node: ast.stmt, name: str) -> bool:
-    if isinstance(node, ast.ClassDef):
-        return node.name == name and bool(node.bases or node.keywords)
-    if isinstance(node, ast.FunctionDef):
-        return node.name == "__getattr__"
-    if isinstance(node, ast.ImportFrom):
-        return any("*" in (a.name,) or (a.asname or a.name) == name for a in node.names)
-    if isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Constant):
+def _without_effect(node: ast.AST) -> Sequence[ast.AST]:
+    """Bodies of functions and classes, and names that are bound to a constant or to nothing."""
+    if isinstance(node, _SCOPES):
+        return node.body
+    if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return any(isinstance(n, ast.Name) and n.id == name for t in targets for n in ast.walk(t))
+        if node.value is None or isinstance(node.value, ast.Constant):
+            return [target for target in targets if isinstance(target, ast.Name)]
+    return ()
+
+
+def _may_bind(node: ast.AST, names: set[str]) -> bool:
+    match node:
+        case ast.ClassDef(name=name):
+            return name in names and bool(node.bases or node.keywords or node.decorator_list)
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return name == "__getattr__" or (name in names and bool(node.decorator_list))
+        case ast.Import():  # "import a.b as c" binds any attribute, the other forms modules
+            return any("." in a.name and a.asname in names for a in node.names)
+        case ast.ImportFrom():
+            return any(a.name == "*" or (a.asname or a.name) in names for a in node.names)
+        case ast.Name(id=name, ctx=ast.Store()):
+            return name in names
+        case ast.MatchAs(name=name) | ast.MatchStar(name=name) | ast.MatchMapping(rest=name):
+            return name in names
+    return False
+
+
+def _may_bind_indirectly(node: ast.AST, names: set[str]) -> bool:
+    match node:
+        case ast.Global():
+            return not names.isdisjoint(node.names)
+        case ast.Name(id=name):
+            return name in _INDIRECT
+        case ast.Attribute(attr=name):
+            return name in _INDIRECT or (name in names and isinstance(node.ctx, ast.Store))
+        case ast.alias(name=name):
+            return name in _INDIRECT
+        case ast.Call():  # who is told the module's name can put something into it
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            return any(isinstance(n, ast.Name) and n.id == "__name__" for n in given)
     return False

@@ -21,7 +21,7 @@ from command_line import Rims, assert_one_line, snapshot
 from experiment_cases import line
 from experiments.fit import fit
 from experiments.results import RESULTS_NAME
-from lab.core_source import core_digest, may_define_class, module_source
+from lab.core_source import may_define_class
 from lab.disk.manifest import sealed
 
 MORE = ("--total-steps", "600")
@@ -221,10 +221,49 @@ def test_module_without_the_class_is_not_imported(
         ("A: type = B", True),
         ("from b import *", True),
         ("def __getattr__(name): ...", True),
+        ("@dec\nclass A: ...", True),
+        ("class A(metaclass=M): ...", True),
+        ("@dec\ndef A(): ...", True),
+        ("match x:\n    case 1:\n        class A(B): ...", True),
+        ("try:\n    pass\nfinally:\n    class A(B): ...", True),
+        ("try:\n    pass\nexcept* E:\n    class A(B): ...", True),
+        ("with x:\n    class A(B): ...", True),
+        ("for x in y:\n    class A(B): ...", True),
+        ("while x:\n    pass\nelse:\n    class A(B): ...", True),
+        ("for A in classes: ...", True),
+        ("with x as A: ...", True),
+        ("match x:\n    case A: ...", True),
+        ("match x:\n    case [*A]: ...", True),
+        ("match x:\n    case {**A}: ...", True),
+        ("if A := make(): ...", True),
+        ("def f(x=(A := make())): ...", True),
+        ("x, (A, *y) = classes", True),
+        ("A, x = 1, 2", True),
+        ("A += 1", True),
+        ("import a.b as A", True),
+        ("try:\n    from b import *\nexcept E: ...", True),
+        ("__getattr__, __dir__, __all__ = attach(x, y)", True),
+        ("__getattr__ = attach(x)[0]", True),
+        ("from b import __getattr__", True),
+        ("import b as me\nme.A = make()", True),
+        ("def f():\n    global A\n    class A(B): ...", True),
+        ("globals()['A'] = make()", True),
+        ("exec(text)", True),
+        ("import sys\nsys.modules[x] = make()", True),
+        ("from sys import modules as them\nthem[x] = make()", True),
+        ("import b\nb.make(__name__)", True),
+        ("import b\nb.make(module=__name__)", True),
         ("A = 'text'", False),
+        ("A: type", False),
         ("import A", False),
+        ("import b as A", False),
+        ("class A: ...", False),
+        ("def A(): ...", False),
+        ("class B:\n    def __getattr__(self, name): ...", False),
         ("def f():\n    class A(B): ...", False),
         ("class B:\n    class A(C): ...", False),
+        ("A", False),
+        ("if __name__ == '__main__':\n    f()", False),
         ("", False),
     ],
 )
@@ -232,13 +271,35 @@ def test_what_a_source_may_define(source: str, may: bool) -> None:
     assert may_define_class(source.encode(), "A") == may
 
 
-def test_source_of_a_module_is_found_without_importing_it() -> None:
-    sys.modules.pop("antigravity", None)
-    assert b"webbrowser" in (module_source("antigravity") or b"")
-    assert module_source("no_such_module.below") is None
-    assert module_source("sys") is None
-    assert core_digest("torch.nn:GRU") is not None
-    assert "antigravity" not in sys.modules
+LAZY = """
+def attach(name):
+    def load(attribute):
+        from torch import nn
+        return getattr(nn, attribute)
+    return load, None, []
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"{LAZY}\n__getattr__, __dir__, __all__ = attach(0)",
+        "import torch\nmatch 1:\n    case 1:\n        class GRU(torch.nn.GRU): ...",
+        "import torch\ndef dec(_): return torch.nn.GRU\n@dec\nclass GRU: ...",
+        "import torch\nfor GRU in [torch.nn.GRU]: ...",
+        "import torch\nvars()['GRU'] = torch.nn.GRU",
+    ],
+    ids=["lazy", "match", "decorated", "for", "vars"],
+)
+def test_core_that_only_importing_shows_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    sys.modules.pop("hidden_core", None)
+    Path("hidden_core.py").write_text(source)
+    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="hidden_core:GRU")
+    assert config.core == "hidden_core:GRU"
 
 
 # Experiments ------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from envs import (
     make_vector_env,
     minigrid_view,
     mission_varies,
+    modules_of,
     require_makeable,
     require_missions_differ,
     resolve_backend,
@@ -54,6 +55,35 @@ def play(task: Task | str, action: int = 0, steps: int = STEPS) -> list[StepResu
     with make_vector_env(task, 2, 0, "gymnasium") as env:
         env.reset()
         return [env.step(np.full(2, action)) for _ in range(steps)]
+
+
+def test_modules_of_an_environment_are_those_that_make_it() -> None:
+    ids = {
+        "Own-Class-v0": {"entry_point": foreign_envs.Room},
+        "Own-Text-v0": {"entry_point": "foreign_envs:Room"},
+        "Own-Wrapped-v0": {
+            "entry_point": "minigrid.envs:EmptyEnv",
+            "additional_wrappers": (
+                gymnasium.envs.registration.WrapperSpec("W", "foreign_envs:Room", None),
+            ),
+        },
+        "Own-Builtin-v0": {"entry_point": "minigrid.envs:EmptyEnv"},
+    }
+    for id, how in ids.items():
+        gymnasium.register(id, **how)  # type: ignore[arg-type]
+    try:
+        found = {id: modules_of(id) for id in ids}
+        named = modules_of("foreign_envs:Own-Builtin-v0")
+    finally:
+        for id in ids:
+            del gymnasium.registry[id]
+    assert found == {
+        "Own-Class-v0": ["foreign_envs"],
+        "Own-Text-v0": ["foreign_envs"],
+        "Own-Wrapped-v0": ["foreign_envs", "minigrid.envs"],
+        "Own-Builtin-v0": [],
+    }
+    assert named == ["foreign_envs"]
 
 
 # How an episode ends, and whether it was a success -----------------------------------------------

@@ -145,6 +145,29 @@ def _breaks_a_rule_of_nfm(module: str, imported: Import) -> bool:
     return name.startswith("nfm.bench.") and not is_bench
 
 
+def circles(files: dict[str, str]) -> list[list[str]]:
+    """Files, by their dotted names, that import each other, directly or through others."""
+    reached = {
+        module: {
+            name
+            for found in imports_of(ast.parse(source), module, is_package=False)
+            for name in (str(found), found.module)
+            if name in files
+        }
+        for module, source in files.items()
+    }
+    for between in files:  # Warshall
+        for module in files:
+            if between in reached[module]:
+                reached[module] |= reached[between]
+    found = {
+        tuple(sorted({module, *(other for other in reached[module] if module in reached[other])}))
+        for module in files
+        if module in reached[module]
+    }
+    return [list(circle) for circle in sorted(found)]
+
+
 def public_names(source: str) -> set[str]:
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -169,6 +192,17 @@ def test_imports_run_one_way() -> None:
         module = ".".join(parts[:-1] if is_package else parts)
         found += offences(module, path.read_text(), public, is_package=is_package)
     assert found == []
+
+
+@pytest.mark.parametrize("package", ["lab", "envs", "nfm", "agents", "experiments"])
+def test_no_files_import_each_other(package: str) -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text()
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert files
+    assert circles(files) == []
 
 
 def test_the_files_judged_are_there() -> None:
@@ -331,3 +365,18 @@ def test_offences_resolves_relative_imports_of_a_package() -> None:
 
 def test_public_names_reads_all() -> None:
     assert public_names("x = 1\n__all__ = ['a', 'b']") == {"a", "b"}
+
+
+def test_circles_are_found() -> None:
+    files = {
+        "a.first": "from a.second import x",
+        "a.second": "def f():\n    from a import third",
+        "a.third": "import a.first\nfrom a.below.fourth import y",
+        "a.below.fourth": "from a.below.fifth import z\nimport os",
+        "a.below.fifth": "",
+        "a.last": "from .last import own",
+        "a.above": "from a.first import x",
+    }
+    assert circles(files) == [["a.first", "a.second", "a.third"], ["a.last"]]
+    files["a.third"] = "from a.below.fourth import y"
+    assert circles(files) == [["a.last"]]

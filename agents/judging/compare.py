@@ -207,18 +207,19 @@ def judge(
     if on_cpu:
         complete = [replace(r, config=replace(r.config, device="cpu")) for r in complete]
     calls = [(run, tuple(tasks), episodes, mode) for run in complete]
-    todo = [call for call in calls if cached_results(*call) is None]
+    outcomes = {call[0].name: Outcome(cached_results(*call)) for call in calls}
+    todo = [call for call in calls if outcomes[call[0].name].result is None]
     on_progress(len(runs) - len(todo))
-    outcomes = run_all(evaluate_run, todo, jobs, on_progress)
-    errors = {call[0].name: o.error for call, o in zip(todo, outcomes, strict=True) if o.error}
+    for call, outcome in zip(todo, run_all(evaluate_run, todo, jobs, on_progress), strict=True):
+        outcomes[call[0].name] = outcome
+    errors = {name: outcome.error for name, outcome in outcomes.items() if outcome.error}
     measured: list[Measured] = []
-    for call in calls:
-        name = call[0].name
+    for run in complete:
         try:
-            if name not in errors:
-                measured.append(measure(*call))
+            if run.name not in errors:
+                measured.append(measure(run, outcomes[run.name].result))
         except (ValueError, OSError) as error:
-            errors[name] = str(error)
+            errors[run.name] = str(error)
     flags += [Flag("failed", name, f"not evaluated: {why}") for name, why in errors.items()]
     if not measured:
         raise JudgingError("no run could be compared. " + " ".join(grouped(flags)))

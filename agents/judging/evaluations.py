@@ -11,14 +11,14 @@ from agents.config import ActionMode
 from agents.judging.comparison import Run
 from agents.judging.evaluate import evaluate
 from agents.learning.checkpoint import load_checkpoint, load_stored
-from envs import Task, resolve_backend
-from lab.core_source import core_digest
+from envs import Task, modules_of, resolve_backend
 from lab.disk.folder import require_plain_run, sweep_unfinished, write_text
 from lab.disk.lock import acquire_lock, note_holder
 from lab.disk.manifest import is_finite_number
 from lab.disk.plain_files import read_plain_text
 from lab.disk.store import Stored
 from lab.disk.versions import versions
+from lab.own_modules import source_digest
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -26,8 +26,11 @@ EVALUATION_NAME = "evaluation.json"
 Results = dict[str, dict[str, Any]]
 
 
-def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
+def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> Results:
     """Evaluate a run on those tasks that its cache does not have, and write them there.
+
+    Returns:
+        Evaluations by task id, of all ``tasks``.
 
     Raises:
         ValueError: if the run cannot be evaluated or another command is working on it.
@@ -37,22 +40,22 @@ def evaluate_run(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionM
     require_plain_run(run.folder)
     lock = acquire_lock(run.folder)
     try:
-        _evaluate(run, tasks, episodes, mode)
+        return _evaluate(run, tasks, episodes, mode)
     finally:
         lock.release()
 
 
-def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> None:
+def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> Results:
     checkpoint, stored = load_stored(run.folder)
     key = _key(run, stored, episodes, mode)
     results = _read(run, key)
     todo = [task for task in tasks if not _is_of(run, task, results)]
-    if not todo:
-        return
-    note_holder(run.folder)
-    sweep_unfinished(run.folder)
-    policy = checkpoint.make_policy(run.config.device)
+    if todo:
+        note_holder(run.folder)
+        sweep_unfinished(run.folder)
+        policy = checkpoint.make_policy(run.config.device)
     for task in todo:
+        made_with = _made_with(task)  # before: while it runs, the source may be edited
         evaluation = evaluate(
             policy,
             task,
@@ -61,9 +64,10 @@ def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
             mode=mode,
             backend=run.config.backend,
         )
-        results[task.id] = {**evaluation.to_dict(), "made_with": _made_with(task)}
+        results[task.id] = {**evaluation.to_dict(), "made_with": made_with}
         content = {"key": key, "tasks": results}
         write_text(run.folder / EVALUATION_NAME, json.dumps(content, indent=1))
+    return {task.id: results[task.id] for task in tasks}
 
 
 def cached_results(
@@ -86,7 +90,7 @@ def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str,
     return {
         "sha256": stored.sha256,  # of the weights
         "seal": stored.seal,  # of the settings and all else that the manifest says
-        "core": core_digest(core) if ":" in core else None,
+        "core": source_digest([core.partition(":")[0]]) if ":" in core else None,
         "versions": {n: version for n, version in versions().items() if n != "python"},
         "env_steps": stored.about["env_steps"],
         "training_backend": stored.about["backend"],
@@ -98,13 +102,16 @@ def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str,
 
 
 def _made_with(task: Task) -> dict[str, Any]:
-    """What makes the environment besides its id: a suite of a user's own can change it."""
+    """What makes the environment besides its id: a user's own suite or source can change it."""
     rule = {"success": task.success} if task.success else {}
+    modules = modules_of(task.id)
+    source = {"source": source_digest(modules)} if modules else {}
     return {
         "gym_kwargs": dict(task.gym_kwargs),
         "envpool_id": task.envpool_id,
         "envpool_kwargs": dict(task.envpool_kwargs),
         **rule,
+        **source,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from agents.config import ActionMode, PPOConfig
 from agents.judging.comparison import Cell, Comparison, CoreCost, Run
-from agents.judging.evaluations import Results, cached_results
+from agents.judging.evaluations import Results
 from agents.learning.checkpoint import load_checkpoint
 from agents.model.cost import multiply_adds
 from agents.model.policy import RecurrentActorCritic, count_parameters
@@ -35,15 +35,12 @@ class Measured(NamedTuple):
     jobs: int | None
 
 
-def measure(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode) -> Measured:
-    """Collect what is reported of a run that was trained and evaluated.
+def measure(run: Run, results: Results) -> Measured:
+    """Collect what is reported of a run that was trained and evaluated, with these results.
 
     Raises:
         ValueError: if something of it is not there any more.
     """
-    results = cached_results(run, tasks, episodes, mode)
-    if results is None:
-        raise ValueError("its evaluation was changed by something else meanwhile.")
     curve = read_progress(run.folder)
     if not curve:
         raise ValueError(f"{PROGRESS_NAME} holds no rows.")

@@ -319,7 +319,6 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], what: str, where
     known = list(known)
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known)
-            if hint == "." and len(known) < 10:
-                hint = f"; there are {', '.join(known)}."
+            otherwise = f"; there are {', '.join(known)}." if len(known) < 10 else "."
+            hint = did_you_mean(name, known, otherwise)
             raise ValueError(f"{where}unknown {what} {name!r}{hint}")

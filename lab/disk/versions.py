@@ -6,7 +6,11 @@ import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_LIBRARIES = ("rims-toolkit", "torch", "numpy", "numba", "gymnasium", "minigrid", "envpool")
+_OTHERS = ("torch", "numpy", "numba", "gymnasium", "minigrid", "envpool")
+_LIBRARIES = ("rims-toolkit", *_OTHERS)
+
+#: Top-level packages of these libraries.
+PACKAGES = frozenset({"lab", "rims", "nfm", "envs", "agents", "experiments", "cli", *_OTHERS})
 
 
 @functools.cache
