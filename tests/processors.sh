@@ -2,7 +2,8 @@
 # The numerical tests once more, as other processors would round: with fewer instructions, sums in
 # another order, one thread or two. What equals bit by bit here alone fails in one of these.
 #
-#   tests/processors.sh [PYTEST ARGUMENTS]     an old processor and a newer one, as CI does
+#   tests/processors.sh [PYTEST ARGUMENTS]     an old processor and a newer one
+#   QUICK=1 tests/processors.sh ...            an old one and few of the tests, as CI does
 #   EACH=1 tests/processors.sh ...             every setting alone, with one thread and with two
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +19,14 @@ files=(
   tests/test_agents_{advantages,cores,encoder,losses,optimizer,policy,ppo,resetting,rollout}.py
   tests/test_experiments_{cores,language_model}.py
 )
+
+if [ -n "${QUICK:-}" ]; then
+  files=(
+    tests/test_rims_{fixtures,functional,layers}.py tests/test_rims_scan_sums.py
+    tests/test_nfm_{fixtures,in_place}.py tests/test_experiments_cores.py
+    tests/test_agents_{advantages,encoder,losses,optimizer,policy,ppo,rollout}.py
+  )
+fi
 
 # What NumPy chooses by processor; its names differ from version to version.
 of_numpy=$("$python" -c '
@@ -50,7 +59,9 @@ run() {
   rm -rf "$cache"
 }
 
-if [ -z "${EACH:-}" ]; then
+if [ -n "${QUICK:-}" ]; then
+  run 1 "${old[@]}" -- "$@"
+elif [ -z "${EACH:-}" ]; then
   run 1 "${old[@]}" -- "$@"
   run 2 "${newer[@]}" -- "$@"
 else

@@ -5,7 +5,8 @@
 #   tests/versions.sh newest    the newest that can be had
 #
 # They are installed into an environment of their own, which is removed again. torch alone is that of
-# .venv: other builds for the same machine can be gigabytes of CUDA.
+# .venv: other builds for the same machine can be gigabytes of CUDA. With QUICK=1, as in CI, fewer tests
+# run, and none of JAX.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1-}" in
@@ -54,7 +55,6 @@ run_tests() {
   "$bin/python" -m pytest -W default --disable-warnings --numprocesses 2 -m "not long" "$@"
 }
 
-# JAX needs a newer NumPy than the rest, so it comes last.
 install envpool,video,sweep,slurm,dev,examples
 "$bin/python" -c 'import numpy, numba, scipy, click, torch
 for module in (numpy, numba, scipy, torch): print(module.__name__, module.__version__)'
@@ -80,9 +80,15 @@ repository=$PWD
   "$bin/rims" sweep --config "$repository/examples/sweep.toml" --help >/dev/null
 )
 # The layers, their kernels, NFM, and what is made of them.
-run_tests tests/test_rims_{fixtures,layers,scan}.py tests/test_rims_native_*.py \
-  tests/test_rims_scan_{native,operator}.py tests/test_nfm_{attention,fixtures}.py \
-  tests/test_envs_vector.py tests/test_agents_ppo.py tests/test_cli.py tests/test_dependencies.py
-install envpool,video,sweep,slurm,jax,dev,examples
-run_tests tests/test_rims_jax_{fixtures,modules,native}.py
+if [ -n "${QUICK:-}" ]; then
+  run_tests tests/test_rims_{fixtures,layers,scan}.py tests/test_rims_native_*.py \
+    tests/test_nfm_fixtures.py tests/test_agents_ppo.py tests/test_dependencies.py
+else
+  run_tests tests/test_rims_{fixtures,layers,scan}.py tests/test_rims_native_*.py \
+    tests/test_rims_scan_{native,operator}.py tests/test_nfm_{attention,fixtures}.py \
+    tests/test_envs_vector.py tests/test_agents_ppo.py tests/test_cli.py tests/test_dependencies.py
+  # JAX needs a newer NumPy than the rest, so it comes last.
+  install envpool,video,sweep,slurm,jax,dev,examples
+  run_tests tests/test_rims_jax_{fixtures,modules,native}.py
+fi
 echo "Passed with the $1 versions."
