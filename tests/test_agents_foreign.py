@@ -24,7 +24,7 @@ from agents.judging.evaluate import check_task, evaluate
 from agents.judging.report import to_dict, to_markdown, write_report
 from agents.learning.checkpoint import agent_store, load_checkpoint, save_checkpoint
 from agents.learning.resuming import resume
-from agents.learning.train import Trainer
+from agents.learning.train import Resumed, Trainer
 from agents.model.cost import multiply_adds
 from agents.model.encoder import ObservationEncoder, Observations
 from agents.model.policy import RecurrentActorCritic
@@ -337,7 +337,7 @@ def test_an_environment_that_fails_stops_training_and_the_checkpoint_stays(
         Trainer(task, tmp_path / "new").run()
     assert not (tmp_path / "new" / "checkpoints").exists()
     # The same room becomes such a one while the run is interrupted.
-    trainer = Trainer.resuming(folder, task, checkpoint)
+    trainer = Trainer(task, folder, resumed=Resumed(checkpoint))
     with pytest.raises(RunStopped, match=r"environment .* failed in "):
         trainer.run()
     assert {path: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before

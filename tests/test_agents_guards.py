@@ -75,7 +75,7 @@ def test_broken_number_stops_in_its_update_and_keeps_the_last_checkpoint(
     trainer = Trainer(make_config(core="none", checkpoint_every=1), tmp_path / "run")
 
     def broken(policy: Any, optimizer: Any, rollout: Rollout, *rest: Any) -> dict[str, float]:
-        if trainer.updates == 2:
+        if trainer.progress.updates == 2:
             rollout = change(trainer, rollout)
         return update(policy, optimizer, rollout, *rest)
 
@@ -165,7 +165,7 @@ def test_full_disk_later_keeps_the_last_checkpoint_and_the_run_goes_on(
     fsync = os.fsync
 
     def full(file: int) -> None:
-        if trainer.updates >= 5:
+        if trainer.progress.updates >= 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(file)
 

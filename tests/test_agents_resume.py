@@ -21,8 +21,7 @@ import torch
 from filelock import FileLock
 
 from agents.config import PPOConfig
-from agents.learning import resuming
-from agents.learning import train as training
+from agents.learning import resuming, session
 from agents.learning.checkpoint import agent_store, load_checkpoint, save_checkpoint
 from agents.learning.resuming import read_run, resume, trainer_for
 from agents.learning.train import Trainer
@@ -293,7 +292,7 @@ def test_more_steps_are_not_forgotten_by_a_kill(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     Trainer(replace(config, total_steps=5 * STEPS), folder).run()
     trainer, _ = resume(folder, total_steps=config.total_steps, threads=2)
-    updates = trainer.updates
+    updates = trainer.progress.updates
     with pytest.raises(Killed):
         trainer.run(end_after(load_checkpoint(folder).updates + 1, Killed()))
     assert read_run(folder).config == replace(config, threads=2)
@@ -489,7 +488,7 @@ def test_environments_that_lead_elsewhere_are_told_in_one_line(
 ) -> None:
     other = ("--env", "MiniGrid-DoorKey-5x5-v0")
     assert rims(*RUN, *other, "--total-steps", "1000").code == 0
-    monkeypatch.setattr(training, "level_seeds", lambda seed, *rest: level_seeds(seed + 1, *rest))
+    monkeypatch.setattr(session, "level_seeds", lambda seed, *rest: level_seeds(seed + 1, *rest))
     line = assert_one_line(rims("resume", "run", "--total-steps", "9999"), code=1)
     assert "cannot be resumed" in line
     shutil.rmtree(tmp_path / "here" / "run")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agents.learning import session
 from agents.learning import train as training
 from agents.learning.checkpoint import agent_store, load_checkpoint, save_checkpoint
 from agents.learning.train import Trainer
@@ -148,7 +149,7 @@ def test_second_signal_in_the_middle_of_a_file_harms_no_checkpoint(
     fsync = os.fsync
 
     def interrupt(file: int) -> None:
-        if trainer.updates == 3 and trainer._log is not None:
+        if trainer.progress.updates == 3 and trainer._log is not None:
             signal.raise_signal(signal.SIGINT)
         fsync(file)
 
@@ -201,7 +202,7 @@ def test_signal_before_the_first_update_leaves_nothing(
         signal.raise_signal(signal.SIGINT)
         return make_vector_env(*arguments)
 
-    monkeypatch.setattr(training, "make_vector_env", interrupted)
+    monkeypatch.setattr(session, "make_vector_env", interrupted)
     with pytest.raises(Stopped):
         Trainer(make_config(core="none"), tmp_path / "run").run()
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from agents.config import CoreName, PPOConfig, read_settings
 from agents.judging.evaluate import evaluate
+from agents.learning import session
 from agents.learning import train as training
 from agents.learning.checkpoint import load_checkpoint
 from agents.learning.ppo import UPDATE_METRICS, update
@@ -330,9 +331,9 @@ def test_number_not_finite_stops_training_and_keeps_the_last_checkpoint(
 
     def broken(*arguments: Any) -> dict[str, float]:
         metrics = update(*arguments)
-        if trainer.updates == 2 and what in metrics:
+        if trainer.progress.updates == 2 and what in metrics:
             metrics[what] = math.nan
-        elif trainer.updates == 2:
+        elif trainer.progress.updates == 2:
             with torch.no_grad():
                 trainer.policy.actor.weight[0, 0] = math.inf
         return {**metrics, "explained_variance": math.nan}  # which is no fault
@@ -383,7 +384,7 @@ def test_interruption_before_there_is_an_agent_leaves_nothing(
     folder = tmp_path / "run"
     if existed:
         folder.mkdir()
-    monkeypatch.setattr(training, "make_vector_env", interrupt)
+    monkeypatch.setattr(session, "make_vector_env", interrupt)
     trainer = Trainer(make_config(), folder)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.config import CORE_NAMES, PPOConfig
-from agents.learning import train as training
+from agents.learning import session
 from agents.learning.ppo import update
 from agents.learning.rollout import Rollout, Runner, collect
 from agents.learning.train import Trainer
@@ -323,7 +323,7 @@ def test_training_takes_the_seeds_of_its_own_split(
         assert num_threads == 2
         raise _SeenError
 
-    monkeypatch.setattr(training, "make_vector_env", spy)
+    monkeypatch.setattr(session, "make_vector_env", spy)
     for run in (1, 2):
         with pytest.raises(_SeenError):
             Trainer(make_config("none", seed=run, threads=2), tmp_path / str(run)).run()

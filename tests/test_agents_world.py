@@ -22,7 +22,8 @@ import torch
 from agents.config import PPOConfig
 from agents.learning.checkpoint import agent_store, load_checkpoint
 from agents.learning.resuming import resume
-from agents.learning.train import Trainer, require_divisible
+from agents.learning.session import require_divisible
+from agents.learning.train import Trainer
 from command_line import ENV, ROOT, TOY, tree, wait_for_rows
 from envs import level_seeds, make_vector_env
 from lab.disk.folder import PROGRESS_NAME, read_progress
@@ -173,7 +174,7 @@ def check_levels(world: World, folder: str) -> None:
     config = make_config(core="none", num_envs=8)
     trainer = Trainer(config, Path(folder), world)
     for restart in (0, 1):
-        with trainer._make_envs(restart) as env:
+        with trainer._place.make_envs(restart) as env:
             seen = torch.from_numpy(env.reset().image)
         seeds = level_seeds(config.seed, "train", 8, restart)
         with make_vector_env(config.task, 8, seeds, "gymnasium") as alone:

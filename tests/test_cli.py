@@ -20,7 +20,7 @@ from PIL import Image
 import cli
 from agents.commands.parsing import options
 from agents.config import PPOConfig, read_settings
-from agents.learning import train as training
+from agents.learning import session
 from agents.learning.checkpoint import load_checkpoint
 from command_line import (
     COMPARE,
@@ -277,7 +277,7 @@ def test_interruption_before_there_is_an_agent_says_so(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "make_vector_env", interrupt)
+    monkeypatch.setattr(session, "make_vector_env", interrupt)
     result = rims(*TRAIN, *TOY, "--run-dir", "run")
     assert result.code == 130
     assert result.err == "Interrupted; there was nothing to save.\n"

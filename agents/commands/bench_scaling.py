@@ -61,7 +61,7 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
     Without --suite and --env the task is that of suite doorkey. scaling.json and scaling.md are
     complete after every run.
     """
-    from agents.learning.train import require_divisible
+    from agents.learning.session import require_divisible
     from agents.model.footprint import require_fits
     from agents.model.trainable import require_trainable
     from agents.throughput.scaling import Plan

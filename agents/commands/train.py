@@ -89,4 +89,4 @@ def run_to_end(trainer: Trainer) -> None:
         end = f"The last checkpoint is in {folder}" if trainer.saved else "No checkpoint was saved"
         raise click.ClickException(f"{error} {end}.") from None
     if first:
-        click.echo(f"Trained for {trainer.env_steps} steps. Run folder: {folder}")
+        click.echo(f"Trained for {trainer.progress.env_steps} steps. Run folder: {folder}")

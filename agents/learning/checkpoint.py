@@ -35,8 +35,8 @@ class Checkpoint:
     updates: int
     policy: dict[str, Any]
     optimizer: dict[str, Any]
-    #: What else the run goes on from, as :class:`agents.learning.train.Trainer` fills it; may be
-    #: empty.
+    #: What else the run goes on from, as :func:`agents.learning.going_on.make_checkpoint` fills
+    #: it; may be empty.
     training: dict[str, Any]
     #: Mean return of the latest episodes, by which the best checkpoint is known; None: not known.
     score: float | None = None

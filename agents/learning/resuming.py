@@ -11,7 +11,7 @@ from filelock import FileLock
 from agents.config import WITHOUT_EFFECT, PPOConfig, read_settings
 from agents.learning.checkpoint import Checkpoint, agent_store, load_stored
 from agents.learning.run_settings import notice_of_what_may_change, require_unedited
-from agents.learning.train import Trainer
+from agents.learning.train import Resumed, Trainer, check
 from lab.disk.folder import (
     CONFIG_NAME,
     begin_writing,
@@ -93,7 +93,7 @@ def resume(
 
     Raises:
         RunComplete: if it has made all the steps it was to make.
-        ValueError: as :func:`read_run` and :meth:`Trainer.resuming`; or if the run is in use.
+        ValueError: as :func:`read_run` and :class:`Trainer`; or if the run is in use.
     """
     world = world or World()
     changes: dict[str, Any] = {"total_steps": total_steps, "threads": threads, "device": device}
@@ -105,7 +105,7 @@ def resume(
         _require_steps(folder, before.checkpoint, config.total_steps)
         edited = notice_of_what_may_change(folder, before.config, changes.keys())
         notices = (*before.notices, edited) if edited else before.notices
-        return Trainer.resuming(folder, config, before.checkpoint, world, lock), notices
+        return Trainer(config, folder, world, Resumed(before.checkpoint, lock)), notices
 
     # What is refused is refused by all processes, before anything is written.
     prepared(fallback=fallback)
@@ -137,14 +137,14 @@ def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
         try:
             before = read_run(folder)
             if _same(before.config, config):
-                trainer = Trainer.resuming(folder, config, before.checkpoint, lock=lock)
+                trainer = Trainer(config, folder, resumed=Resumed(before.checkpoint, lock))
                 _begin(folder)
                 return trainer
         except BaseException:
             lock.release()
             raise
         lock.release()
-    Trainer.check(config)  # before anything is renamed
+    check(config)  # before anything is renamed
     if not is_empty(folder):
         set_aside(folder)
     return Trainer(config, folder)

@@ -1,0 +1,172 @@
+"""What one process of a run trains with: environments, agent, optimizer and random numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from agents.config import PPOConfig
+from agents.learning.checkpoint import Checkpoint
+from agents.learning.optimizer import make_optimizer
+from agents.learning.recent_episodes import RecentEpisodes
+from agents.learning.rollout import Runner
+from agents.model.cores import require_usable
+from agents.model.footprint import require_fits
+from agents.model.policy import RecurrentActorCritic, reads_mission
+from agents.model.trainable import require_trainable
+from envs import BackendName, VectorEnv, View, level_seeds, make_vector_env
+from lab.running.devices import usable_device
+from lab.running.ranks import local_device
+from lab.running.world import World
+from lab.settings import ConfigError
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    env_steps: int = 0
+    updates: int = 0
+    seconds: float = 0.0  # of training, those before an interruption included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run is trained: which settings, by which processes, device and environments."""
+
+    config: PPOConfig
+    world: World
+    device: torch.device
+    backend: BackendName
+    view: View | None  # of the agent that goes on; None: as the environments have it
+
+    @classmethod
+    def checked(
+        cls, config: PPOConfig, world: World, checkpoint: Checkpoint | None = None
+    ) -> Place:
+        """The place of a run, if it can be trained there.
+
+        Args:
+            config: what to train.
+            world: the processes that train together.
+            checkpoint: from which the run goes on.
+
+        Raises:
+            ValueError: in one line, if not.
+        """
+        # What "auto" means can change with what is installed; the levels would be others.
+        asked = config.backend if checkpoint is None else checkpoint.backend
+        view = None if checkpoint is None else checkpoint.view
+        device = usable_device(local_device(config.device))
+        backend = require_trainable(config, asked, view=view)
+        require_usable(config)
+        require_divisible(config, world.size)
+        require_fits(config, world.size)
+        return cls(config=config, world=world, device=device, backend=backend, view=view)
+
+    def make_envs(self, restart: int) -> VectorEnv:
+        """This process's part of the environments.
+
+        Args:
+            restart: how often they were made before; their levels differ from time to time.
+        """
+        config = self.config
+        part = self.world.part(config.num_envs)
+        seeds = level_seeds(config.seed, "train", config.num_envs, restart)[part]
+        return make_vector_env(
+            config.task, len(seeds), seeds, self.backend, config.threads, self.view
+        )
+
+    def make_policy(self, env: VectorEnv, weights: dict[str, Any] | None) -> RecurrentActorCritic:
+        """The agent on its device.
+
+        Args:
+            env: which it is to act in.
+            weights: that it begins with; None: drawn at random.
+        """
+        config = self.config
+        policy = RecurrentActorCritic(
+            config, env.num_actions, read_mission=reads_mission(config), view=self.view or env.view
+        )
+        if weights is not None:
+            policy.load_state_dict(weights)
+        return policy.to(self.device)
+
+    def make_optimizer(self, policy: RecurrentActorCritic) -> torch.optim.Optimizer:
+        """The optimizer of an agent, which is from here on the same in all processes."""
+        optimizer = make_optimizer(policy, self.config)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                self.world.same(parameter.data)
+        return optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a run trains with."""
+
+    place: Place
+    policy: RecurrentActorCritic
+    optimizer: torch.optim.Optimizer
+    runner: Runner  # with the environments
+    recent: RecentEpisodes
+    action_numbers: torch.Generator
+    shuffle_numbers: torch.Generator
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        place: Place,
+        env: VectorEnv,
+        policy: RecurrentActorCritic,
+        optimizer: torch.optim.Optimizer,
+    ) -> Session:
+        """A new session; the environments are reset."""
+        config = place.config
+        # On the CPU, whatever the device: a run can go on with another one.
+        actions, shuffle = (torch.Generator().manual_seed(config.seed) for _ in range(2))
+        return cls(
+            place=place,
+            policy=policy,
+            optimizer=optimizer,
+            runner=Runner(env, policy, actions, place.world),
+            recent=RecentEpisodes(config.num_envs),
+            action_numbers=actions,
+            shuffle_numbers=shuffle,
+            progress=Progress(),
+        )
+
+    def restart_envs(self) -> None:
+        """Make the environments anew, with other levels.
+
+        EnvPool's cannot be saved. So that those of a resumed run can be brought where they were by
+        doing again what was done in them, there is never long since they began.
+        """
+        self.runner.env.close()
+        every = self.place.config.restart_envs_every
+        self.runner.restart(self.place.make_envs(self.progress.updates // every))
+
+    def anneal(self) -> None:
+        """Set the learning rate of the next update."""
+        config = self.place.config
+        if config.anneal_learning_rate:
+            left = max(0.0, 1 - self.progress.env_steps / config.total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.learning_rate * left
+
+
+def require_divisible(config: PPOConfig, processes: int) -> None:
+    """See that every process gets as many environments, in every minibatch.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if config.num_envs % (processes * config.minibatches):
+        rule = (
+            f"must be a multiple of {processes} processes times {config.minibatches} minibatches; "
+            f"got {config.num_envs}."
+        )
+        raise ConfigError("num_envs", rule)
