@@ -15,7 +15,7 @@ import torch
 from jax import Array
 from torch import Tensor
 
-from rims.jax import fast
+from rims.jax import xla
 
 #: Compiling takes most of the time here, and how fast the code is does not matter.
 _QUICKLY = {"xla_backend_optimization_level": 0}
@@ -56,7 +56,7 @@ def flat(part: Any) -> list[Any]:
 @contextmanager
 def chunks_of(rows: int) -> Iterator[None]:
     """So that a short sequence has several chunks."""
-    with patch.object(fast, "CHUNK_ROWS", rows):
+    with patch.object(xla, "CHUNK_ROWS", rows):
         yield
 
 

@@ -14,7 +14,7 @@ import pytest
 from jax import Array
 
 from jax_cases import assert_near, chunks_of, quick_jit, x64  # noqa: F401  (fixture)
-from rims.jax import CellSpec, Parameters, fast, init, native, scan
+from rims.jax import CellSpec, Parameters, init, native, scan, xla
 from selection import short
 
 pytest.importorskip("numba", reason="the native way needs numba")
@@ -92,7 +92,7 @@ def test_the_numbers_of_pure_jax(
     flags = {flag: jax.random.bernoulli(jax.random.key(4), 0.4, (steps, batch))} if flag else {}
     with chunks_of(2 * batch):  # the last chunk is shorter
         got = outcome(native_run, p, input, **flags)
-    assert_same(got, outcome(fast.run, p, input, **flags))
+    assert_same(got, outcome(xla.run, p, input, **flags))
 
 
 @pytest.mark.long
@@ -115,7 +115,7 @@ def test_a_program_for_another_platform_has_no_call_of_ours() -> None:
 def test_elsewhere_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on another platform, taken here."""
     p, input = make(learned_initial_state=True), inputs(4, 9)
-    expected = outcome(fast.run, p, input)
+    expected = outcome(xla.run, p, input)
 
     def elsewhere(*given: Any, default: Any, cpu: Any) -> Any:
         return default(*given)

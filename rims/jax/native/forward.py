@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rims.jax.fast import talk_of
 from rims.jax.native.calls import Operand, Sizes, call, unwritten
 from rims.jax.parameters import Parameters
 from rims.jax.step import State
+from rims.jax.xla import talk_of
 from rims.scan.problem import Rules
 
 

@@ -1,6 +1,6 @@
 """A whole sequence by the kernels, and how JAX differentiates it.
 
-Where the program turns out to run on another device, :mod:`rims.jax.fast` computes the same.
+Where the program turns out to run on another device, :mod:`rims.jax.xla` computes the same.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from rims.jax import fast
+from rims.jax import xla
+from rims.jax.loop import loop
 from rims.jax.native import fault
 from rims.jax.native.backward import backward
 from rims.jax.native.forward import Did, Given, Result, forward, forward_kept
 from rims.jax.parameters import Parameters
-from rims.jax.sequence import loop
 from rims.jax.step import State
 
 
@@ -35,7 +35,7 @@ def run(
     computed = jnp.promote_types(dtype, jnp.float32)
     p, input, state = jax.tree.map(lambda a: a.astype(computed), (p, input, state))
     steps, batch, _ = input.shape
-    length = math.ceil(steps / max(1, round(steps * batch / fast.CHUNK_ROWS)))
+    length = math.ceil(steps / max(1, round(steps * batch / xla.CHUNK_ROWS)))
     did = _sequence(length, Given(p, input, state, reset, valid))
     output, rest = jax.tree.map(lambda a: a.astype(dtype), (did.output, did.rest))
     return output, (output[-1], *rest), did.active
@@ -124,7 +124,7 @@ _gradient.defvjp(_gradient_there, _gradient_back)
 
 
 def _result_elsewhere(given: Given) -> Result:
-    output, (_, *rest), active = fast.run(*given)
+    output, (_, *rest), active = xla.run(*given)
     return Result(output, tuple(rest), active)
 
 
