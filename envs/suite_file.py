@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.files import read_text
 from envs.suites import Suite, Task, get_task
+from lab.disk.named_files import read_text
 
 __all__ = ["read_suite"]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
+from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig
 from agents.judging.comparison import Comparison, Run
 from agents.judging.evaluations import cached_results, evaluate_run
 from agents.judging.measurements import JOBS_NAME, Measured, assemble, measure
@@ -20,6 +20,7 @@ from agents.model.footprint import require_all_fit
 from agents.model.trainable import require_trainable
 from envs import Suite, Task, resolve_backend
 from lab.comparing import Flag, grouped
+from lab.cores import folder_name
 from lab.disk.folder import (
     is_empty,
     newest_row,

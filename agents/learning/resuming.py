@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from agents.config import WITHOUT_EFFECT, PPOConfig, read_settings
+from agents.config import WITHOUT_EFFECT, PPOConfig
 from agents.learning.checkpoint import Checkpoint, agent_store, load_stored
 from agents.learning.run_settings import notice_of_what_may_change, require_unedited
 from agents.learning.train import Trainer
@@ -64,7 +64,9 @@ def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
     notices += [f"damaged, set aside as {store.manifest(n)}{SET_ASIDE}" for n in damaged]
     whole = [number for number in store.numbers() if number not in damaged]
     if not whole:
-        return Interrupted(PPOConfig(**read_settings(folder / CONFIG_NAME)), None, tuple(notices))
+        return Interrupted(
+            PPOConfig(**PPOConfig.read_some(folder / CONFIG_NAME)), None, tuple(notices)
+        )
     checkpoint, stored = load_stored(folder, whole[-1])
     require_unedited(folder, checkpoint.config)
     if other := other_versions(stored.versions):
