@@ -159,6 +159,15 @@ class Settings:
         """Settings that do not decide the numbers that come out of a run."""
         return tuple(f.name for f in dataclasses.fields(cls) if not f.metadata["has_effect"])
 
+    def differences(self, other: Settings) -> dict[str, tuple[Any, Any]]:
+        """Settings with an effect that differ: here and in ``other``, by name.
+
+        What neither of the two uses makes no difference.
+        """
+        ignored = {*self.without_effect(), *(self.unused.keys() & other.unused.keys())}
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.names()}
+        return {n: (a, b) for n, (a, b) in pairs.items() if n not in ignored and a != b}
+
     def to_toml(self) -> str:
         """All settings as TOML."""
         return tomli_w.dumps({f.name: getattr(self, f.name) for f in self.fields_in_order()})

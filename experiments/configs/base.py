@@ -103,17 +103,12 @@ class ExperimentConfig(Settings):
         mine = {n: v for n, v in dataclasses.asdict(self).items() if n not in ignored}
         return {"task": self.task, **mine}
 
-    def differences(self, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
-        """Settings with an effect that differ: here and in ``other``, by name."""
-        mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
-        if self.task != other.task:
-            return {"task": (self.task, other.task)}
-        ignored = {*self.without_effect(), *(self.unused.keys() & other.unused.keys())}
-        return {
-            name: (value, others[name])
-            for name, value in mine.items()
-            if name not in ignored and value != others[name]
-        }
+    def differences(self, other: Settings) -> dict[str, tuple[Any, Any]]:
+        """Settings with an effect that differ, or the task: here and in ``other``, by name."""
+        theirs = getattr(other, "task", None)
+        if self.task != theirs:
+            return {"task": (self.task, theirs)}
+        return super().differences(other)
 
 
 @dataclass(frozen=True, kw_only=True)
