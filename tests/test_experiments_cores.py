@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from core_cases import OwnLayers, OwnLSTM, ScaledGRU, by_path
 from experiments.configs.sequences import CORES, SequenceConfig
 from experiments.shared.cores import Core as Wrapped
 from experiments.shared.cores import core_parameters, with_equal_parameters
@@ -21,6 +22,9 @@ from rims import RIM_GRU, RIM_LSTM, RepeatedInput
 from sequence_cases import TINY
 
 each_core = pytest.mark.parametrize("core", CORES)
+
+#: Also the control without memory, and classes that take no packed sequences.
+OTHERS = ("none", by_path(OwnLSTM), by_path(OwnLayers), by_path(ScaledGRU))
 
 
 def config(core: str, **settings: Any) -> SequenceConfig:
@@ -68,7 +72,7 @@ def test_state_goes_on(core: str, learned: bool) -> None:
     assert not torch.allclose(anew, second)
 
 
-@each_core
+@pytest.mark.parametrize("core", [*CORES, *OTHERS])
 @pytest.mark.parametrize("learned", [False, True])
 def test_packed_sequences_are_run_one_by_one(core: str, learned: bool) -> None:
     wrapped, lengths = made(core, learned_initial_state=learned), [4, 6, 1]
@@ -77,12 +81,15 @@ def test_packed_sequences_are_run_one_by_one(core: str, learned: bool) -> None:
             start.normal_()
     input = torch.randn(6, 3, 5)
     packed = pack_padded_sequence(input, torch.tensor(lengths), enforce_sorted=False)
-    output, (h, *_) = wrapped(packed)
-    padded, _ = pad_packed_sequence(output)
-    for i, length in enumerate(lengths):
-        alone, (its, *_) = wrapped(input[:length, i : i + 1])
-        torch.testing.assert_close(padded[:length, i : i + 1], alone)
-        torch.testing.assert_close(h[:, i], its[:, 0])
+    for state in (None, wrapped(torch.randn(2, 3, 5))[1]):
+        output, behind = wrapped(packed, state)
+        padded, _ = pad_packed_sequence(output)
+        for i, length in enumerate(lengths):
+            before = None if state is None else tuple(part[:, i : i + 1] for part in state)
+            alone, its = wrapped(input[:length, i : i + 1], before)
+            torch.testing.assert_close(padded[:length, i : i + 1], alone)
+            for part, expected in zip(behind, its, strict=True):
+                torch.testing.assert_close(part[:, i], expected[:, 0])
 
 
 @each_core
