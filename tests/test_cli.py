@@ -107,7 +107,7 @@ def test_quick_answers_do_not_import_torch(tmp_path: Path, arguments: list[str])
 
 
 def test_train_evaluate_record(tmp_path: Path, rims: Rims) -> None:
-    result = rims("train", "--env", ENV, "--core", "rim_gru", "--seed", "3", *TOY)
+    result = rims("train", "--env", ENV, "--core", "rim_gru", "--seed", "3", *TOY, "--k", "2")
     folder = tmp_path / "here" / "runs" / "Empty-5x5-rim_gru-3"
     assert result.code == 0
     assert "runs/Empty-5x5-rim_gru-3" in result.out
