@@ -7,8 +7,7 @@ Importing this package imports neither gymnasium, minigrid nor EnvPool; making s
 
 from envs.actions import ACTIONS, action_names, parse_actions
 from envs.base import BackendName, EnvironmentFailed, Observation, StepResult, VectorEnv
-from envs.files import Bounded, read_file, read_text
-from envs.ids import import_from_here, modules_of, one_line, return_range
+from envs.ids import modules_of, return_range
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
 from envs.suite_file import get_suite
@@ -33,7 +32,6 @@ __all__ = [
     "VOCABULARY",
     "BackendChoice",
     "BackendName",
-    "Bounded",
     "EnvironmentFailed",
     "Observation",
     "StepResult",
@@ -45,17 +43,13 @@ __all__ = [
     "encode_mission",
     "get_suite",
     "get_task",
-    "import_from_here",
     "level_seeds",
     "make_drawable_env",
     "make_vector_env",
     "minigrid_view",
     "mission_varies",
     "modules_of",
-    "one_line",
     "parse_actions",
-    "read_file",
-    "read_text",
     "require_makeable",
     "require_missions_differ",
     "resolve_backend",

@@ -21,9 +21,9 @@ from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from numpy.typing import NDArray
 
 from envs.base import EnvironmentFailed
-from envs.ids import one_line
 from envs.spaces import understand
 from envs.view import CHANNELS, View
+from lab.settings import one_line
 
 __all__ = ["SUCCESS", "ForeignEnv", "told_success"]
 

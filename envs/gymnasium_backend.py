@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from envs.base import BackendStep, Observation, VectorEnv
 from envs.foreign import SUCCESS, ForeignEnv
-from envs.ids import is_builtin, load_id, one_line
+from envs.ids import is_builtin, load_id
 from envs.mission import encode_mission
 from envs.spaces import names_of
 from envs.suites import Task
 from envs.view import View, minigrid_view
+from lab.settings import one_line
 
 __all__ = ["GymnasiumVectorEnv", "make_env", "quiet"]
 

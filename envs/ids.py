@@ -5,23 +5,18 @@ Gymnasium and minigrid are imported inside the functions: that takes 0.3 s.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
-import sys
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Final, Literal
+
+from lab.importing import import_from_here
+from lab.settings import one_line
 
 __all__ = [
     "Success",
-    "import_from_here",
     "is_builtin",
     "is_stock",
     "known_ids",
     "load_id",
     "modules_of",
-    "one_line",
     "return_range",
     "success_rule",
 ]
@@ -78,33 +73,6 @@ def modules_of(id: str) -> list[str]:
             if maker is not None
         }
     return sorted(found - {""})
-
-
-def import_from_here(module: str) -> ModuleType:
-    """Import a module, looked for in the current directory first."""
-    with _looking_in_current_directory():
-        return importlib.import_module(module)
-
-
-@contextlib.contextmanager
-def _looking_in_current_directory() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the module may have taken it out
-            sys.path.remove(here)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and message without line breaks and without a full stop.
-
-    >>> one_line(ValueError("not a\\n  number.")), one_line(EOFError())
-    ('ValueError: not a number', 'EOFError')
-    """
-    message = " ".join(str(error).split()).removesuffix(".")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def known_ids() -> list[str]:

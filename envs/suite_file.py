@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.files import read_text
 from envs.suites import SUITES, Suite, Task, get_task
+from lab.disk.named_files import read_text
 from lab.settings import did_you_mean
 
 __all__ = ["get_suite", "read_suite"]

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.configs.base import ExperimentConfig, read_config
+from experiments.configs.base import ExperimentConfig
 from experiments.experiment import Experiment, Row
 from experiments.fit import fit
 from experiments.registry import Task
 from experiments.results import RESULTS_NAME, Results, kept_results, read_results
 from experiments.snapshot import judged_checkpoint, require_same
 from lab.comparing import Flag, grouped
+from lab.cores import folder_name
 from lab.disk.folder import (
     CONFIG_NAME,
     is_empty,
@@ -163,7 +164,7 @@ def plan(
         Run(
             task=task,
             config=replace(config, seed=seed),
-            folder=root / f"{config.model}-seed{seed}",
+            folder=root / f"{folder_name(config.model)}-seed{seed}",
         )
         for config in configs
         for seed in seeds
@@ -306,5 +307,5 @@ def look_at(run: Run) -> Finished | Flag:
             "command without --report-only judges it again."
         )
         return Flag("different", run.name, what)
-    trained = read_config(run.folder / CONFIG_NAME, type(run.config))
+    trained = type(run.config).read(run.folder / CONFIG_NAME)
     return Finished(trained, results, read_progress(run.folder))

@@ -161,7 +161,7 @@ def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
     first: dict[str, Run] = {}
     for run in runs:
         name = run.config.model
-        if name in show.models and name not in first and isinstance(look_at(run), Finished):
+        if show.can_show(name) and name not in first and isinstance(look_at(run), Finished):
             first[name] = run
     if not first:
         return False

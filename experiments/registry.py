@@ -31,13 +31,13 @@ from experiments.configs.generated import SortOfClevrConfig, StackedMNISTConfig
 from experiments.configs.images import ClassifyConfig, GANConfig, VAEConfig
 from experiments.configs.sequences import (
     CORES,
-    RIM_CORES,
     AddingConfig,
     BouncingBallsConfig,
     CopyingConfig,
     LanguageModelConfig,
     SequentialMNISTConfig,
 )
+from lab.cores import RIM_CORES
 
 if TYPE_CHECKING:
     from experiments.experiment import Experiment
@@ -61,7 +61,7 @@ class Show(NamedTuple):
     """A picture of trained models, drawn by a command that is asked for it: ``--show-NAME``."""
 
     name: str
-    models: tuple[str, ...]  # that it can be drawn of
+    models: tuple[str, ...]  # that it can be drawn of; none: of all
     help: str
     endings: tuple[str, ...] = _FIGURES
 
@@ -69,6 +69,10 @@ class Show(NamedTuple):
     def option(self) -> str:
         """As the command line calls it."""
         return f"--show-{self.name}"
+
+    def can_show(self, model: str) -> bool:
+        """Whether it can be drawn of a model."""
+        return not self.models or model in self.models
 
 
 ATTENTION = Show(
@@ -84,7 +88,7 @@ ACTIVITY = Show(
 )
 ROLLOUT = Show(
     "rollout",
-    CORES,
+    (),
     "Draw frames that the first finished run of each core predicts below the true ones, as .gif "
     "or .png.",
     (".gif", ".png"),
@@ -107,8 +111,12 @@ class Task(NamedTuple):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models there are."""
-        return get_args(get_type_hints(self.config)["model"])
+        """The models there are; of cores those that are compared unless others are named."""
+        return (
+            CORES
+            if self.compared is COMPARED_CORES
+            else get_args(get_type_hints(self.config)["model"])
+        )
 
     def make(self, config: ExperimentConfig) -> Experiment[Any, Any]:
         """The task with these settings."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiments.configs.base import ExperimentConfig, read_config
+from experiments.configs.base import ExperimentConfig
 from experiments.experiment import State
 from lab.disk.folder import (
     CONFIG_NAME,
@@ -205,7 +205,7 @@ def require_same(folder: Path, config: ExperimentConfig) -> None:
             f"{str(folder)!r} is no run of this program and not empty; nothing was changed. "
             "Give another folder."
         )
-    for name, (before, asked) in read_config(path, type(config)).differences(config).items():
+    for name, (before, asked) in type(config).read(path).differences(config).items():
         raise ValueError(
             f"{str(folder)!r} was made with {name}={before!r}, now asked for {asked!r}. "
             "Give another folder, or the same settings."

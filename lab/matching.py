@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from lab.cores import CoreSettings
+
+Config = TypeVar("Config", bound=CoreSettings)
 
 #: How far from each other, in relation, the two counts may be.
 TOLERANCE = 0.02
@@ -45,3 +51,32 @@ def nearest_size(
             f"Name {core!r} first, or take another --hidden-size."
         )
     return units * unit
+
+
+def matched(config: Config, reference: Config, parameters: Callable[[Config], int]) -> Config:
+    """The settings with the hidden size that gives one core as many parameters as another.
+
+    The counts are as near to each other as whole sizes allow (for cores with mechanisms, multiples
+    of ``num_rims``). The core "none" has no recurrent parameters and keeps its size. A class with
+    an import path is tried at sizes of all kinds; more of them must mean more parameters.
+
+    Args:
+        config: the core whose size is sought; its own does not count.
+        reference: the core to be equal to.
+        parameters: counts those of a core.
+
+    Raises:
+        ValueError: in one line, if the best is off by more than 2 %, if the reference has no
+            recurrent parameters, or for an import path whose class cannot be used.
+    """
+    if config.core == "none":
+        return config
+    if reference.core == "none":
+        raise ValueError("core 'none' has no recurrent parameters that another could match.")
+
+    def count(hidden_size: int) -> int:
+        return parameters(replace(config, hidden_size=hidden_size))
+
+    target, unit = parameters(reference), config.size_unit
+    size = nearest_size(count, target, unit, core=config.core, reference=reference.core)
+    return replace(config, hidden_size=size)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENV = "MiniGrid-Empty-5x5-v0"
 TOY = (
     *("--num-envs", "8", "--rollout-steps-per-env", "16", "--minibatches", "2", "--epochs", "1"),
-    *("--total-steps", "128", "--hidden-size", "16", "--num-rims", "4", "--k", "2"),
+    *("--total-steps", "128", "--hidden-size", "16"),
 )
 TRAIN = ("train", "--env", ENV)
 COMPARE = ("compare", "--suite", "empty", "--run-root", "root")

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.config import CORE_NAMES, PPOConfig
-from agents.model.cores import CoreState, RecurrentCore
+from agents.config import PPOConfig
+from agents.model.cores import RecurrentCore
 from command_line import ENV
+from lab.core_modules import CoreState
+from lab.cores import CORE_NAMES
 from rims import RIM_GRU, RIM_LSTM
 from tolerances import assert_near
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.configs.base import ExperimentConfig, changed, option
+from experiments.configs.base import ExperimentConfig
 from experiments.experiment import Experiment, Published, Row, Selection, State
 from experiments.registry import Task
 from experiments.snapshot import run_store
 from lab.disk.folder import PROGRESS_NAME
+from lab.settings import changed, option
 
 Batch = tuple[Tensor, Tensor]
 

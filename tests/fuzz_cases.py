@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 import cli
 from agents.commands.parsing.lists import CommaSeparated, Numbers, Seeds
 from agents.commands.parsing.options import WhichCheckpoint
-from agents.config import CORE_NAMES
 from command_line import ENV, Result
 from experiments.registry import TASKS
+from lab.cores import CORE_NAMES
 
 Command = tuple[str, ...]
 

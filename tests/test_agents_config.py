@@ -10,15 +10,9 @@ from typing import Any, get_args
 
 import pytest
 
-from agents.config import (
-    ActionMode,
-    CoreImportError,
-    CoreName,
-    PPOConfig,
-    import_core,
-    read_settings,
-)
+from agents.config import ActionMode, PPOConfig
 from envs import SUITES
+from lab.cores import CoreImportError, CoreName, import_core
 from lab.settings import ConfigError
 
 ENV = "MiniGrid-Empty-5x5-v0"
@@ -27,8 +21,14 @@ COUNTS = (
     "total_steps",
     "encoder_size",
     "hidden_size",
+    "num_layers",
     "num_rims",
     "k",
+    "num_input_heads",
+    "input_key_size",
+    "num_comm_heads",
+    "comm_key_size",
+    "comm_value_size",
     "num_envs",
     "rollout_steps_per_env",
     "minibatches",
@@ -41,12 +41,19 @@ FRACTIONS = ("gamma", "gae_lambda")
 NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
 POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
-FLAGS = ("learned_initial_state", "direction", "anneal_learning_rate", "bootstrap_truncated")
-TEXTS = ("suite", "env", "core", "encoder", "mission", "init_from", "backend", "device", "actions")
+FLAGS = (
+    *("learned_initial_state", "use_inactive", "blocked_grad"),
+    *("direction", "anneal_learning_rate", "bootstrap_truncated"),
+)
+TEXTS = (
+    *("suite", "env", "core", "comm_reads", "encoder", "mission"),
+    *("init_from", "backend", "device", "actions"),
+)
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, value) for name in COUNTS for value in (0, -1, 2**40 + 1)),
     ("seed", -1),
+    ("input_value_size", -1),
     ("seed", 2**31),
     *((name, value) for name in FLOATS for value in (-0.01, math.nan, math.inf, -math.inf)),
     *((name, 1.01) for name in FRACTIONS),
@@ -54,7 +61,11 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, 1.1e6) for name in (*NOT_NEGATIVE, *POSITIVE)),
 ]
 WRONG_TYPE: list[tuple[str, Any]] = [
-    *((name, value) for name in (*COUNTS, "seed") for value in (1.0, "1", True, None)),
+    *(
+        (name, value)
+        for name in (*COUNTS, "input_value_size", "seed")
+        for value in (1.0, "1", True, None)
+    ),
     *((name, value) for name in FLOATS for value in ("0.5", True, None)),
     *((name, value) for name in FLAGS for value in (1, "true", None)),
     *((name, value) for name in TEXTS for value in (1, None, ["lstm"])),
@@ -63,6 +74,7 @@ WRONG_CHOICE = [
     ("core", "LSTM"),
     ("core", ""),
     ("encoder", "mlp"),
+    ("comm_reads", "states"),
     ("mission", "yes"),
     ("backend", "gym"),
 ]
@@ -82,7 +94,7 @@ def assert_names_field(error: ConfigError, field: str) -> None:
 
 def test_cases_cover_every_field() -> None:
     fields = {field.name for field in dataclasses.fields(PPOConfig)}
-    assert fields == {*COUNTS, "seed", *FLOATS, *FLAGS, *TEXTS}
+    assert fields == {*COUNTS, "seed", "input_value_size", *FLOATS, *FLAGS, *TEXTS}
 
 
 @pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE)
@@ -105,7 +117,7 @@ def test_unknown_choice_is_refused_and_the_choices_named(field: str, value: str)
     error = refusal(**{field: value})
     assert_names_field(error, field)
     assert repr(value) in error.rule
-    assert any(choice in error.rule for choice in ("auto", "rim_lstm", "linear"))
+    assert any(choice in error.rule for choice in ("auto", "rim_lstm", "linear", "candidate"))
 
 
 @pytest.mark.parametrize("field", FLOATS)
@@ -186,7 +198,9 @@ def test_mechanisms_are_checked_for_cores_that_have_them(core: CoreName) -> None
     assert_names_field(refusal(core=core, hidden_size=30, num_rims=4), "hidden_size")
     error = refusal(core=core, num_rims=4, k=5)
     assert_names_field(error, "k")
-    assert "[1, 4]" in error.rule
+    assert error.rule == "must be at most --num-rims 4; got 5."
+    assert_names_field(refusal(core=core, num_input_heads=3), "num_input_heads")
+    assert PPOConfig(env=ENV, core=core, num_input_heads=3, input_value_size=6).k == 3
     assert PPOConfig(env=ENV, core=core, hidden_size=30, num_rims=3, k=3).k == 3
 
 
@@ -204,13 +218,13 @@ def test_is_frozen() -> None:
 
 def test_takes_keywords_only() -> None:
     with pytest.raises(TypeError):
-        PPOConfig("doorkey")  # type: ignore[call-arg]
+        PPOConfig("doorkey")  # type: ignore[call-arg,arg-type]
 
 
 def test_every_field_has_help_and_a_group() -> None:
     for field in dataclasses.fields(PPOConfig):
         assert field.metadata["help"].endswith("."), field.name
-        assert field.metadata["group"] in ("Task", "Network", "Learning", "Machine")
+        assert field.metadata["group"] in PPOConfig.groups
 
 
 # Cores by import path ---------------------------------------------------------------------------
@@ -335,8 +349,18 @@ CHANGED = PPOConfig(
     encoder="nfm",
     encoder_size=40,
     hidden_size=48,
+    num_layers=2,
     num_rims=6,
     k=1,
+    num_input_heads=2,
+    input_key_size=8,
+    input_value_size=10,
+    num_comm_heads=1,
+    comm_key_size=4,
+    comm_value_size=5,
+    comm_reads="state",
+    use_inactive=False,
+    blocked_grad=True,
     learned_initial_state=False,
     direction=True,
     mission="off",
@@ -374,20 +398,20 @@ def test_toml_round_trip_keeps_every_field(tmp_path: Path) -> None:
     for config in (CHANGED, default):
         path = tmp_path / "config.toml"
         path.write_text(config.to_toml(), encoding="utf-8")
-        assert PPOConfig(**read_settings(path)) == config
+        assert PPOConfig(**PPOConfig.read_some(path)) == config
 
 
 def test_settings_of_a_file_may_be_few(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('core = "gru"\nseed = 3\n')
-    assert read_settings(path) == {"core": "gru", "seed": 3}
+    assert PPOConfig.read_some(path) == {"core": "gru", "seed": 3}
 
 
 def test_unknown_setting_is_refused_naming_file_and_likely_setting(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("num_env = 4\n")
     with pytest.raises(ValueError, match=r"'num_env'.*num_envs") as caught:
-        read_settings(path)
+        PPOConfig.read_some(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -409,7 +433,7 @@ def test_unreadable_settings_are_refused_in_one_line_naming_the_file(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.toml") as caught:
-        read_settings(path)
+        PPOConfig.read_some(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -418,7 +442,7 @@ def test_values_of_a_file_are_checked_like_any_other(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f'env = "{ENV}"\ngamma = nan\n')
     with pytest.raises(ConfigError) as caught:
-        PPOConfig(**read_settings(path))
+        PPOConfig(**PPOConfig.read_some(path))
     assert_names_field(caught.value, "gamma")
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.config import CORE_NAMES, core_label, folder_name
 from agents.learning.checkpoint import load_checkpoint
 from agents.learning.train import Trainer
 from agents.model.cores import RecurrentCore, require_usable
@@ -31,6 +30,7 @@ from core_cases import (
     make_sequence,
     step_by_step,
 )
+from lab.cores import CORE_NAMES, core_label, folder_name
 
 
 def test_state_of_a_core_by_path_has_the_form_it_returned() -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.config import CORE_NAMES
-from agents.model.cores import CORES, CoreState, RecurrentCore, find_state_form
+from agents.model.cores import CORES, RecurrentCore
 from core_cases import (
     HIDDEN_SIZE,
     INPUT_SIZE,
@@ -25,6 +24,8 @@ from core_cases import (
     start_of,
     step_by_step,
 )
+from lab.core_modules import CoreState, find_state_form
+from lab.cores import CORE_NAMES
 
 
 def gradients(core: RecurrentCore, output: Tensor, state: CoreState) -> list[Tensor]:

@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from agents.config import CoreName, PPOConfig
+from agents.config import PPOConfig
 from agents.model.encoder import Observations
 from agents.model.policy import RecurrentActorCritic, count_parameters
 from envs import MISSION_LENGTH
+from lab.cores import CoreName
 
 NAMES = get_args(CoreName)
 NUM_STEPS, NUM_ENVS, NUM_ACTIONS = 4, 3, 7

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.config import CoreName, PPOConfig
+from agents.config import PPOConfig
 from agents.learning.ppo import UPDATE_METRICS, _clip, normalize, update
 from agents.learning.rollout import Rollout, Runner, collect
 from agents.model.policy import RecurrentActorCritic
 from envs import Task, make_vector_env
+from lab.cores import CoreName
 from tolerances import RATIO_ERROR, rounding
 
 NAMES = get_args(CoreName)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.config import CoreName, PPOConfig
+from agents.config import PPOConfig
 from agents.learning.rollout import (
     Episode,
     EpisodeTracker,
@@ -23,6 +23,7 @@ from agents.learning.rollout import (
 )
 from agents.model.policy import RecurrentActorCritic
 from envs import BackendName, StepResult, Task, VectorEnv, make_vector_env
+from lab.cores import CoreName
 from tolerances import RATIO_ERROR, assert_rounds
 
 NAMES = get_args(CoreName)

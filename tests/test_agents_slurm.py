@@ -250,7 +250,7 @@ def test_a_job_that_may_not_be_queued_again_says_why(handler: list[int]) -> None
 SLURM = (
     *(*COMPARE, "--cores", "none", "--launcher", "slurm", "--slurm", "time=20"),
     *("--tasks", ",".join(task.name for task in TASKS), "--episodes", "6"),
-    *(*TOY[:-8], "--hidden-size", "16", "--num-rims", "4", "--k", "2"),
+    *(*TOY[:-4], "--hidden-size", "16"),
 )
 
 

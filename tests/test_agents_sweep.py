@@ -16,7 +16,7 @@ from selection import short
 
 pytest.importorskip("optuna", reason="a sweep needs optuna, which is not installed")
 
-from agents.config import PPOConfig, read_settings
+from agents.config import PPOConfig
 from agents.learning.checkpoint import agent_store, is_trained
 from agents.sweep import definition, report, study
 from agents.sweep.definition import Sweep
@@ -297,7 +297,7 @@ def test_run_is_a_run_folder_and_is_not_trained_twice(tmp_path: Path) -> None:
     first = run_once(config, folder, unseen, episodes=2)
     assert first.value in (0.0, 0.5, 1.0)
     assert is_trained(folder, config.total_steps)
-    assert read_settings(folder / "config.toml")["seed"] == 1
+    assert PPOConfig.read_some(folder / "config.toml")["seed"] == 1
     kept = tmp_path / "run.interrupted-1" / "progress.csv"
     assert kept.read_text() == "left by an interruption"
     checkpoint = agent_store(folder).load().path
@@ -342,7 +342,7 @@ def test_report(tmp_path: Path, trained: list[str]) -> None:
     for path in report.write_tables(sweep, trials, tmp_path):
         assert path.is_file()
     settings = tomllib.loads((tmp_path / "best.toml").read_text())
-    config = PPOConfig(**read_settings(tmp_path / "best.toml"))
+    config = PPOConfig(**PPOConfig.read_some(tmp_path / "best.toml"))
     assert settings["learning_rate"] == best.settings["learning_rate"]
     assert config.seed == 2  # no trial's
     text = (tmp_path / "sweep.md").read_text()

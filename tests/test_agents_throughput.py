@@ -14,13 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from agents.config import CORE_NAMES, PPOConfig
+from agents.config import PPOConfig
 from agents.throughput import run
 from agents.throughput.ours import Round, measure_ours
 from agents.throughput.report import to_markdown
 from agents.throughput.run import SB3, SB3_ADAPTED, SB3_NAMES, Contest, measure, ratios, spread
 from command_line import Rims, assert_one_line, tree
 from envs import SUITES, make_vector_env
+from lab.cores import CORE_NAMES
 from lab.running.processes import Outcome
 
 CONFIG = PPOConfig(

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from agents.config import CoreName, PPOConfig, read_settings
+from agents.config import PPOConfig
 from agents.judging.evaluate import evaluate
 from agents.learning import session
 from agents.learning import train as training
@@ -27,6 +27,7 @@ from agents.learning.recent_episodes import EPISODE_WINDOW, RecentEpisodes
 from agents.learning.rollout import Episode
 from agents.learning.train import Trainer
 from agents.model.policy import RecurrentActorCritic
+from lab.cores import CoreName
 from lab.disk.folder import (
     CONFIG_NAME,
     PROGRESS_NAME,
@@ -73,7 +74,7 @@ def test_run_writes_everything(tmp_path: Path, core: str) -> None:
     checkpoint = Trainer(config, tmp_path / "run").run(seen.append)
     folder = tmp_path / "run"
 
-    assert PPOConfig(**read_settings(folder / CONFIG_NAME)) == config
+    assert PPOConfig(**PPOConfig.read_some(folder / CONFIG_NAME)) == config
 
     rows = read_rows(folder)
     assert {

@@ -16,12 +16,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agents.config import CORE_NAMES, PPOConfig
+from agents.config import PPOConfig
 from agents.learning import session
 from agents.learning.ppo import update
 from agents.learning.rollout import Rollout, Runner, collect
 from agents.learning.train import Trainer
-from agents.model.cores import CoreState
 from agents.model.encoder import Observations
 from agents.model.policy import RecurrentActorCritic
 from command_line import ROOT
@@ -34,6 +33,8 @@ from envs import (
     level_seeds,
     make_vector_env,
 )
+from lab.core_modules import CoreState
+from lab.cores import CORE_NAMES
 from lab.disk.folder import PROGRESS_NAME, read_progress
 from tolerances import RATIO_ERROR
 

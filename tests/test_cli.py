@@ -19,7 +19,7 @@ from PIL import Image
 
 import cli
 from agents.commands.parsing import options
-from agents.config import PPOConfig, read_settings
+from agents.config import PPOConfig
 from agents.learning import session
 from agents.learning.checkpoint import load_checkpoint
 from command_line import (
@@ -107,7 +107,7 @@ def test_quick_answers_do_not_import_torch(tmp_path: Path, arguments: list[str])
 
 
 def test_train_evaluate_record(tmp_path: Path, rims: Rims) -> None:
-    result = rims("train", "--env", ENV, "--core", "rim_gru", "--seed", "3", *TOY)
+    result = rims("train", "--env", ENV, "--core", "rim_gru", "--seed", "3", *TOY, "--k", "2")
     folder = tmp_path / "here" / "runs" / "Empty-5x5-rim_gru-3"
     assert result.code == 0
     assert "runs/Empty-5x5-rim_gru-3" in result.out
@@ -241,12 +241,12 @@ def test_suites_lists_every_task(rims: Rims) -> None:
 
 def trained_settings(rims: Rims, *arguments: str) -> dict[str, object]:
     assert rims("train", *arguments, "--run-dir", "run").code == 0
-    return read_settings(Path("run") / CONFIG_NAME)
+    return PPOConfig.read_some(Path("run") / CONFIG_NAME)
 
 
 def test_config_file_is_used_and_typed_options_win(rims: Rims, toy_run: Path) -> None:
     file = str(toy_run / CONFIG_NAME)
-    expected = {**read_settings(toy_run / CONFIG_NAME), "total_steps": 128, "gamma": 0.5}
+    expected = {**PPOConfig.read_some(toy_run / CONFIG_NAME), "total_steps": 128, "gamma": 0.5}
     arguments = ("--config", file, "--total-steps", "128", "--gamma", "0.5")
     assert trained_settings(rims, *arguments) == expected
 

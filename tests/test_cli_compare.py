@@ -16,7 +16,7 @@ from lab.disk.lock import lock_folder
 AS_MADE = (
     *("compare", "--suite", "empty", "--cores", ",".join(CORES), "--run-root", "root"),
     *("--tasks", ",".join(task.name for task in TASKS), "--episodes", "6", "--jobs", "1"),
-    *TOY[:-8],
+    *TOY[:-4],
     *("--total-steps", "256", "--hidden-size", "16", "--num-rims", "4", "--k", "2"),
 )
 

@@ -12,7 +12,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.config import NOT_OF_A_PRESET, PPOConfig
+from agents.config import PPOConfig
 from command_line import ENV
 from experiments.registry import TASKS
 from fuzz_cases import FUZZ, Place, check, make_place, typos
@@ -83,7 +83,7 @@ KINDS = {
         {
             "": _SUITE,
             "train": ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs"),
-            "preset": tuple(n for n in _fields(PPOConfig) if n not in NOT_OF_A_PRESET),
+            "preset": tuple(n for n in _fields(PPOConfig) if n not in PPOConfig.not_of_a_preset),
         },
     ),
     "sweep": Kind(

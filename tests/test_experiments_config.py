@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from experiment_cases import LineConfig
-from experiments.configs.base import read_config, read_settings
 from experiments.configs.generated import SortOfClevrConfig, StackedMNISTConfig
 from experiments.registry import TASKS
 from lab.settings import ConfigError
@@ -68,8 +67,8 @@ def test_saved_settings_are_read_back(tmp_path: Path, name: str) -> None:
     kind = TASKS[name].config
     config = kind(seed=3, epochs=7, model=TASKS[name].models[1])
     (tmp_path / "a.toml").write_text(config.to_toml())
-    assert read_config(tmp_path / "a.toml", kind) == config
-    assert read_settings(tmp_path / "a.toml", kind) == asdict(config)
+    assert kind.read(tmp_path / "a.toml") == config
+    assert kind.read_some(tmp_path / "a.toml") == asdict(config)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_saved_settings_are_read_back(tmp_path: Path, name: str) -> None:
 def test_file_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(ValueError, match=r"\.toml") as caught:
-        read_config(tmp_path / "a.toml", LineConfig)
+        LineConfig.read(tmp_path / "a.toml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -12,32 +12,37 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from experiments.configs.sequences import CORES, RIM_CORES, Core, SequenceConfig
+from core_cases import OwnLayers, OwnLSTM, ScaledGRU, by_path
+from experiments.configs.sequences import CORES, SequenceConfig
 from experiments.shared.cores import Core as Wrapped
 from experiments.shared.cores import core_parameters, with_equal_parameters
 from experiments.shared.sequences import SequenceModel
+from lab.cores import RIM_CORES
 from rims import RIM_GRU, RIM_LSTM, RepeatedInput
 from sequence_cases import TINY
 
 each_core = pytest.mark.parametrize("core", CORES)
 
+#: Also the control without memory, and classes that take no packed sequences.
+OTHERS = ("none", by_path(OwnLSTM), by_path(OwnLayers), by_path(ScaledGRU))
 
-def config(core: Core, **settings: Any) -> SequenceConfig:
+
+def config(core: str, **settings: Any) -> SequenceConfig:
     return SequenceConfig(model=core, **{**TINY, **settings})
 
 
-def made(core: Core, **settings: Any) -> Wrapped:
+def made(core: str, **settings: Any) -> Wrapped:
     torch.manual_seed(0)
     return Wrapped(5, config(core, **settings))
 
 
 @each_core
-def test_weights_and_numbers_are_those_of_the_layer(core: Core) -> None:
+def test_weights_and_numbers_are_those_of_the_layer(core: str) -> None:
     wrapped = made(core)
     torch.manual_seed(0)
     sizes: dict[str, Any] = {name: TINY[name] for name in ("input_key_size", "num_comm_heads")}
     sizes |= {name: TINY[name] for name in ("comm_key_size", "comm_value_size")}
-    layers: dict[Core, Callable[[], nn.Module]] = {
+    layers: dict[str, Callable[[], nn.Module]] = {
         "rim_lstm": lambda: RIM_LSTM(5, 6, 3, 2, **sizes),
         "rim_gru": lambda: RIM_GRU(5, 6, 3, 2, **sizes),
         "lstm": lambda: nn.LSTM(5, 6),
@@ -50,7 +55,7 @@ def test_weights_and_numbers_are_those_of_the_layer(core: Core) -> None:
 
 @each_core
 @pytest.mark.parametrize("learned", [False, True])
-def test_state_goes_on(core: Core, learned: bool) -> None:
+def test_state_goes_on(core: str, learned: bool) -> None:
     wrapped = made(core, learned_initial_state=learned)
     with torch.no_grad():
         for start in wrapped.starts:
@@ -67,25 +72,28 @@ def test_state_goes_on(core: Core, learned: bool) -> None:
     assert not torch.allclose(anew, second)
 
 
-@each_core
+@pytest.mark.parametrize("core", [*CORES, *OTHERS])
 @pytest.mark.parametrize("learned", [False, True])
-def test_packed_sequences_are_run_one_by_one(core: Core, learned: bool) -> None:
+def test_packed_sequences_are_run_one_by_one(core: str, learned: bool) -> None:
     wrapped, lengths = made(core, learned_initial_state=learned), [4, 6, 1]
     with torch.no_grad():
         for start in wrapped.starts:
             start.normal_()
     input = torch.randn(6, 3, 5)
     packed = pack_padded_sequence(input, torch.tensor(lengths), enforce_sorted=False)
-    output, (h, *_) = wrapped(packed)
-    padded, _ = pad_packed_sequence(output)
-    for i, length in enumerate(lengths):
-        alone, (its, *_) = wrapped(input[:length, i : i + 1])
-        torch.testing.assert_close(padded[:length, i : i + 1], alone)
-        torch.testing.assert_close(h[:, i], its[:, 0])
+    for state in (None, wrapped(torch.randn(2, 3, 5))[1]):
+        output, behind = wrapped(packed, state)
+        padded, _ = pad_packed_sequence(output)
+        for i, length in enumerate(lengths):
+            before = None if state is None else tuple(part[:, i : i + 1] for part in state)
+            alone, its = wrapped(input[:length, i : i + 1], before)
+            torch.testing.assert_close(padded[:length, i : i + 1], alone)
+            for part, expected in zip(behind, its, strict=True):
+                torch.testing.assert_close(part[:, i], expected[:, 0])
 
 
 @each_core
-def test_learned_start_is_learned(core: Core) -> None:
+def test_learned_start_is_learned(core: str) -> None:
     plain, learning = made(core), made(core, learned_initial_state=True)
     more = sum(p.numel() for p in learning.parameters()) - sum(
         p.numel() for p in plain.parameters()
@@ -101,7 +109,7 @@ def test_learned_start_is_learned(core: Core) -> None:
 
 @each_core
 def test_rim_cores_read_repeated_tokens_once_with_the_same_numbers(
-    core: Core, monkeypatch: pytest.MonkeyPatch
+    core: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     model = SequenceModel(nn.Embedding(4, 5), config(core), 3)
@@ -140,7 +148,7 @@ def built(settings: SequenceConfig) -> int:
 
 
 @pytest.mark.parametrize(("core", "other"), list(permutations(CORES, 2)))
-def test_equal_parameters_are_equal_within_two_percent(core: Core, other: Core) -> None:
+def test_equal_parameters_are_equal_within_two_percent(core: str, other: str) -> None:
     sizes: dict[str, Any] = {"hidden_size": 384, "embedding_size": 32, "num_rims": 6, "k": 4}
     reference = SequenceConfig(model=other, **sizes)
     found = with_equal_parameters(replace(reference, model=core), reference)
@@ -151,7 +159,7 @@ def test_equal_parameters_are_equal_within_two_percent(core: Core, other: Core) 
 
 
 @each_core
-def test_parameters_are_counted_without_making_them(core: Core) -> None:
+def test_parameters_are_counted_without_making_them(core: str) -> None:
     for learned in (False, True):
         settings = config(core, learned_initial_state=learned)
         assert core_parameters(settings) == built(settings)

@@ -147,7 +147,10 @@ def test_tasks_on_sequences_compare_all_cores(rims: Rims, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--cores", "lstm,grue"), "'grue' is not one of rim_lstm, rim_gru, lstm, gru."),
+        (
+            ("--cores", "lstm,grue"),
+            "lstm, gru, none, or package.module:Class; got 'grue'; did you mean 'gru'?",
+        ),
         (("--cores", "lstm,gru"), "--num-rims needs a core with mechanisms; --cores names none, "),
         (("--hidden-size", "7"), "--hidden-size must be a multiple of --num-rims 3 for rim_lstm"),
         (("--cores", "gru,rim_gru", "--hidden-size", "7"), "--num-rims 3 for rim_gru; got 7."),

@@ -16,7 +16,12 @@ import click
 
 from agents.commands.parsing import bench_options
 from agents.commands.parsing.errors import UserError, checking_input
-from agents.commands.parsing.options import GroupedCommand, make_config
+from agents.commands.parsing.options import (
+    GroupedCommand,
+    make_config,
+    require_effect_of_cores,
+    typed_of,
+)
 from lab.running.memory import require_memory
 from lab.running.signals import exit_code
 
@@ -190,6 +195,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     if not given["suite"] and not given["env"]:
         given["suite"] = "doorkey"
     config = make_config(given)
+    require_effect_of_cores(config, cores, typed_of(given))
     with checking_input():  # after the preset, which would win over what was not typed
         few = {} if typed_envs else {"num_envs": given["num_envs"]}
         # All actions, whatever the preset of a suite says: sb3-contrib has them all.

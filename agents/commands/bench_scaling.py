@@ -18,6 +18,8 @@ from agents.commands.parsing.options import (
     config_options,
     make_config,
     plain_option,
+    require_effect,
+    typed_of,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **
     if not given["suite"] and not given["env"]:
         given["suite"] = "doorkey"
     config = replace(make_config(given), threads=threads)
+    require_effect([config], typed_of(given), f"--core is {config.core}")
     with checking_input():
         plan = Plan(config=config, processes=processes, updates=updates, rounds=rounds)
         for row in plan.rows:

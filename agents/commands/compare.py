@@ -107,6 +107,7 @@ def compare(
     from lab.running.processes import usable_processors
 
     config = make_config({**given, "core": cores[0]})
+    options.require_effect_of_cores(config, cores, options.typed_of(given))
     launch = _launcher(launcher, slurm_settings, run_root, report_only, config.threads)
     with checking_input():
         if not (launch or report_only):

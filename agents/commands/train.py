@@ -13,7 +13,7 @@ import click
 from agents.commands.parsing import options
 from agents.commands.parsing.errors import checking_input
 from agents.commands.parsing.options import GroupedCommand, make_config
-from agents.config import folder_name
+from lab.cores import folder_name
 from lab.running.signals import exit_code
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     torchrun --nproc-per-node 2 -m cli train ...
     """
     settings = make_config(given, config)
+    options.require_effect([settings], options.typed_of(given), f"--core is {settings.core}")
     default = f"{settings.task.name}-{folder_name(settings.core)}-{settings.seed}"
     folder = run_dir or Path("runs") / default
     from agents.learning.train import Trainer

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
+from agents.config import ActionMode, PPOConfig
 from agents.judging.comparison import Comparison, Run
 from agents.judging.evaluations import cached_results, evaluate_run
 from agents.judging.measurements import JOBS_NAME, Measured, assemble, measure
@@ -20,6 +20,7 @@ from agents.model.footprint import require_all_fit
 from agents.model.trainable import require_trainable
 from envs import Suite, Task, resolve_backend
 from lab.comparing import Flag, grouped
+from lab.cores import folder_name
 from lab.disk.folder import (
     is_empty,
     newest_row,
@@ -299,16 +300,12 @@ def _check_same_experiment(run: Run) -> None:
 
 def _differences(run: Run, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
     """Settings of a trained run that are not those asked for: as they are, as asked for."""
-    there = asdict(checkpoint.config)
-    pairs = {
-        name: (there[name], asked)
-        for name, asked in asdict(run.config).items()
-        if name not in WITHOUT_EFFECT
-    }
+    found = checkpoint.config.differences(run.config)
     if checkpoint.env_steps >= checkpoint.config.total_steps:  # else it will be trained again
         now = resolve_backend(run.config.task, run.config.backend)
-        pairs["environments"] = (checkpoint.backend, now)
-    return {name: (before, asked) for name, (before, asked) in pairs.items() if before != asked}
+        if now != checkpoint.backend:
+            found["environments"] = (checkpoint.backend, now)
+    return found
 
 
 def _progress(run: Run) -> RunProgress:

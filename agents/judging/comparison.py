@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.config import ActionMode, PPOConfig, core_label
+from agents.config import ActionMode, PPOConfig
 from agents.judging.curves import steps_to_reach
 from envs import Suite, Task
 from lab.comparing import Flag
+from lab.cores import core_label
 from lab.reporting.statistics import Estimate, interquartile_mean, probability_of_improvement
 
 

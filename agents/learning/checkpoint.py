@@ -9,9 +9,10 @@ from typing import Any, get_args
 
 import torch
 
-from agents.config import CoreImportError, PPOConfig
+from agents.config import PPOConfig
 from agents.model.policy import RecurrentActorCritic
 from envs import STOCK_VIEW, BackendName, View
+from lab.cores import CoreImportError
 from lab.disk.folder import require_run_folder
 from lab.disk.manifest import is_finite_number
 from lab.disk.store import CheckpointStore, Stored, has_checkpoint

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from agents.config import PPOConfig, folder_name
+from agents.config import PPOConfig
 from agents.learning.checkpoint import load_checkpoint
 from agents.model.policy import reads_mission
 from envs import view_of
+from lab.cores import folder_name
 from lab.settings import ConfigError
 
 
@@ -46,7 +47,7 @@ def initial_weights(config: PPOConfig) -> dict[str, Any] | None:
     except ValueError as error:
         raise ConfigError("init_from", f"names no agent to begin with: {error}") from None
     for field in dataclasses.fields(PPOConfig):
-        if field.metadata["group"] == "Network" and field.name != "mission":
+        if field.metadata["group"] in ("Network", "RIM") and field.name != "mission":
             _require_equal(field.name, config, checkpoint.config, source)
     if reads_mission(config) != checkpoint.read_mission:
         there = "reads" if checkpoint.read_mission else "does not read"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from agents.config import WITHOUT_EFFECT, PPOConfig, read_settings
+from agents.config import PPOConfig
 from agents.learning.checkpoint import Checkpoint, agent_store, load_stored
 from agents.learning.run_settings import notice_of_what_may_change, require_unedited
 from agents.learning.train import Resumed, Trainer, check
@@ -64,7 +64,8 @@ def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
     notices += [f"damaged, set aside as {store.manifest(n)}{SET_ASIDE}" for n in damaged]
     whole = [number for number in store.numbers() if number not in damaged]
     if not whole:
-        return Interrupted(PPOConfig(**read_settings(folder / CONFIG_NAME)), None, tuple(notices))
+        settings = PPOConfig.read_some(folder / CONFIG_NAME)
+        return Interrupted(PPOConfig(**settings), None, tuple(notices))
     checkpoint, stored = load_stored(folder, whole[-1])
     require_unedited(folder, checkpoint.config)
     if other := other_versions(stored.versions):
@@ -195,5 +196,4 @@ def is_of(config: PPOConfig, folder: Path) -> bool:
 
 
 def _same(before: PPOConfig, now: PPOConfig) -> bool:
-    others, asked = asdict(before), asdict(now)
-    return all(others[name] == asked[name] for name in asked if name not in WITHOUT_EFFECT)
+    return not before.differences(now)

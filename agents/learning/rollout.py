@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.model.cores import CoreState
 from agents.model.encoder import EncodedOnce, Observations, RepeatedObservations
 from agents.model.policy import PolicyOutput, RecurrentActorCritic
 from envs import Observation, StepResult, VectorEnv
+from lab.core_modules import CoreState
 from lab.running.guards import RunStopped
 from lab.running.world import World
 

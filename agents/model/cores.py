@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from agents.config import PPOConfig, import_core
+from agents.config import PPOConfig
 from agents.model.resetting import run_with_resets, supports
-from envs import one_line
+from lab.core_modules import (
+    LAYERS,
+    CoreState,
+    as_tuple,
+    make_layer,
+    require_repeatable,
+    state_form,
+)
+from lab.cores import CORE_NAMES, RIM_CORES
 from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
-
-#: State of a core: one tensor (layers, E, H), or two for LSTMs.
-CoreState = tuple[Tensor, ...]
-
-#: Size of the run in which a core has to show that it keeps the contract.
-TRIAL_STEPS, TRIAL_ENVS = 2, 3
-
-
-class Memoryless(nn.Module):
-    """The control without memory: one layer, the same output size, an empty state."""
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(input_size, hidden_size)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map (T, B, I) to (T, B, H); the state (1, B, 0) comes back as it was."""
-        state = input.new_zeros(1, input.shape[1], 0) if hx is None else hx
-        return self.linear(input).tanh(), state
-
-
-class StateForm(NamedTuple):
-    """What a core's hx looks like."""
-
-    shapes: tuple[tuple[int, int], ...]  # (layers, features) of each tensor
-    is_tensor: bool  # one tensor, as of nn.GRU, rather than a tuple
-
-    def pack(self, state: CoreState) -> CoreState | Tensor:
-        """The state as the core takes it."""
-        return state[0] if self.is_tensor else state
 
 
 class RecurrentCore(nn.Module):
@@ -79,12 +56,15 @@ class RecurrentCore(nn.Module):
 
     def __init__(self, input_size: int, config: PPOConfig) -> None:
         super().__init__()
-        self.module = _make_module(input_size, config)
+        self.module = make_module(input_size, config)
         self.output_size = config.hidden_size
-        self.form = _state_form(self.module, input_size, config)
+        with scan_path("reference"):  # a trial of two steps compiles no kernels
+            self.form = state_form(self.module, input_size, config)
+            if config.core not in CORE_NAMES:
+                require_repeatable(self.module, config.core, input_size)
         self.is_memoryless = not any(size for _, size in self.form.shapes)
         # RIM layers have a learned start of their own.
-        learns_start = config.learned_initial_state and config.core not in ("rim_lstm", "rim_gru")
+        learns_start = config.learned_initial_state and config.core not in RIM_CORES
         starts = [torch.zeros(layers, 1, size) for layers, size in self.form.shapes]
         self.starts = nn.ParameterList(starts if learns_start and not self.is_memoryless else [])
         # A subclass with a forward of its own may not know of these forms of input.
@@ -109,7 +89,7 @@ class RecurrentCore(nn.Module):
             if isinstance(input, RepeatedInput) and not self.handles_repeated:
                 input = input.expand()
             output, hx = self.module(input, self.form.pack(state), reset=reset)
-            return output, _as_tuple(hx)
+            return output, as_tuple(hx)
         if isinstance(input, RepeatedInput):
             input = input.expand()
         is_whole = self.is_memoryless or not bool(reset[1:].any())
@@ -120,7 +100,7 @@ class RecurrentCore(nn.Module):
             return run_with_resets(self.module, input, state, starts, reset)  # type: ignore[arg-type]
         if is_whole:
             output, hx = self.module(input, self.form.pack(self._start_where(reset[0], state)))
-            return output, _as_tuple(hx)
+            return output, as_tuple(hx)
         if self.handles_packed:
             return self._run_episodes(input, state, reset)
         return self._run_stretches(input, state, reset)
@@ -138,7 +118,7 @@ class RecurrentCore(nn.Module):
             state = self._start_where(reset[begin], state)
             output, hx = self.module(input[begin:end], self.form.pack(state))
             outputs.append(output)
-            state = _as_tuple(hx)
+            state = as_tuple(hx)
         return torch.cat(outputs), state
 
     def _run_episodes(
@@ -155,7 +135,7 @@ class RecurrentCore(nn.Module):
         start = self._start_where(parts.anew, tuple(s[:, parts.env] for s in state))
         packed_output, hx = self.module(packed, self.form.pack(start))
         output, _ = pad_packed_sequence(packed_output)
-        return output[parts.step, parts.row], tuple(s[:, parts.last] for s in _as_tuple(hx))
+        return output[parts.step, parts.row], tuple(s[:, parts.last] for s in as_tuple(hx))
 
     def _start_where(self, flag: Tensor, state: CoreState) -> CoreState:
         """The state (layers, S, H), anew where ``flag`` (S,) is true."""
@@ -171,126 +151,16 @@ def require_usable(config: PPOConfig) -> None:
     Raises:
         ValueError: in one line, if it does not.
     """
-    if config.core not in CORES:
+    if config.core not in CORE_NAMES:
         RecurrentCore(config.encoder_size, config)
 
 
-def _make_module(input_size: int, config: PPOConfig) -> nn.Module:
-    if config.core in CORES:
-        module = CORES[config.core](input_size, config)
+def make_module(input_size: int, config: PPOConfig) -> nn.Module:
+    """The layer of a core, with new weights; a class with an import path draws its own."""
+    module = make_layer(input_size, config, CORES)
+    if config.core in CORE_NAMES:
         initialize(module)
-        return module
-    core_class = import_core(config.core)
-    try:
-        made: nn.Module = core_class(input_size, config.hidden_size)
-    except Exception as error:  # it is the user's code: anything can happen in it
-        raise ValueError(
-            f"core {config.core!r} cannot be made: {core_class.__name__}(input_size={input_size}, "
-            f"hidden_size={config.hidden_size}), given by position, raised {one_line(error)}."
-        ) from error
-    return made
-
-
-def _state_form(module: nn.Module, input_size: int, config: PPOConfig) -> StateForm:
-    if config.core not in CORES:
-        return find_state_form(module, config.core, input_size, config.hidden_size)
-    # Known without a trial, which on the meta device takes long.
-    parts = 2 if config.core in ("rim_lstm", "lstm") else 1
-    size = 0 if config.core == "none" else config.hidden_size
-    return StateForm(((1, size),) * parts, is_tensor=parts == 1)
-
-
-def find_state_form(module: nn.Module, core: str, input_size: int, hidden_size: int) -> StateForm:
-    """Run two steps without a state and two with what came, and see that both fit the contract.
-
-    Args:
-        module: the core.
-        core: its name, for errors.
-        input_size: features of the input.
-        hidden_size: features of the output.
-
-    Returns:
-        The form of its state.
-
-    Raises:
-        ValueError: in one line, saying what was expected and what came.
-    """
-    input = torch.zeros(TRIAL_STEPS, TRIAL_ENVS, input_size)
-    hx: Any = None
-    forms = []
-    for given in ("None", "the state it returned"):
-        try:
-            with torch.no_grad(), scan_path("reference"):  # compiles no kernels for two steps
-                result = module(input, hx)
-        except Exception as error:  # it is the user's code: anything can happen in it
-            raise ValueError(
-                f"core {core!r}: called with an input of shape {tuple(input.shape)} and hx = "
-                f"{given}, it raised {one_line(error)}."
-            ) from error
-        forms.append(_form_of(result, core, hidden_size))
-        hx = forms[-1].pack(_as_tuple(result[1]))
-    if forms[0] != forms[1]:
-        raise ValueError(
-            f"core {core!r}: expected hx to keep its form; got {forms[0].shapes} as (layers, "
-            f"features) of its tensors from one call and {forms[1].shapes} from the next."
-        )
-    _require_repeatable(module, core, input_size)
-    return forms[0]
-
-
-def _require_repeatable(module: nn.Module, core: str, input_size: int) -> None:
-    """Refuse dropout: the update would see other probabilities than the ones that acted."""
-    shape = TRIAL_STEPS, TRIAL_ENVS, input_size
-    input = torch.linspace(-1, 1, TRIAL_STEPS * TRIAL_ENVS * input_size).view(shape)
-    with torch.no_grad(), scan_path("reference"):
-        try:
-            first, second = (module(input, None)[0] for _ in range(2))
-        except Exception as error:  # it is the user's code: anything can happen in it
-            raise ValueError(f"core {core!r}: a second call raised {one_line(error)}.") from error
-    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
-        raise ValueError(
-            f"core {core!r}: the same input gave different outputs in two calls, as dropout does; "
-            "what acts and what learns would not agree. Make it deterministic in training mode."
-        )
-
-
-def _form_of(result: Any, core: str, hidden_size: int) -> StateForm:
-    """The form of the state in what a core returned in the trial."""
-    expected = (TRIAL_STEPS, TRIAL_ENVS, hidden_size)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(f"core {core!r}: expected output, hx; got {_describe(result)}.")
-    output, hx = result
-    if not isinstance(output, Tensor) or output.shape != expected:
-        raise ValueError(
-            f"core {core!r}: expected an output of shape {expected} = (T, B, hidden_size); "
-            f"got {_describe(output)}."
-        )
-    parts = (hx,) if isinstance(hx, Tensor) else hx
-    if not isinstance(parts, tuple) or not parts or not all(_is_state(part) for part in parts):
-        raise ValueError(
-            f"core {core!r}: expected hx to be a tensor (layers, {TRIAL_ENVS}, features) of "
-            f"floating-point numbers, {TRIAL_ENVS} being the batch, or a tuple of them; "
-            f"got {_describe(hx)}."
-        )
-    shapes = tuple((part.shape[0], part.shape[2]) for part in parts)
-    return StateForm(shapes, is_tensor=isinstance(hx, Tensor))
-
-
-def _is_state(part: object) -> bool:
-    return (
-        isinstance(part, Tensor)
-        and part.dim() == 3
-        and part.shape[1] == TRIAL_ENVS
-        and part.is_floating_point()
-    )
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of [{', '.join(_describe(part) for part in value)}]"
-    return f"a {type(value).__name__}"
+    return module
 
 
 def _takes_reset(module: nn.Module) -> bool:
@@ -338,25 +208,5 @@ def _split_at(reset: Tensor) -> _Parts:
     )
 
 
-def _as_tuple(hx: Tensor | CoreState) -> CoreState:
-    return (hx,) if isinstance(hx, Tensor) else tuple(hx)
-
-
-def _rim(layer: type[RIM_LSTM | RIM_GRU], input_size: int, config: PPOConfig) -> nn.Module:
-    return layer(
-        input_size,
-        config.hidden_size,
-        config.num_rims,
-        config.k,
-        learned_initial_state=config.learned_initial_state,
-    )
-
-
-#: Name -> constructor. Every module maps (T, E, I), hx to (T, E, hidden_size), hx.
-CORES: dict[str, Callable[[int, PPOConfig], nn.Module]] = {
-    "rim_lstm": lambda size, c: _rim(RIM_LSTM, size, c),
-    "rim_gru": lambda size, c: _rim(RIM_GRU, size, c),
-    "lstm": lambda size, c: nn.LSTM(size, c.hidden_size),
-    "gru": lambda size, c: nn.GRU(size, c.hidden_size),
-    "none": lambda size, c: Memoryless(size, c.hidden_size),
-}
+#: The layers of the cores that have a name.
+CORES: dict[str, type[nn.Module]] = {"rim_lstm": RIM_LSTM, "rim_gru": RIM_GRU, **LAYERS}

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 
 from agents.config import PPOConfig
-from agents.model.cores import CORES
+from agents.model.cores import make_module
 from agents.model.policy import count_parameters
 from agents.model.view_maps import map_features
 from envs import STOCK_VIEW
+from lab.cores import CORE_NAMES
 from lab.running.memory import PROCESS, require_memory
 from lab.running.ranks import local_device, processes_here
 
@@ -37,11 +38,11 @@ def bytes_of_weights(config: PPOConfig) -> float:
         >>> bytes_of_weights(PPOConfig(env="MiniGrid-Empty-5x5-v0", core="none")) / 1e6
         2.37...
     """
-    if config.core not in CORES:
+    if config.core not in CORE_NAMES:
         return 0.0
     try:
         with torch.device("meta"):  # there tensors have a shape and no content
-            core = count_parameters(CORES[config.core](config.encoder_size, config))
+            core = count_parameters(make_module(config.encoder_size, config))
     except (RuntimeError, TypeError):  # of torch, for sizes beyond any memory
         return math.inf
     view = STOCK_VIEW

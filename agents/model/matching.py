@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from agents.config import CORE_NAMES, PPOConfig
+from agents.config import PPOConfig
 from agents.model.cores import RecurrentCore
 from agents.model.policy import count_parameters
-from lab.matching import nearest_size
+from lab.cores import CORE_NAMES
+from lab.matching import matched
 
 
 def matched_hidden_size(config: PPOConfig, reference: PPOConfig) -> int:
     """The hidden size with which the core of ``config`` has as many parameters as another.
 
     Parameters are those of the core alone; what it reads has ``config.encoder_size`` features.
-    The counts are as near to each other as whole sizes allow (for cores with mechanisms, multiples
-    of ``num_rims``). The core "none" has no recurrent parameters and keeps its size. A class with
-    an import path is tried at sizes of all kinds; more of them must mean more parameters.
 
     Args:
         config: the core whose size is sought; its own ``hidden_size`` does not count.
@@ -28,8 +24,7 @@ def matched_hidden_size(config: PPOConfig, reference: PPOConfig) -> int:
         The hidden size.
 
     Raises:
-        ValueError: in one line, if the best is off by more than 2 %, if the reference has no
-            recurrent parameters, or for an import path whose class cannot be used.
+        ValueError: as :func:`lab.matching.matched`.
 
     Example:
         >>> rim = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="rim_lstm", hidden_size=128)
@@ -37,17 +32,7 @@ def matched_hidden_size(config: PPOConfig, reference: PPOConfig) -> int:
         >>> matched_hidden_size(lstm, rim)
         136
     """
-    if config.core == "none":
-        return config.hidden_size
-    if reference.core == "none":
-        raise ValueError("core 'none' has no recurrent parameters that another could match.")
-    target = core_parameters(reference)
-    unit = config.num_rims if config.core in ("rim_lstm", "rim_gru") else 1
-
-    def count(hidden_size: int) -> int:
-        return core_parameters(replace(config, hidden_size=hidden_size))
-
-    return nearest_size(count, target, unit, core=config.core, reference=reference.core)
+    return matched(config, reference, core_parameters).hidden_size
 
 
 def core_parameters(config: PPOConfig) -> int:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import PPOConfig
-from agents.model.cores import CoreState, RecurrentCore
+from agents.model.cores import RecurrentCore
 from agents.model.encoder import EncodedOnce, ObservationEncoder, Observations, RepeatedObservations
 from envs import View, mission_varies
+from lab.core_modules import CoreState
 from rims import RepeatedInput
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from agents.config import WITHOUT_EFFECT, PPOConfig, preset_settings
-from envs import Task, get_suite, read_text, resolve_backend
-from lab.settings import ConfigError, did_you_mean
+from agents.config import WITHOUT_EFFECT, PPOConfig
+from envs import Task, get_suite, resolve_backend
+from lab.settings import ConfigError, did_you_mean, read_toml
 
 Sampler = Literal["tpe", "random", "grid"]
 Objective = Literal["success_rate", "unseen_success_rate", "return", "unseen_return"]
@@ -148,10 +147,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ValueError: in one line that names the file, table and key.
     """
-    try:
-        document = tomllib.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a sweep: {error}.") from None
+    document = read_toml(path, "a sweep")
     try:
         return parse_sweep(document)
     except ValueError as error:
@@ -172,7 +168,7 @@ def parse_sweep(document: Mapping[str, Any]) -> Sweep:
     if not search:
         raise ValueError("[search] names nothing to search over.")
     _check_settings(settings, search)
-    preset = preset_settings(get_suite(settings["suite"])) if settings.get("suite") else {}
+    preset = PPOConfig.preset_of(get_suite(settings["suite"])) if settings.get("suite") else {}
     fixed = {name: v for name, v in {**preset, **settings}.items() if name not in search}
     searched = tuple(_searched(name, value) for name, value in search.items())
     sweep = Sweep(**_options(options, searched), settings=fixed, search=searched)

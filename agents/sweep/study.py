@@ -11,7 +11,7 @@ import math
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -248,9 +248,13 @@ def _open(sweep: Sweep, folder: Path) -> optuna.Study:
     return study
 
 
+#: A study of an earlier version does not name settings that came later; it had their defaults.
+_DEFAULTS = {one.name: one.default for one in fields(PPOConfig)}
+
+
 def _require_same(there: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
     for name in {**there, **asked}:
-        before, now = there.get(name), asked.get(name)
+        before, now = there.get(name, _DEFAULTS.get(name)), asked.get(name)
         if before != now:
             same = "a machine with the same backends" if name == "backends" else "the same file"
             raise ValueError(

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from agents.config import CORE_NAMES, PPOConfig
+from agents.config import PPOConfig
 from agents.throughput.ours import Round, measure_ours
+from lab.cores import CORE_NAMES
 from lab.running.processes import Outcome, run_all
 
 SB3 = "sb3-contrib"

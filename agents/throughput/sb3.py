@@ -67,6 +67,7 @@ def make_model(config: PPOConfig, env: VecEnv, *, own_policy: bool = False) -> R
     """
     sizes = {
         "lstm_hidden_size": config.hidden_size,
+        "n_lstm_layers": config.num_layers,
         "shared_lstm": True,
         "enable_critic_lstm": False,
         "net_arch": [],

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.config import core_label
 from agents.watching.record import Recording
+from lab.cores import core_label
 from lab.reporting.figures import colours
 
 #: In inches and dots per inch; width and height in pixels are even, as H.264 wants them.

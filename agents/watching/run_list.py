@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.config import WITHOUT_EFFECT, PPOConfig, core_label
+from agents.config import WITHOUT_EFFECT, PPOConfig
 from envs import SUITES, Task
+from lab.cores import core_label
 from lab.disk.folder import (
     PROGRESS_NAME,
     SET_ASIDE,

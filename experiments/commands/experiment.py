@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,22 @@ import click
 
 from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, claimed
 from agents.commands.parsing import options
-from agents.commands.parsing.errors import UserError, checking_input, flag
+from agents.commands.parsing.errors import checking_input
 from agents.commands.parsing.lists import CommaSeparated, Seeds
 from agents.commands.parsing.options import GroupedCommand
-from experiments.configs.base import GROUPS, ExperimentConfig, read_settings
+from experiments.configs.base import ExperimentConfig
 from experiments.registry import COMPARED_CORES, TASKS, Show, Task
+from lab.cores import CORE_NAMES, check_core
 from lab.disk.output import check_output
 
 if TYPE_CHECKING:
     from experiments.comparison import Run
     from lab.comparing import Flag
 
-#: What settings under a heading do nothing without.
-_NEEDED_BY = {"NFM": "model with NFM", "RIM": "core with mechanisms"}
+CORES_HELP = (
+    f"Cores to train, separated by commas: {', '.join(CORE_NAMES)} (a memoryless control), or the "
+    "import path of a class of your own, PACKAGE.MODULE:CLASS, made and called as nn.LSTM is."
+)
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -49,17 +51,18 @@ def experiment(context: click.Context) -> None:
 class TaskCommand(GroupedCommand):
     """A command whose options stand under the headings of experiments."""
 
-    groups = GROUPS
+    groups = ExperimentConfig.groups
 
 
 def _options(task: Task) -> list[Decorator]:
+    has_cores = task.compared is COMPARED_CORES
     models = options.plain_option(
         task.compared.option,
         "models",
-        type=CommaSeparated(task.models),
+        type=CommaSeparated(check=check_core) if has_cores else CommaSeparated(task.models),
         default=",".join(task.models),
         metavar="NAMES",
-        help=f"{task.compared.many.capitalize()} to train, separated by commas.",
+        help=CORES_HELP if has_cores else "Models to train, separated by commas.",
     )
     seeds = options.plain_option(
         "--seeds",
@@ -72,7 +75,7 @@ def _options(task: Task) -> list[Decorator]:
         models,
         seeds,
         options.RUN_ROOT,
-        *[MATCH_PARAMS] * (task.compared is COMPARED_CORES),
+        *[MATCH_PARAMS] * has_cores,
         REPORT_ONLY,
         options.JOBS,
         options.JSON,
@@ -104,7 +107,8 @@ def task_command(task: Task) -> click.Command:
         wanted = {show: given.pop(f"show_{show.name}") for show in task.shows}
         pictures = {show: path for show, path in wanted.items() if path is not None}
         settings = _make_configs(task, given, config, models)
-        _check_effect(task, settings, options.typed_of(given))
+        compared = f"{task.compared.option} names none, but {', '.join(models)}"
+        options.require_effect(settings, options.typed_of(given), compared)
         _check_pictures(task, pictures, models)
         if match_params:
             settings = _matched(settings)
@@ -127,23 +131,10 @@ def _make_configs(
 ) -> list[ExperimentConfig]:
     """The settings with each model: what was typed, else the file, else the default."""
     with checking_input():
-        saved = read_settings(file, task.config) if file else {}
+        saved = task.config.read_some(file) if file else {}
         kept = {name: value for name, value in saved.items() if name not in ("model", "seed")}
         settings = {**given, **kept, **options.typed_of(given)}
         return [task.config(**settings, model=model) for model in models]
-
-
-def _check_effect(task: Task, configs: Sequence[ExperimentConfig], typed: dict[str, Any]) -> None:
-    """Refuse what was typed and would do nothing in any run."""
-    unused = frozenset.intersection(*(config.unused for config in configs))
-    groups = {field.name: field.metadata["group"] for field in fields(task.config)}
-    for name in (name for name in typed if name in unused):
-        if groups[name] in _NEEDED_BY:
-            needed, names = _NEEDED_BY[groups[name]], ", ".join(config.model for config in configs)
-            why = f"needs a {needed}; {task.compared.option} names none, but {names}"
-        else:
-            why = configs[0].why_unused(name)
-        raise UserError(f"{flag(name)} {why}.")
 
 
 def _matched(configs: Sequence[Any]) -> list[ExperimentConfig]:
@@ -191,7 +182,7 @@ def _compare(
 def _check_pictures(task: Task, pictures: Mapping[Show, Path], models: tuple[str, ...]) -> None:
     with checking_input():
         for show, path in pictures.items():
-            if not set(show.models) & set(models):
+            if not any(show.can_show(model) for model in models):
                 names, option = " or ".join(show.models), task.compared.option
                 raise ValueError(f"{show.option} shows a run of {names}; name it in {option}.")
             check_output(path, show.endings, show.option)

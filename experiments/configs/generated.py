@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from experiments.configs.base import ExperimentConfig, NFMConfig, changed, option
-from lab.settings import ConfigError
+from experiments.configs.base import ExperimentConfig, NFMConfig
+from lab.settings import ConfigError, changed, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,12 @@ class StackedMNISTConfig(NFMConfig):
         "mean", "Network", "What of the last map is classified: its mean, or all of it."
     )
     data_dir: str = option(
-        "data/mnist", "Data", "Folder with the idx files of MNIST, or the t10k ones alone."
+        "data/mnist",
+        "Data",
+        "Folder with the idx files of MNIST, or the t10k ones alone.",
+        has_effect=False,
     )
-    download: bool = option(False, "Data", "Fetch files that are missing there.")
+    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
     digits: str = option(
         "1,3", "Data", "Numbers of digits per image in training, such as 1,3 or 1,5."
     )

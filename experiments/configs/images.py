@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from experiments.configs.base import ExperimentConfig, NFMConfig, Schedule, changed, option
-from lab.settings import ConfigError
+from experiments.configs.base import ExperimentConfig, NFMConfig, Schedule
+from lab.settings import ConfigError, changed, option
 
 Dataset = Literal["mnist", "cifar10", "cifar100", "tiny-imagenet"]
 
@@ -24,9 +24,14 @@ class ImageConfig(NFMConfig):
         "Images; the digits of mnist are padded to 32 x 32, tiny-imagenet has 64 x 64.",
     )
     data_dir: str = option(
-        "data", "Data", "Folder with the published files, as archive or unpacked, or one around it."
+        "data",
+        "Data",
+        "Folder with the published files, as archive or unpacked, or one around it.",
+        has_effect=False,
     )
-    download: bool = option(False, "Data", "Fetch files of mnist that are missing there.")
+    download: bool = option(
+        False, "Data", "Fetch files of mnist that are missing there.", has_effect=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

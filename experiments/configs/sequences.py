@@ -5,25 +5,22 @@ Nothing in here may import torch, see :mod:`experiments.registry`.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from experiments.configs.base import ExperimentConfig, changed, option
+from experiments.configs.base import ExperimentConfig
 from experiments.data.bouncing_balls import Masses
 from experiments.data.pixel_sequences import Order
 from experiments.data.text import Unit
-from lab.settings import ConfigError
+from lab.cores import CoreSettings, check_core
+from lab.settings import ConfigError, changed, option
 
-Core = Literal["rim_lstm", "rim_gru", "lstm", "gru"]
-CORES: tuple[str, ...] = get_args(Core)
-
-#: The cores that are made of mechanisms.
-RIM_CORES = ("rim_lstm", "rim_gru")
+#: The cores that are compared unless others are named.
+CORES = ("rim_lstm", "rim_gru", "lstm", "gru")
 
 Reading = Literal["stream", "lines"]
 
-_MOST = 2**40
 _LONGEST = 10**6  # steps
 
 
@@ -54,55 +51,54 @@ def whole_numbers(field: str, text: str, low: int, high: int = _LONGEST) -> tupl
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceConfig(ExperimentConfig):
-    """Adds what a core can be told; sizes as the authors of arXiv:1909.10893 have them."""
+class SequenceConfig(CoreSettings, ExperimentConfig):
+    """Adds what a core can be told; sizes as the authors of arXiv:1909.10893 have them.
 
-    model: Core = option("rim_lstm", "Network", "The recurrent core.")
+    ``dropout`` is that of ``torch.nn.LSTM`` between layers, and also acts before the first layer
+    and behind the last one.
+    """
+
+    model: str = option("rim_lstm", "Network", "The recurrent core: its name or import path.")
     embedding_size: int = option(
-        600, "Network", "Features that the core reads of each step.", low=1, high=_MOST
+        600, "Network", "Features that the core reads of each step.", low=1
     )
-    hidden_size: int = option(
-        600, "Network", "Features of the core's output, of all mechanisms.", low=1, high=_MOST
-    )
+    hidden_size: int = changed(CoreSettings, "hidden_size", 600)
     dropout: float = option(
         0.0,
         "Network",
-        "Share of what the core reads and gives that training zeroes.",
+        "Share of what each layer reads, and of the core's output, that training zeroes.",
         low=0,
         high=0.99,
     )
-    learned_initial_state: bool = option(
-        False, "Network", "Learn the state that sequences start from; else it is zero."
+    num_rims: int = changed(CoreSettings, "num_rims", 6)
+    k: int = changed(CoreSettings, "k", 4)
+    input_dropout: float = option(
+        0.0,
+        "RIM",
+        "Share of what mechanisms read of the input that training zeroes.",
+        low=0,
+        high=0.99,
     )
-    num_rims: int = option(6, "RIM", "Mechanisms; they divide --hidden-size.", low=1, high=_MOST)
-    k: int = option(4, "RIM", "Mechanisms that are active at a step.", low=1, high=_MOST)
-    input_key_size: int = option(
-        64, "RIM", "Features of a key of the input attention.", low=1, high=_MOST
+    comm_dropout: float = option(
+        0.0,
+        "RIM",
+        "Share of what mechanisms read of each other that training zeroes.",
+        low=0,
+        high=0.99,
     )
-    input_value_size: int = option(
-        0, "RIM", "Features of its value; 0: four times those of a mechanism.", low=0, high=_MOST
+    init_from_unit_size: bool = option(
+        False, "RIM", "Draw gate weights by the size of a mechanism instead of --hidden-size."
     )
-    num_comm_heads: int = option(4, "RIM", "Heads of the communication.", low=1, high=_MOST)
-    comm_key_size: int = option(16, "RIM", "Features of its keys, per head.", low=1, high=_MOST)
-    comm_value_size: int = option(16, "RIM", "Features of its values, per head.", low=1, high=_MOST)
     max_grad_norm: float = changed(ExperimentConfig, "max_grad_norm", 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model not in RIM_CORES:
-            return
-        if self.hidden_size % self.num_rims:
-            rule = f"must be a multiple of --num-rims {self.num_rims} for {self.model}"
-            raise ConfigError("hidden_size", f"{rule}; got {self.hidden_size}.")
-        if self.k > self.num_rims:
-            rule = f"must be at most --num-rims {self.num_rims}"
-            raise ConfigError("k", f"{rule}; got {self.k}.")
+        check_core(self.model, "model")
 
     @property
-    def unused(self) -> frozenset[str]:
-        """Those of mechanisms too, where the core has none."""
-        own = (field.name for field in dataclasses.fields(self) if field.metadata["group"] == "RIM")
-        return super().unused.union(() if self.model in RIM_CORES else own)
+    def core(self) -> str:
+        """Name or import path of the core."""
+        return self.model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +108,8 @@ class DrawnConfig(SequenceConfig):
     steps_per_epoch: int = option(
         200, "Training", "Steps that count as an epoch; the sequences are new in each.", low=1
     )
-    validation_sequences: int = option(
-        500, "Data", "Sequences to choose the best epoch by.", low=1, high=_MOST
-    )
-    test_sequences: int = option(
-        1000, "Data", "Sequences of each length in the end.", low=1, high=_MOST
-    )
+    validation_sequences: int = option(500, "Data", "Sequences to choose the best epoch by.", low=1)
+    test_sequences: int = option(1000, "Data", "Sequences of each length in the end.", low=1)
     epochs: int = option(100, "Training", "How often --steps-per-epoch steps are made.", low=1)
 
     @property
@@ -179,9 +171,12 @@ class SequentialMNISTConfig(SequenceConfig):
     task: ClassVar[str] = "sequential-mnist"
 
     data_dir: str = option(
-        "data/mnist", "Data", "Folder with the idx files of MNIST, or the t10k ones alone."
+        "data/mnist",
+        "Data",
+        "Folder with the idx files of MNIST, or the t10k ones alone.",
+        has_effect=False,
     )
-    download: bool = option(False, "Data", "Fetch files that are missing there.")
+    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
     order: Order = option(
         "pixel", "Data", "A step is a pixel, a row, or a pixel in one shuffled order for all."
     )
@@ -190,11 +185,9 @@ class SequentialMNISTConfig(SequenceConfig):
         "14,16,19,24", "Data", "The same in the end, one or more.", metavar="N,N"
     )
     train_digits: int = option(
-        0, "Data", "Digits of the training split that are used; 0: all.", low=0, high=_MOST
+        0, "Data", "Digits of the training split that are used; 0: all.", low=0
     )
-    test_digits: int = option(
-        0, "Data", "Digits of the test split that are used; 0: all.", low=0, high=_MOST
-    )
+    test_digits: int = option(0, "Data", "Digits of the test split that are used; 0: all.", low=0)
     validation_share: float = option(
         0.1,
         "Data",
@@ -248,9 +241,9 @@ class BouncingBallsConfig(SequenceConfig):
         low=0,
         high=_LONGEST,
     )
-    train_videos: int = option(2000, "Data", "Videos trained on.", low=1, high=_MOST)
+    train_videos: int = option(2000, "Data", "Videos trained on.", low=1)
     validation_videos: int = option(
-        200, "Data", "Videos like these to choose the best epoch by.", low=1, high=_MOST
+        200, "Data", "Videos like these to choose the best epoch by.", low=1
     )
     test_videos: int = option(
         200, "Data", "Videos of each number of balls in the end, with and without curtain.", low=1
@@ -279,10 +272,12 @@ class LanguageModelConfig(SequenceConfig):
 
     task: ClassVar[str] = "language-model"
 
-    text_file: str = option("", "Data", "The text to learn, UTF-8.", metavar="NAME")
+    text_file: str = option(
+        "", "Data", "The text to learn, UTF-8.", metavar="NAME", has_effect=False
+    )
     unit: Unit = option("char", "Data", "What is told one after the other.")
     vocabulary: int = option(
-        10_000, "Data", "Most units that are told apart; the others are one.", low=1, high=_MOST
+        10_000, "Data", "Most units that are told apart; the others are one.", low=1
     )
     reading: Reading = option(
         "stream",
@@ -296,12 +291,8 @@ class LanguageModelConfig(SequenceConfig):
     epochs: int = changed(ExperimentConfig, "epochs", 40)
 
     @property
-    def unused(self) -> frozenset[str]:
-        """Lines are not cut."""
-        return super().unused.union({"bptt"} if self.reading == "lines" else ())
-
-    def why_unused(self, name: str) -> str:
-        """Also of what lines have no use for."""
-        if name == "bptt":
-            return "cuts a stream; --reading is lines"
-        return super().why_unused(name)
+    def unused(self) -> Mapping[str, str]:
+        """Also the length of pieces, where lines are read: they are not cut."""
+        if self.reading == "stream":
+            return super().unused
+        return {**super().unused, "bptt": "cuts a stream; --reading is lines"}

@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import Bounded, read_file
 from experiments.data.common import LabelledImages, check_choice, one_line
 from experiments.data.safe_pickle import read_plain_pickle
+from lab.disk.named_files import Bounded, read_file
 
 Name = Literal["cifar10", "cifar100"]
 Split = Literal["train", "test"]

@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import read_file
 from experiments.data.common import LabelledImages, check_choice, hold_out, one_line
+from lab.disk.named_files import read_file
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import read_text
 from experiments.data.common import check_at_least, check_choice, one_line
+from lab.disk.named_files import read_text
 from lab.running.memory import require_memory
 
 Unit = Literal["char", "word"]

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import Bounded, read_file
 from experiments.data.common import LabelledImages, check_choice, one_line
+from lab.disk.named_files import Bounded, read_file
 
 SIDE = 64
 _LARGEST = 1 << 24  # bytes of a file; an image has some thousand, a list 600 000

@@ -1,37 +1,43 @@
-"""Recurrent cores by name, from settings, all used in one way; sizes with equal parameters."""
+"""Recurrent cores of experiments, all used in one way; sizes with equal parameters."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from experiments.configs.sequences import RIM_CORES, SequenceConfig
-from lab.matching import nearest_size
-from rims import RIM_GRU, RIM_LSTM, RepeatedInput
+from experiments.configs.sequences import SequenceConfig
+from lab.core_modules import LAYERS, CoreState, as_tuple, make_layer, state_form
+from lab.cores import CORE_NAMES, RIM_CORES
+from lab.matching import matched
+from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
 
 Config = TypeVar("Config", bound=SequenceConfig)
 
-#: State of a core: one tensor (1, B, D), or two for LSTMs.
-CoreState = tuple[Tensor, ...]
+#: The layers of the cores that have a name.
+CORES: dict[str, type[nn.Module]] = {"rim_lstm": RIM_LSTM, "rim_gru": RIM_GRU, **LAYERS}
 
 
 class Core(nn.Module):
-    """A core of any name: a sequence and a state to outputs and a state.
+    """A core of any name or import path: a sequence and a state to outputs and a state.
 
     Weights are drawn as the layers do it themselves. With ``learned_initial_state`` every core
     starts from parameters, zero at first; RIM layers have theirs inside.
 
     Args:
         input_size: I, features of the input.
-        config: which core, and its sizes.
+        config: which core, and its options.
 
     Shape:
         ``(T, B, I)``, a packed sequence or a ``RepeatedInput``, and a state or ``None``, to
         ``(T, B, D)``, packed if the input is, and the state after each sequence's last step.
+
+    Raises:
+        ValueError: in one line, if a class with an import path does not keep to the contract of
+            :mod:`lab.core_modules`.
 
     Example:
         >>> core = Core(3, SequenceConfig(model="gru", hidden_size=8))
@@ -42,50 +48,68 @@ class Core(nn.Module):
 
     def __init__(self, input_size: int, config: SequenceConfig) -> None:
         super().__init__()
-        self.module = _make_module(input_size, config)
-        self.has_cell = config.model in ("rim_lstm", "lstm")
-        learns = config.learned_initial_state and config.model not in RIM_CORES
-        starts = [torch.zeros(1, 1, config.hidden_size) for _ in range(1 + self.has_cell)]
+        # A class of a user's own may read numbers, which the device "meta" has not.
+        place = nullcontext() if config.core in CORE_NAMES else torch.device("cpu")
+        with place, scan_path("reference"):  # a trial of two steps compiles no kernels
+            self.module = make_layer(input_size, config, CORES)
+            self.form = state_form(self.module, input_size, config)
+        # RIM layers have a learned start of their own.
+        learns = config.learned_initial_state and config.core not in RIM_CORES
+        starts = [torch.zeros(layers, 1, size) for layers, size in self.form.shapes if size]
         self.starts = nn.ParameterList(starts if learns else [])
+        # A subclass with a forward of its own may not know of these forms of input.
+        own_forward = type(self.module).forward
+        self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)
+        self.handles_packed = self.handles_repeated or own_forward in (
+            nn.LSTM.forward,
+            nn.GRU.forward,
+        )
 
     def forward(
         self, input: Tensor | PackedSequence | RepeatedInput, state: CoreState | None = None
     ) -> tuple[Tensor | PackedSequence, CoreState]:
         """Run the sequences, from where ``state`` was left or from the start."""
-        if isinstance(input, RepeatedInput) and not isinstance(self.module, RIM_LSTM | RIM_GRU):
+        if isinstance(input, RepeatedInput) and not self.handles_repeated:
             input = input.expand()
         if state is None and len(self.starts):
             batch = _batch_size(input)
             state = tuple(start.expand(-1, batch, -1).contiguous() for start in self.starts)
-        hx = None if state is None else state if self.has_cell else state[0]
-        output, hx = self.module(input, hx)
-        return output, hx if self.has_cell else (hx,)
+        if isinstance(input, PackedSequence) and not self.handles_packed:
+            return self._run_packed(input, state)
+        output, hx = self.module(input, None if state is None else self.form.pack(state))
+        return output, as_tuple(hx)
+
+    def _run_packed(
+        self, input: PackedSequence, state: CoreState | None
+    ) -> tuple[PackedSequence, CoreState]:
+        """Run packed sequences in stretches, up to the end of one or more of them after another."""
+        sizes, begin = input.batch_sizes.tolist(), 0
+        if state is not None and input.sorted_indices is not None:
+            state = tuple(part[:, input.sorted_indices] for part in state)
+        outputs: list[Tensor] = []
+        ended: list[CoreState] = []  # the shortest sequences first
+        for size in sorted(set(sizes), reverse=True):
+            if state is not None:
+                ended.append(tuple(part[:, size:] for part in state))
+                state = tuple(part[:, :size].contiguous() for part in state)
+            steps = sizes.count(size)
+            stretch = input.data[begin : begin + steps * size].view(steps, size, -1)
+            begin += steps * size
+            output, hx = self.module(stretch, None if state is None else self.form.pack(state))
+            outputs.append(output.flatten(0, 1))
+            state = as_tuple(hx)
+        assert state is not None
+        rows = zip(*reversed([*ended, state]), strict=True)
+        final = tuple(torch.cat(parts, dim=1) for parts in rows)
+        if input.unsorted_indices is not None:
+            final = tuple(part[:, input.unsorted_indices] for part in final)
+        return input._replace(data=torch.cat(outputs)), final
 
 
 def _batch_size(input: Tensor | PackedSequence | RepeatedInput) -> int:
     if isinstance(input, PackedSequence):
         return int(input.batch_sizes[0])
     return (input.place if isinstance(input, RepeatedInput) else input).shape[1]
-
-
-def _make_module(input_size: int, config: SequenceConfig) -> nn.Module:
-    if config.model == "lstm":
-        return nn.LSTM(input_size, config.hidden_size)
-    if config.model == "gru":
-        return nn.GRU(input_size, config.hidden_size)
-    layer = RIM_LSTM if config.model == "rim_lstm" else RIM_GRU
-    return layer(
-        input_size,
-        config.hidden_size,
-        config.num_rims,
-        config.k,
-        input_key_size=config.input_key_size,
-        input_value_size=config.input_value_size or None,
-        num_comm_heads=config.num_comm_heads,
-        comm_key_size=config.comm_key_size,
-        comm_value_size=config.comm_value_size,
-        learned_initial_state=config.learned_initial_state,
-    )
 
 
 def core_parameters(config: SequenceConfig) -> int:
@@ -100,27 +124,16 @@ def core_parameters(config: SequenceConfig) -> int:
     return sum(p.numel() for p in core.parameters())
 
 
-def with_equal_parameters(config: Config, reference: SequenceConfig) -> Config:
+def with_equal_parameters(config: Config, reference: Config) -> Config:
     """The settings with the hidden size that gives one core as many parameters as another.
 
-    Args:
-        config: the core whose size is sought; its own does not count.
-        reference: the core to be equal to.
-
     Raises:
-        ValueError: in one line, if no size comes within 2 %.
+        ValueError: as :func:`lab.matching.matched`.
 
     Example:
+        >>> from dataclasses import replace
         >>> rim = SequenceConfig(model="rim_lstm", hidden_size=96, embedding_size=64)
         >>> with_equal_parameters(replace(rim, model="lstm"), rim).hidden_size
         100
     """
-    unit = config.num_rims if config.model in RIM_CORES else 1
-
-    def count(hidden_size: int) -> int:
-        return core_parameters(replace(config, hidden_size=hidden_size))
-
-    size = nearest_size(
-        count, core_parameters(reference), unit, core=config.model, reference=reference.model
-    )
-    return replace(config, hidden_size=size)
+    return matched(config, reference, core_parameters)

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from experiments.configs.sequences import DrawnConfig, SequenceConfig
 from experiments.experiment import Batch, Experiment
-from experiments.shared.cores import Core, CoreState, core_parameters
+from experiments.shared.cores import Core, core_parameters
+from lab.core_modules import CoreState
 from rims import RepeatedInput, plot_activations, trace
 
 Config = TypeVar("Config", bound=SequenceConfig)

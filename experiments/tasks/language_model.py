@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from experiments.configs.sequences import LanguageModelConfig
 from experiments.data.text import END, UNKNOWN, Corpus, pieces, read_corpus, to_columns, to_lines
 from experiments.experiment import Curve, Row, Selection, State, identity, shuffled
-from experiments.shared.cores import CoreState
 from experiments.shared.images import parts
 from experiments.shared.sequences import SequenceExperiment, SequenceModel, Shown, outputs_memory
+from lab.core_modules import CoreState
 
 _SHOWN_STEPS, _SHOWN = 120, 20
 

@@ -15,7 +15,7 @@ from agents.commands.parsing.options import (
     config_options,
     plain_option,
 )
-from agents.config import CORE_NAMES
+from lab.cores import CORE_NAMES
 
 #: What --quick replaces, unless it was typed: one size, two shapes, few rounds.
 QUICK: dict[str, Any] = {

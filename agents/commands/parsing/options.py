@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from agents.commands.parsing.errors import checking_input, flag
+from agents.commands.parsing.errors import UserError, checking_input, flag
 from agents.commands.parsing.lists import COUNT, CommaSeparated, ParamType
-from agents.config import (
-    CORE_NAMES,
-    ActionMode,
-    Group,
-    PPOConfig,
-    check_core,
-    preset_settings,
-    read_settings,
-)
+from agents.config import ActionMode, PPOConfig
 from envs import BackendChoice, Suite, Task, get_suite
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from lab.cores import check_core
+from lab.settings import Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
-_METAVAR_OF = {"core": f"[{'|'.join(CORE_NAMES)}|PACKAGE.MODULE:CLASS]"}
 
 
 class GroupedOption(click.Option):
@@ -49,7 +39,7 @@ class GroupedCommand(click.Command):
         groups: the headings in their order.
     """
 
-    groups: Sequence[str] = get_args(Group)
+    groups: Sequence[str] = PPOConfig.groups
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections."""
@@ -67,13 +57,13 @@ class GroupedCommand(click.Command):
 
 
 def config_options(
-    *leave_out: str, of: type[DataclassInstance] = PPOConfig
+    *leave_out: str, of: type[Settings] = PPOConfig
 ) -> Callable[[Decorated], Decorated]:
     """One option for every field of a class of settings but those named."""
 
     def decorate(command: Decorated) -> Decorated:
         hints = get_type_hints(of)
-        for field in reversed(dataclasses.fields(of)):
+        for field in reversed(of.fields_in_order()):
             if field.name in leave_out:
                 continue
             hint, name = hints[field.name], flag(field.name)
@@ -84,9 +74,7 @@ def config_options(
                 cls=GroupedOption,
                 group=field.metadata["group"],
                 type=click.Choice(choices) if choices else hint,
-                metavar=field.metadata.get("metavar")
-                or _METAVAR_OF.get(field.name)
-                or _METAVARS.get(hint),
+                metavar=field.metadata["metavar"] or _METAVARS.get(hint),
                 default=field.default,
                 show_default=field.default != "",
                 help=field.metadata["help"],
@@ -270,12 +258,42 @@ def make_config(given: dict[str, Any], file: Path | None = None) -> PPOConfig:
     """The configuration: what was typed, else the file, else the suite's preset, else default."""
     typed = typed_of(given)
     with checking_input():
-        saved = read_settings(file) if file else {}
+        saved = PPOConfig.read_some(file) if file else {}
         named = typed if typed.get("suite") or typed.get("env") else saved
-        preset = preset_settings(get_suite(named["suite"])) if named.get("suite") else {}
+        preset = PPOConfig.preset_of(get_suite(named["suite"])) if named.get("suite") else {}
         if named is typed:  # a task that was typed replaces the file's, whichever way it was named
             saved = {n: v for n, v in saved.items() if n not in ("suite", "env")}
         return PPOConfig(**{**given, **preset, **saved, **typed})
+
+
+def require_effect(configs: Sequence[Settings], typed: Iterable[str], compared: str) -> None:
+    """Refuse what was typed and would do nothing in any run.
+
+    Args:
+        configs: settings of all runs.
+        typed: names of the settings that were typed.
+        compared: which cores or models there are, in words.
+
+    Raises:
+        UserError: in one line.
+    """
+    for name in typed:
+        reasons = [config.unused.get(name, "") for config in configs]
+        if all(reasons):
+            # What one core lacks is not the reason if another has it.
+            others = [why for why in reasons if not why.startswith("needs a ")]
+            raise UserError(f"{flag(name)} {others[0] if others else f'{reasons[0]}; {compared}'}.")
+
+
+def require_effect_of_cores(config: PPOConfig, cores: Sequence[str], typed: Iterable[str]) -> None:
+    """The same of several cores, which ``--cores`` names.
+
+    Raises:
+        UserError: in one line.
+    """
+    with checking_input():
+        configs = [replace(config, core=core) for core in cores]
+    require_effect(configs, typed, f"--cores names none, but {', '.join(cores)}")
 
 
 def choose_tasks(suite: Suite, names: tuple[str, ...] | None) -> list[Task]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from envs import Bounded, read_file, read_text
+from lab.disk.named_files import Bounded, read_file, read_text
 
 
 def _pipe(path: Path) -> None:
