@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from agents.judging.compare import (
     plan,
     train_missing,
 )
-from agents.judging.comparison import Comparison, Run
+from agents.judging.comparison import Comparison, Row, Run
 from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
 from agents.judging.report import to_dict, to_markdown, write_report
 from agents.learning.checkpoint import is_trained, load_checkpoint, save_checkpoint
@@ -99,6 +100,10 @@ def test_every_run_is_trained_to_its_budget(
     }
 
 
+def results_of(comparison: Comparison) -> dict[str, Any]:
+    return {run.name: run.results for run in comparison.finished}
+
+
 def test_second_time_nothing_is_trained_and_evaluations_are_reused(
     root: Path, comparison: Comparison
 ) -> None:
@@ -106,7 +111,7 @@ def test_second_time_nothing_is_trained_and_evaluations_are_reused(
     assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, ignore) == []
     again = compare(root)
     assert folder_times(root, "**/*") == before
-    assert again.cells == comparison.cells
+    assert results_of(again) == results_of(comparison)
 
 
 @pytest.mark.long
@@ -121,7 +126,7 @@ def test_other_episodes_or_tasks_are_evaluated_anew(root: Path) -> None:
     )
     other = compare(root, episodes=EPISODES + 1, mode="greedy")
     assert other.mode == "greedy"
-    assert other.cells != again.cells
+    assert results_of(other) != results_of(again)
 
 
 def test_interrupted_run_goes_on(root: Path) -> None:
@@ -210,7 +215,7 @@ def test_run_trained_on_another_backend_is_refused(root: Path) -> None:
 def test_unreadable_evaluation_is_none(root: Path, comparison: Comparison, content: str) -> None:
     (root / "none-seed0" / EVALUATION_NAME).write_text(content)
     if content == "{":  # the others only have to be told from a cache
-        assert compare(root).cells == comparison.cells
+        assert results_of(compare(root)) == results_of(comparison)
     else:
         run = plan(make_config(), ["none"], [0], root)[0]
         assert cached_results(run, TASKS, EPISODES, "sample") is None
@@ -296,7 +301,7 @@ def test_core_from_elsewhere_has_its_folder(tmp_path: Path) -> None:
 
 
 def test_cells_are_means_over_the_evaluations(root: Path, comparison: Comparison) -> None:
-    assert comparison.cores == tuple(CORES)
+    assert comparison.variants == tuple(CORES)
     assert comparison.seeds == tuple(SEEDS)
     for core in CORES:
         for task in TASKS:
@@ -305,20 +310,22 @@ def test_cells_are_means_over_the_evaluations(root: Path, comparison: Comparison
             assert [r["seed"] for r in results] == SEEDS
             success = [r["success_rate"]["mean"] for r in results]
             returns = [r["mean_return"]["mean"] for r in results]
-            cell = comparison.cells[core, task.id]
-            assert cell.per_seed_success == success
-            assert cell.per_seed_return == returns
-            assert cell.success_rate == success_over_seeds(success, EPISODES)
+            of_success, of_return = Row(task, "success_rate"), Row(task, "mean_return")
+            assert comparison.values(core, of_success) == success
+            assert comparison.values(core, of_return) == returns
+            assert comparison.estimate(core, of_success) == success_over_seeds(success, EPISODES)
             wanted = mean_over_seeds(returns, bounds=(0, 1))
-            assert cell.mean_return == pytest.approx(wanted, nan_ok=True)
+            assert comparison.estimate(core, of_return) == pytest.approx(wanted, nan_ok=True)
             lengths = [r["mean_length"]["mean"] for r in results]
-            assert cell.mean_length == pytest.approx(sum(lengths) / 2)
+            length = comparison.estimate(core, Row(task, "mean_length"))
+            assert length is not None
+            assert length.mean == pytest.approx(sum(lengths) / 2)
 
 
 def test_parameters_and_speed_are_those_of_the_runs(root: Path, comparison: Comparison) -> None:
     for core in CORES:
         policy = load_checkpoint(root / f"{core}-seed0").make_policy()
-        assert comparison.costs[core] == (
+        assert comparison.cost(core) == (
             16,
             count_parameters(policy.core),
             count_parameters(policy),
@@ -329,7 +336,7 @@ def test_parameters_and_speed_are_those_of_the_runs(root: Path, comparison: Comp
             for seed in SEEDS
             for speed in read_progress(root / f"{core}-seed{seed}")["env_steps_per_second"]
         ]
-        speed = comparison.env_steps_per_second[core]
+        speed = comparison.env_steps_per_second(core)
         assert speed in speeds
         assert sum(s < speed for s in speeds) <= len(speeds) / 2 >= sum(s > speed for s in speeds)
 
@@ -381,9 +388,9 @@ def test_one_seed_has_no_interval_and_says_so(root: Path, tmp_path: Path) -> Non
     comparison = judge(
         runs, SUITE, TASKS[:1], episodes=EPISODES, mode="sample", jobs=1, on_progress=ignore
     )
-    cell = comparison.cells["none", TASKS[0].id]
-    assert cell.success_rate is not None
-    assert math.isnan(cell.success_rate.low)
+    rate = comparison.estimate("none", Row(TASKS[0], "success_rate"))
+    assert rate is not None
+    assert math.isnan(rate.low)
     written = write_report(comparison, tmp_path)
     assert all(path.stat().st_size > 100 for path in written)
     plain = json.loads(written[1].read_text(), parse_constant=refuse_constant)

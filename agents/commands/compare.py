@@ -191,11 +191,11 @@ def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Fla
 
 
 def _judge(judge: Callable[..., Comparison], runs: list[Run], flags: list[Flag]) -> Comparison:
-    from agents.judging.compare import JudgingError
+    from lab.comparing import NothingToCompare
     from lab.reporting.display import show_progress
 
     with show_progress("evaluating", len(runs)) as advance:
         try:
             return judge(on_progress=advance, flags=flags)
-        except JudgingError as error:
+        except NothingToCompare as error:
             raise click.ClickException(str(error)) from None

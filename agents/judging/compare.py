@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, folder_name
-from agents.judging.comparison import Comparison, Run
+from agents.judging.comparison import Comparison, Measured, Run
 from agents.judging.evaluations import cached_results, evaluate_run
-from agents.judging.measurements import JOBS_NAME, Measured, assemble, measure
+from agents.judging.measurements import measure
 from agents.learning.checkpoint import Checkpoint, is_trained, load_checkpoint
 from agents.learning.initial_weights import initial_weights
 from agents.learning.resuming import trainer_for
@@ -19,22 +19,13 @@ from agents.model.cores import require_usable
 from agents.model.footprint import require_all_fit
 from agents.model.trainable import require_trainable
 from envs import Suite, Task, resolve_backend
-from lab.comparing import Flag, grouped
-from lab.disk.folder import (
-    is_empty,
-    newest_row,
-    note_failure,
-    noted_failure,
-    write_text,
-)
+from lab import comparing
+from lab.comparing import Flag, by_variant, incomplete
+from lab.disk.folder import is_empty, newest_row, note_failure
 from lab.disk.lock import require_unlocked
 from lab.disk.plain_files import require_no_link
 from lab.disk.store import DamagedCheckpoint, has_checkpoint
 from lab.running.processes import Outcome, run_all
-
-
-class JudgingError(RuntimeError):
-    """There is nothing to compare; one line says of each run why."""
 
 
 class RunProgress(NamedTuple):
@@ -132,42 +123,35 @@ def train_missing(
     on_progress: Callable[[list[RunProgress]], None],
     launch: Callable[..., list[Outcome]] = run_all,
 ) -> list[Flag]:
-    """Train the runs that are not complete, ``jobs`` at a time, each in its own process.
+    """Train the runs of :func:`plan` that are not complete; interrupted ones go on.
 
-    Interrupted ones go on where they were.
-
-    Args:
-        runs: the runs of :func:`plan`.
-        jobs: runs at a time.
-        on_progress: called about every second with how far the runs in training are.
-        launch: makes the calls that train: :func:`lab.running.processes.run_all`, here, or a
-            :class:`lab.slurm.launcher.SlurmLauncher`.
-
-    Returns:
-        A flag for each run that failed; the others were trained all the same.
+    Args and result are those of :func:`lab.comparing.train_missing`.
     """
-    missing, failures = [], []
-    for run in runs:
-        try:
-            if not is_trained(run.folder, run.config.total_steps):
-                if not is_empty(run.folder):
-                    require_unlocked(run.folder)  # nobody else may be writing there
-                missing.append(run)
-        except (ValueError, OSError) as error:  # such as: another command is writing there
-            failures.append(Flag("failed", run.name, f"not trained: {error}"))
-    jobs = min(jobs, len(missing))
-    shared = jobs if launch is run_all else None  # of a cluster's machines it is not known
-    outcomes = launch(
+    return comparing.train_missing(
+        runs,
+        _is_missing,
         _train,
-        [(run, shared) for run in missing],
         jobs,
-        lambda _: on_progress([_progress(run) for run in missing]),
+        lambda missing: on_progress([_progress(run) for run in missing]),
+        launch,
     )
-    return failures + [
-        Flag("failed", run.name, f"training failed: {outcome.error}")
-        for run, outcome in zip(missing, outcomes, strict=True)
-        if outcome.error is not None
-    ]
+
+
+def _is_missing(run: Run) -> bool:
+    if is_trained(run.folder, run.config.total_steps):
+        return False
+    if not is_empty(run.folder):
+        require_unlocked(run.folder)  # nobody else may be writing there
+    return True
+
+
+def _train(run: Run) -> None:
+    trainer = trainer_for(run.config, run.folder)
+    try:
+        trainer.run()
+    except Exception as error:
+        note_failure(run.folder, error)
+        raise
 
 
 def judge(
@@ -199,85 +183,66 @@ def judge(
         What the runs that could be evaluated amount to, flagged with all that is wrong.
 
     Raises:
-        JudgingError: if there is no such run.
+        NothingToCompare: if there is no such run.
     """
-    known = {flag.of for flag in flags}
-    complete, noticed = survey(runs)
-    flags = [*flags, *(flag for flag in noticed if flag.of not in known)]
+    complete, noticed = survey(runs, flags)
     if on_cpu:
         complete = [replace(r, config=replace(r.config, device="cpu")) for r in complete]
-    calls = [(run, tuple(tasks), episodes, mode) for run in complete]
-    todo = [call for call in calls if cached_results(*call) is None]
+    tasks = tuple(tasks)
+    todo = [run for run in complete if cached_results(run, tasks, episodes, mode) is None]
     on_progress(len(runs) - len(todo))
-    outcomes = run_all(evaluate_run, todo, jobs, on_progress)
-    errors = {call[0].name: o.error for call, o in zip(todo, outcomes, strict=True) if o.error}
-    measured: list[Measured] = []
-    for call in calls:
-        name = call[0].name
+    calls = [(run, tasks, episodes, mode) for run in todo]
+    outcomes = run_all(evaluate_run, calls, jobs, on_progress)
+    errors = {run.name: o.error for run, o in zip(todo, outcomes, strict=True) if o.error}
+
+    def measured(run: Run) -> tuple[Measured | None, Flag | None]:
         try:
-            if name not in errors:
-                measured.append(measure(*call))
+            if run.name not in errors:
+                return measure(run, tasks, episodes, mode), None
         except (ValueError, OSError) as error:
-            errors[name] = str(error)
-    flags += [Flag("failed", name, f"not evaluated: {why}") for name, why in errors.items()]
-    if not measured:
-        raise JudgingError("no run could be compared. " + " ".join(grouped(flags)))
-    return assemble(runs, suite, tasks, episodes, mode, measured, flags)
+            errors[run.name] = str(error)
+        return None, Flag("failed", run.name, f"not evaluated: {errors[run.name]}")
+
+    found, failures = comparing.survey(complete, measured)
+    by_core, every = by_variant(runs, found, [*flags, *noticed, *failures])
+    return Comparison(
+        suite=suite,
+        tasks=tasks,
+        seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),
+        episodes=episodes,
+        mode=mode,
+        runs=by_core,
+        flags=every,
+    )
 
 
-def survey(runs: Sequence[Run]) -> tuple[list[Run], list[Flag]]:
-    """Which runs are complete, and what there is to know of the others and of differing ones."""
-    complete, flags = [], []
-    for run in runs:
-        try:
-            flag, usable = _look_at(run)
-        except ValueError as error:  # damaged
-            flag, usable = Flag("failed", run.name, str(error)), False
-        flags += [flag] if flag else []
-        complete += [run] if usable else []
-    return complete, flags
+def survey(runs: Sequence[Run], known: Sequence[Flag] = ()) -> tuple[list[Run], list[Flag]]:
+    """Find the complete runs; flags for the rest and for runs that differ from what was asked."""
+    return comparing.survey(runs, _look_at, known)
 
 
-def _look_at(run: Run) -> tuple[Flag | None, bool]:
-    """What there is to know of a run, and whether it can be judged."""
+def _look_at(run: Run) -> tuple[Run | None, Flag | None]:
+    """The run if it can be judged, and what readers have to know of it."""
     if is_empty(run.folder):
-        return Flag("missing", run.name, "there is no such run."), False
+        return None, Flag("missing", run.name, "there is no such run.")
     asked = run.config
     checkpoint = load_checkpoint(run.folder) if has_checkpoint(run.folder) else None
     if checkpoint is None or checkpoint.env_steps < checkpoint.config.total_steps:
         total = asked.total_steps if checkpoint is None else checkpoint.config.total_steps
         steps = _progress(run).env_steps
-        what = f"not complete, {steps:,} of {total:,} environment steps{_reason(run.folder)}."
-        return Flag("incomplete", run.name, what), False
+        return None, incomplete(run, f"{steps:,} of {total:,} environment steps")
     there = checkpoint.config
     differing = "; ".join(
         f"{name}={before!r}, asked for {now!r}"
         for name, (before, now) in _differences(run, checkpoint).items()
     )
     if (there.core, there.seed, there.task) != (asked.core, asked.seed, asked.task):
-        return Flag("different", run.name, f"another run, left out: {differing}."), False
+        return None, Flag("different", run.name, f"another run, left out: {differing}.")
     if differing:
-        return Flag("different", run.name, f"trained with {differing}."), True
+        return run, Flag("different", run.name, f"trained with {differing}.")
     if edited := notice(run.folder, there):
-        return Flag("different", run.name, f"{edited}."), True
-    return None, True
-
-
-def _reason(folder: Path) -> str:
-    """Why its training ended, if that is known."""
-    why = noted_failure(folder)
-    return f": {why}" if why else ""
-
-
-def _train(run: Run, jobs: int | None) -> None:
-    trainer = trainer_for(run.config, run.folder)
-    try:
-        trainer.run()
-    except Exception as error:
-        note_failure(run.folder, error)
-        raise
-    if jobs is not None:
-        write_text(run.folder / JOBS_NAME, f"{jobs}\n")
+        return run, Flag("different", run.name, f"{edited}.")
+    return run, None
 
 
 def _check_same_experiment(run: Run) -> None:

@@ -16,6 +16,7 @@ from agents.config import PPOConfig
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.study import Trial
 from lab.disk.folder import write_bytes, write_text
+from lab.reporting.tables import plural
 
 BEST_NAME = "best.toml"
 
@@ -149,9 +150,11 @@ def _summary(sweep: Sweep, complete: list[Trial], failed: list[Trial]) -> str:
         )
     seeds = "seed 0" if sweep.seeds == 1 else f"mean over {sweep.seeds} runs, seeds from 0"
     missing = sweep.trials - len(complete) - len(failed)
-    counts = [f"{len(complete)} trial{'s' * (len(complete) != 1)}"]
-    counts += [f"{len(failed)} more failed"] * bool(failed)
-    counts += [f"{missing} to go"] * (missing > 0)
+    counts = [plural(len(complete), "trial")]
+    if failed:
+        counts.append(f"{len(failed)} more failed")
+    if missing > 0:
+        counts.append(f"{missing} to go")
     return (
         f"{', '.join(counts)}; settings chosen by '{sweep.sampler}', sampler seed "
         f"{sweep.sampler_seed}. {total_steps} environment steps per run. Value: {what}; {seeds}."
