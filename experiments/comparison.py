@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.configs.base import ExperimentConfig, read_config
-from experiments.experiment import Experiment, Row
+from experiments.experiment import Experiment, Published, Row
 from experiments.fit import fit
 from experiments.registry import Task
 from experiments.results import RESULTS_NAME, Results, kept_results, read_results
 from experiments.snapshot import judged_checkpoint, require_same
 from lab import comparing, comparison
-from lab.comparing import Flag, by_variant, incomplete
-from lab.disk.folder import CONFIG_NAME, is_empty, newest_row, read_progress
+from lab.comparing import Flag, by_variant, survey
+from lab.disk.folder import CONFIG_NAME, is_empty, read_progress
 from lab.disk.plain_files import require_no_link
 from lab.running.memory import require_memory_at_once
 
@@ -28,10 +28,41 @@ class Run(comparing.Run[ExperimentConfig]):
 
     task: Task
 
-    @property
-    def unused(self) -> frozenset[str]:
-        """Settings that do nothing in this run."""
-        return self.config.unused
+    def is_missing(self) -> bool:
+        """Whether it has no results of its last checkpoint."""
+        return kept_results(self.folder) is None
+
+    def train(self) -> None:
+        """Train it in this process; an interrupted run goes on."""
+        fit(self.task.make(self.config), self.folder)
+
+    def look_at(self) -> tuple[Finished | None, Flag | None]:
+        """The run with what it left, if that can be used; else what readers have to know of it."""
+        if is_empty(self.folder):
+            return None, Flag("missing", self.name, "there is no such run.")
+        try:
+            require_same(self.folder, self.config)
+        except ValueError as error:
+            return None, Flag("different", self.name, f"left out: {error}")
+        results = read_results(self.folder)
+        if results is None:
+            epochs = int(self.row.get("epoch", 0))
+            return None, self.incomplete(f"{epochs} of {self.config.epochs} epochs")
+        if results.checkpoint and judged_checkpoint(self.folder) not in (None, results.checkpoint):
+            what = (
+                f"left out: its {RESULTS_NAME} is of another checkpoint than the last one there; "
+                "the command without --report-only judges it again."
+            )
+            return None, Flag("different", self.name, what)
+        trained = read_config(self.folder / CONFIG_NAME, type(self.config))
+        finished = Finished(
+            task=self.task,
+            config=trained,
+            folder=self.folder,
+            results=results,
+            curve=read_progress(self.folder),
+        )
+        return finished, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +101,10 @@ class Comparison(comparison.Comparison[Finished, Row]):
     def sizes(self, model: str) -> Mapping[str, int]:
         """What there is to say of a model besides its number of parameters."""
         return self.task.make(self.runs[model][0].config).sizes
+
+    def published(self, model: str, row: Row) -> Published | None:
+        """The number of a paper, if there is one for these settings."""
+        return self.experiment.published.get(model, {}).get(row.key)
 
     def value(self, run: Finished, row: Row) -> float | None:
         """The number of a run; ``None`` if it has none."""
@@ -118,25 +153,6 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
             require_same(run.folder, run.config)
 
 
-def train_missing(
-    runs: Sequence[Run], jobs: int, on_progress: Callable[[Sequence[Run]], None]
-) -> list[Flag]:
-    """Train the runs that are not finished; interrupted ones go on.
-
-    Args and result are those of :func:`lab.comparing.train_missing`.
-    """
-    return comparing.train_missing(runs, _is_missing, train_one, jobs, on_progress)
-
-
-def _is_missing(run: Run) -> bool:
-    return kept_results(run.folder) is None
-
-
-def train_one(run: Run) -> None:
-    """Train a run in this process."""
-    fit(run.task.make(run.config), run.folder)
-
-
 def assemble(
     task: Task, runs: Sequence[Run], *, command: str = "", flags: Sequence[Flag] = ()
 ) -> Comparison:
@@ -145,7 +161,7 @@ def assemble(
     Raises:
         NothingToCompare: if none is finished.
     """
-    finished, noticed = comparing.survey(runs, look_at, flags)
+    finished, noticed = survey(runs, flags)
     by_model, every = by_variant(runs, finished, [*flags, *noticed])
     return Comparison(
         task=task,
@@ -168,41 +184,9 @@ def _other_data(runs: Sequence[Finished]) -> list[Flag]:
                 "made by an earlier version, which did not note what its data were and counted "
                 "making them as training time."
             )
-            flags.append(Flag("different", run.name, what))
         elif data != known[0]:
             what = f"made with other data ({data}) than the first run ({known[0]})."
-            flags.append(Flag("different", run.name, what))
+        else:
+            continue
+        flags.append(Flag("different", run.name, what))
     return flags
-
-
-def look_at(run: Run) -> tuple[Finished | None, Flag | None]:
-    """What a run left, if it can be used; else what readers have to know of it.
-
-    Raises:
-        ValueError: in one line, if something of it is damaged.
-    """
-    if is_empty(run.folder):
-        return None, Flag("missing", run.name, "there is no such run.")
-    try:
-        require_same(run.folder, run.config)
-    except ValueError as error:
-        return None, Flag("different", run.name, f"left out: {error}")
-    results = read_results(run.folder)
-    if results is None:
-        epochs = int(newest_row(run.folder).get("epoch", 0))
-        return None, incomplete(run, f"{epochs} of {run.config.epochs} epochs")
-    if results.checkpoint and judged_checkpoint(run.folder) not in (None, results.checkpoint):
-        what = (
-            f"left out: its {RESULTS_NAME} is of another checkpoint than the last one there; the "
-            "command without --report-only judges it again."
-        )
-        return None, Flag("different", run.name, what)
-    trained = read_config(run.folder / CONFIG_NAME, type(run.config))
-    finished = Finished(
-        task=run.task,
-        config=trained,
-        folder=run.folder,
-        results=results,
-        curve=read_progress(run.folder),
-    )
-    return finished, None

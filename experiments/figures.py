@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from torch import nn
 
-from experiments.comparison import Comparison, Run, look_at
+from experiments.comparison import Comparison, Run
 from experiments.experiment import Curve, Row
 from experiments.fit import judging
 from experiments.registry import ROLLOUT, Show
 from experiments.snapshot import load_weights
 from lab.disk.folder import write_bytes
 from lab.reporting.figures import (
-    DARK,
-    PUBLISHED,
     bars_note,
+    colours,
     curves_note,
     draw_bars,
     draw_curves,
@@ -33,6 +31,7 @@ from lab.reporting.figures import (
     save_figures,
     tidy,
 )
+from lab.reporting.tables import labels
 
 _FAR = 100  # times: from there on a logarithmic axis
 
@@ -70,7 +69,8 @@ def _draw_curve(ax: Axes, comparison: Comparison, model: str, curve: Curve) -> N
     epochs = runs[0]["epoch"][:length]
     scale = 100.0 if curve.unit else 1.0
     values = [scale * np.asarray(run[curve.column][:length]) for run in runs]
-    draw_curves(ax, comparison, model, [(epochs, own) for own in values], epochs, values)
+    look = {"label": labels(comparison)[model], "color": colours(comparison.variants)[model]}
+    draw_curves(ax, [(epochs, own) for own in values], epochs, values, **look)
 
 
 def plot_rows(comparison: Comparison) -> Figure:
@@ -91,36 +91,18 @@ def _draw_panel(ax: Axes, comparison: Comparison, rows: list[Row]) -> None:
     """The rows of one unit."""
     shares = rows[0].unit == "%"
     named = [(row.label.replace(", ", ",\n"), row) for row in rows]
-    places = draw_bars(ax, comparison, named, 100.0 if shares else 1.0)
-    _mark_published(ax, comparison, rows, places)
+
+    def published(model: str, row: Row) -> float | None:
+        number = comparison.published(model, row)
+        return number and number.mean
+
+    draw_bars(ax, comparison, named, 100.0 if shares else 1.0, published)
     values = [v for m in comparison.variants for row in rows for v in comparison.values(m, row)]
     if shares:
         ax.set_ylabel("per cent")
         ax.set_ylim(0, 104)
-    elif _are_far_apart(values):
+    elif min(values) > 0 and max(values) > _FAR * min(values):  # else small ones are not seen
         ax.set_yscale("log")
-
-
-def _mark_published(
-    ax: Axes,
-    comparison: Comparison,
-    rows: Sequence[Row],
-    places: Mapping[str, NDArray[np.floating[Any]]],
-) -> None:
-    """A dashed line across each bar of which a number is published."""
-    half, label = 0.46 * 0.8 / len(places), PUBLISHED
-    for model, own in places.items():
-        published = comparison.experiment.published.get(model, {})
-        for x, row in zip(own, rows, strict=True):
-            if row.key in published:
-                mean = published[row.key].mean
-                ax.hlines(mean, x - half, x + half, DARK, "--", lw=1.2, label=label)
-                label = ""  # the legend needs one
-
-
-def _are_far_apart(values: Sequence[float]) -> bool:
-    """Whether the small ones of some numbers would not be seen beside the large ones."""
-    return min(values) > 0 and max(values) > _FAR * min(values)
 
 
 def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
@@ -140,7 +122,7 @@ def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
     first: dict[str, Run] = {}
     for run in runs:
         name = run.variant
-        if name in show.models and name not in first and look_at(run)[0] is not None:
+        if name in show.models and name not in first and run.look_at()[0] is not None:
             first[name] = run
     if not first:
         return False

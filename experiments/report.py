@@ -73,7 +73,8 @@ def _model_dict(comparison: Comparison, model: str) -> dict[str, Any]:
 
 def _differences_dict(comparison: Comparison) -> dict[str, Any]:
     """Paired differences; shares lie in [-1, 1]."""
-    models: dict[str, dict[str, Any]] = {model: {} for model in comparison.variants[1:]}
+    base, *others = comparison.variants
+    models: dict[str, dict[str, Any]] = {model: {} for model in others}
     for model, own in models.items():
         for row in comparison.main_rows:
             found = comparison.differences(model, row)
@@ -84,7 +85,7 @@ def _differences_dict(comparison: Comparison) -> dict[str, Any]:
                     "per_seed": list(found.values),
                 }
     return {
-        "baseline": comparison.baseline,
+        "baseline": base,
         "interval": "95 % Student t of the differences of the seeds that both models have",
         "models": models,
     }
@@ -114,27 +115,24 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def _results(comparison: Comparison) -> str:
-    published = comparison.experiment.published
-    others = [model for model in published if model not in comparison.variants]
+    names, published = labels(comparison), comparison.experiment.published
     heads = [""]
-    for model, label in labels(comparison).items():
-        heads += [label, "published"] if model in published else [label]
-    heads += [f"{model}, published" for model in others]
-    lines = []
-    for row in comparison.rows:
-        line = [row.label + (", %" if row.unit == "%" else "")]
-        for model in comparison.variants:
-            line.append(_text(comparison.estimate(model, row), row))
-            if model in published:
-                line.append(_published(published[model].get(row.key), row))
-        line += [_published(published[model].get(row.key), row) for model in others]
-        lines.append(line)
+    lines = [[row.label + (", %" if row.unit == "%" else "")] for row in comparison.rows]
+    for model in dict.fromkeys((*names, *published)):
+        if model in names:
+            heads.append(names[model])
+            for line, row in zip(lines, comparison.rows, strict=True):
+                line.append(_text(comparison.estimate(model, row), row))
+        if model in published:
+            heads.append("published" if model in names else f"{model}, published")
+            for line, row in zip(lines, comparison.rows, strict=True):
+                line.append(_published(comparison.published(model, row), row))
     return markdown_table(heads, lines)
 
 
 def _differences(comparison: Comparison) -> list[str]:
     """The section of paired differences, if there are two models."""
-    base, others = comparison.baseline, comparison.variants[1:]
+    base, *others = comparison.variants
     if not others:
         return []
     what = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from lab.disk.folder import noted_failure, write_text
+from lab.disk.folder import newest_row, noted_failure, write_text
 from lab.disk.plain_files import read_plain_text
 from lab.running.processes import Outcome, run_all
 
@@ -26,9 +27,6 @@ class Flag(NamedTuple):
     of: str  # name of the run, or the variant
     what: str  # one line
 
-    def __str__(self) -> str:
-        return f"{self.of}: {self.what}"
-
 
 def grouped(flags: Iterable[Flag]) -> list[str]:
     """One line for flags that say the same of several runs.
@@ -43,31 +41,16 @@ def grouped(flags: Iterable[Flag]) -> list[str]:
     return [f"{', '.join(of)}: {what}" for what, of in names.items()]
 
 
-class Settings(Protocol):
-    """The settings of a run: a dataclass with at least these fields."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def seed(self) -> int:
-        """Decides all that is drawn."""
-
-    @property
-    def threads(self) -> int:
-        """Threads that the run computes with."""
-
-
-SettingsT = TypeVar("SettingsT", bound=Settings)
+#: A dataclass with ``seed``, ``threads`` and the setting that is varied.
+Settings = TypeVar("Settings", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Generic[SettingsT]):
+class Run(ABC, Generic[Settings]):
     """One training run: a variant with a seed, in a folder of its own."""
 
-    #: The setting that tells the variants apart.
-    varied: ClassVar[str]
-
-    config: SettingsT
+    varied: ClassVar[str]  # the setting that tells the variants apart
+    config: Settings
     folder: Path
 
     @property
@@ -81,9 +64,9 @@ class Run(Generic[SettingsT]):
         return f"{self.variant} seed {self.config.seed}"
 
     @property
-    def unused(self) -> frozenset[str]:
-        """Settings that do nothing in this run."""
-        return frozenset()
+    def row(self) -> dict[str, float]:
+        """The newest row of its progress; empty before the first."""
+        return newest_row(self.folder)
 
     @property
     def jobs(self) -> int | None:
@@ -93,25 +76,41 @@ class Run(Generic[SettingsT]):
         except (OSError, ValueError):
             return None
 
+    @abstractmethod
+    def is_missing(self) -> bool:
+        """Whether it has to be trained; raises ValueError or OSError if it cannot be."""
 
-RunT = TypeVar("RunT", bound=Run[Any])
-FoundT = TypeVar("FoundT")
+    @abstractmethod
+    def train(self) -> None:
+        """Train it in this process; an interrupted run goes on."""
+
+    @abstractmethod
+    def look_at(self) -> tuple[Run[Settings] | None, Flag | None]:
+        """The run with what it left, if that can be used; and what readers have to know of it.
+
+        Raises:
+            ValueError: in one line, if something of it is damaged.
+        """
+
+    def incomplete(self, done: str) -> Flag:
+        """The flag of a run that is ``done`` so far, such as "3 of 5 epochs"."""
+        why = noted_failure(self.folder)
+        return Flag("incomplete", self.name, f"not complete, {done}{': ' if why else ''}{why}.")
+
+
+AnyRun = TypeVar("AnyRun", bound=Run[Any])
 
 
 def train_missing(
-    runs: Sequence[RunT],
-    is_missing: Callable[[RunT], bool],
-    train: Callable[[RunT], object],
+    runs: Sequence[AnyRun],
     jobs: int,
-    on_progress: Callable[[list[RunT]], None],
+    on_progress: Callable[[list[AnyRun]], None],
     launch: Callable[..., list[Outcome]] = run_all,
 ) -> list[Flag]:
     """Train the runs that are not finished, ``jobs`` at a time, each in its own process.
 
     Args:
         runs: all runs of the comparison.
-        is_missing: tells whether a run has to be trained; an error keeps it from being trained.
-        train: trains one run; a function of a module.
         jobs: runs at a time.
         on_progress: called about every second with the runs in training.
         launch: makes the calls that train: :func:`lab.running.processes.run_all`, here, or a
@@ -123,15 +122,14 @@ def train_missing(
     missing, failures = [], []
     for run in runs:
         try:
-            if is_missing(run):
+            if run.is_missing():
                 missing.append(run)
         except (ValueError, OSError) as error:  # such as: another command is writing there
             failures.append(Flag("failed", run.name, f"not trained: {error}"))
     jobs = min(jobs, len(missing))
     shared = jobs if launch is run_all else None  # the load of a cluster's machines is unknown
-    outcomes = launch(
-        _train_one, [(train, run, shared) for run in missing], jobs, lambda _: on_progress(missing)
-    )
+    calls = [(run, shared) for run in missing]
+    outcomes = launch(_train, calls, jobs, lambda _: on_progress(missing))
     return failures + [
         Flag("failed", run.name, f"training failed: {outcome.error}")
         for run, outcome in zip(missing, outcomes, strict=True)
@@ -139,57 +137,39 @@ def train_missing(
     ]
 
 
-def _train_one(train: Callable[[RunT], object], run: RunT, jobs: int | None) -> None:
-    train(run)
+def _train(run: Run[Any], jobs: int | None) -> None:
+    run.train()
     if jobs is not None:
         write_text(run.folder / JOBS_NAME, f"{jobs}\n")
 
 
-def survey(
-    runs: Sequence[RunT],
-    look_at: Callable[[RunT], tuple[FoundT | None, Flag | None]],
-    known: Sequence[Flag] = (),
-) -> tuple[list[FoundT], list[Flag]]:
-    """Look at every run: what the complete ones left, and flags.
-
-    Args:
-        runs: all runs of the comparison.
-        look_at: returns what a run left, if that can be used, and a flag, if readers need one. An
-            error is a flag, too.
-        known: flags there are already; runs with one get no other.
-    """
+def survey(runs: Sequence[Run[Any]], known: Sequence[Flag] = ()) -> tuple[list[Any], list[Flag]]:
+    """The runs that can be used, and a flag for every other one that has none in ``known``."""
     found, flags = [], []
     for run in runs:
         try:
-            one, flag = look_at(run)
+            usable, flag = run.look_at()
         except (ValueError, OSError) as error:
-            one, flag = None, Flag("failed", run.name, str(error))
-        if one is not None:
-            found.append(one)
+            usable, flag = None, Flag("failed", run.name, str(error))
+        if usable is not None:
+            found.append(usable)
         if flag is not None and flag.of not in {other.of for other in known}:
             flags.append(flag)
     return found, flags
 
 
-def incomplete(run: Run[Any], done: str) -> Flag:
-    """The flag of a run that is ``done`` so far, such as "3 of 5 epochs"."""
-    why = noted_failure(run.folder)
-    return Flag("incomplete", run.name, f"not complete, {done}{': ' if why else ''}{why}.")
-
-
 def by_variant(
-    asked: Sequence[Run[Any]], finished: Sequence[RunT], flags: Sequence[Flag]
-) -> tuple[dict[str, list[RunT]], tuple[Flag, ...]]:
-    """Sort finished runs by variant, and flag the variants that have none.
+    asked: Sequence[Run[Any]], found: Sequence[AnyRun], flags: Sequence[Flag]
+) -> tuple[dict[str, list[AnyRun]], tuple[Flag, ...]]:
+    """Runs by variant, and the flags with those of the variants that have no run.
 
     Raises:
-        NothingToCompare: if there is no finished run.
+        NothingToCompare: if there is no run.
     """
-    if not finished:
+    if not found:
         raise NothingToCompare("no run could be compared. " + " ".join(grouped(flags)))
-    found: dict[str, list[RunT]] = {}
-    for run in finished:
-        found.setdefault(run.variant, []).append(run)
-    without = dict.fromkeys(run.variant for run in asked if run.variant not in found)
+    variants = dict.fromkeys(run.variant for run in found)
+    runs = {name: [run for run in found if run.variant == name] for name in variants}
+    without = dict.fromkeys(run.variant for run in asked if run.variant not in runs)
     empty = [Flag("missing", name, "no run to judge, so not in the tables.") for name in without]
-    return found, (*empty, *flags)
+    return runs, (*empty, *flags)

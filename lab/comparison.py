@@ -5,21 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from lab.comparing import Flag, RunT
+from lab.comparing import AnyRun, Flag
 from lab.reporting.statistics import Estimate, mean_over_seeds
 
-
-class Row(Protocol):
-    """A row of a table: one number of every run."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest value there can be."""
-
-
-RowT = TypeVar("RowT", bound=Row)
+#: A row of a table: one number of every run, between its ``bounds``.
+Row = TypeVar("Row", bound=Any)
 
 
 class Differences(NamedTuple):
@@ -31,7 +23,7 @@ class Differences(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(ABC, Generic[RunT, RowT]):
+class Comparison(ABC, Generic[AnyRun, Row]):
     """All that is reported. Only variants with at least one finished run are in it.
 
     Args:
@@ -41,11 +33,11 @@ class Comparison(ABC, Generic[RunT, RowT]):
     """
 
     seeds: tuple[int, ...]
-    runs: Mapping[str, Sequence[RunT]]
+    runs: Mapping[str, Sequence[AnyRun]]
     flags: tuple[Flag, ...] = ()
 
     @abstractmethod
-    def value(self, run: RunT, row: RowT) -> float | None:
+    def value(self, run: AnyRun, row: Row) -> float | None:
         """The number of a run; ``None`` if it has none."""
 
     @property
@@ -54,7 +46,7 @@ class Comparison(ABC, Generic[RunT, RowT]):
         return tuple(self.runs)
 
     @property
-    def finished(self) -> list[RunT]:
+    def finished(self) -> list[AnyRun]:
         """All finished runs."""
         return [run for own in self.runs.values() for run in own]
 
@@ -90,7 +82,7 @@ class Comparison(ABC, Generic[RunT, RowT]):
         found: dict[str, list[Any]] = {}
         for run in self.finished:
             for name, value in asdict(run.config).items():
-                if name not in ("seed", run.varied, *run.unused):
+                if name not in ("seed", run.varied, *getattr(run.config, "unused", ())):
                     found.setdefault(name, []).append(value)
         return {
             name: values[0]
@@ -102,27 +94,22 @@ class Comparison(ABC, Generic[RunT, RowT]):
         """Seeds of the finished runs of a variant."""
         return tuple(run.config.seed for run in self.runs[variant])
 
-    def values(self, variant: str, row: RowT) -> list[float]:
+    def values(self, variant: str, row: Row) -> list[float]:
         """The number of each seed; seeds without one are left out."""
         values = (self.value(run, row) for run in self.runs[variant])
         return [value for value in values if value is not None]
 
-    def estimate(self, variant: str, row: RowT) -> Estimate | None:
+    def estimate(self, variant: str, row: Row) -> Estimate | None:
         """Mean over seeds with Student's t interval; ``None`` if no seed has a number."""
         values = self.values(variant, row)
         return mean_over_seeds(values, bounds=row.bounds) if values else None
 
-    @property
-    def baseline(self) -> str:
-        """The variant that the others are compared with: the first one."""
-        return self.variants[0]
-
-    def differences(self, variant: str, row: RowT) -> Differences | None:
-        """A variant minus the baseline, over the seeds that both have; ``None`` if there are none.
+    def differences(self, variant: str, row: Row) -> Differences | None:
+        """A variant minus the first one, over the seeds that both have; ``None`` if there are none.
 
         Runs of one seed have the same data, so that what these do to both is taken out.
         """
-        base = {run.config.seed: self.value(run, row) for run in self.runs[self.baseline]}
+        base = {run.config.seed: self.value(run, row) for run in self.runs[self.variants[0]]}
         pairs = [
             (run.config.seed, self.value(run, row), base.get(run.config.seed))
             for run in self.runs[variant]

@@ -14,12 +14,7 @@ from typing import Any
 
 import pytest
 
-from agents.judging.compare import (
-    RunProgress,
-    judge,
-    plan,
-    train_missing,
-)
+from agents.judging.compare import judge, plan
 from agents.judging.comparison import Comparison, Row, Run
 from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
 from agents.judging.report import to_dict, to_markdown, write_report
@@ -42,7 +37,7 @@ from compare_cases import (
     make_config,
 )
 from envs import BackendName, Task
-from lab.comparing import Flag
+from lab.comparing import Flag, train_missing
 from lab.disk.folder import PROGRESS_NAME, read_progress
 from lab.disk.lock import lock_folder
 from lab.reporting.statistics import interquartile_mean, mean_over_seeds, success_over_seeds
@@ -87,7 +82,7 @@ def test_other_settings_in_an_existing_folder_are_refused(root: Path) -> None:
 
 
 def test_every_run_is_trained_to_its_budget(
-    done: tuple[Path, Comparison, list[RunProgress]],
+    done: tuple[Path, Comparison, list[Run]],
 ) -> None:
     root, _, seen = done
     for core in CORES:
@@ -95,9 +90,7 @@ def test_every_run_is_trained_to_its_budget(
             checkpoint = load_checkpoint(root / f"{core}-seed{seed}")
             assert checkpoint.config == make_config(core=core, seed=seed)
             assert 256 <= checkpoint.env_steps < 256 + 8 * 16
-    assert {progress.run.name for progress in seen} == {
-        f"{core} seed {seed}" for core in CORES for seed in SEEDS
-    }
+    assert {run.name for run in seen} == {f"{core} seed {seed}" for core in CORES for seed in SEEDS}
 
 
 def results_of(comparison: Comparison) -> dict[str, Any]:
@@ -164,8 +157,8 @@ def test_killed_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
 
     killed: list[object] = []
 
-    def kill(progress: list[RunProgress]) -> None:
-        if progress[0].env_steps and not killed:
+    def kill(training: list[Run]) -> None:
+        if training[0].row.get("env_steps") and not killed:
             (child,) = multiprocessing.active_children()
             child.kill()
             killed.append(child)

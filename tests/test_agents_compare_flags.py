@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents.judging.compare import plan, survey, train_missing
+from agents.judging.compare import plan
 from agents.judging.comparison import Comparison, Row
 from agents.judging.report import to_dict, to_markdown
 from agents.learning.checkpoint import agent_store, load_checkpoint
@@ -24,7 +24,7 @@ from compare_cases import (
     judge_runs,
     make_config,
 )
-from lab.comparing import Flag, NothingToCompare
+from lab.comparing import Flag, NothingToCompare, survey, train_missing
 from lab.disk.folder import PROGRESS_NAME, read_progress
 
 

@@ -178,8 +178,8 @@ def _launcher(
 
 
 def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Flag]:
-    from agents.judging import compare as comparing
     from agents.watching.display import RunsDisplay
+    from lab import comparing
     from lab.running.processes import run_all
     from lab.slurm.launcher import SubmissionError
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median_high
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from agents.config import ActionMode, PPOConfig, core_label
+from agents.config import WITHOUT_EFFECT, ActionMode, PPOConfig, core_label
 from agents.judging.curves import steps_to_reach
-from envs import Suite, Task, return_range
+from agents.learning.checkpoint import Checkpoint, is_trained, load_checkpoint
+from agents.learning.resuming import trainer_for
+from agents.learning.run_settings import notice
+from envs import Suite, Task, resolve_backend, return_range
 from lab import comparing, comparison
+from lab.comparing import Flag
+from lab.disk.folder import is_empty, note_failure
+from lab.disk.lock import require_unlocked
+from lab.disk.store import has_checkpoint
 from lab.reporting.statistics import (
     Estimate,
     interquartile_mean,
@@ -25,6 +32,59 @@ class Run(comparing.Run[PPOConfig]):
     """One training run of a comparison."""
 
     varied: ClassVar[str] = "core"
+
+    def is_missing(self) -> bool:
+        """Whether it is not trained to its budget; raises if another command is writing there."""
+        if is_trained(self.folder, self.config.total_steps):
+            return False
+        if not is_empty(self.folder):
+            require_unlocked(self.folder)
+        return True
+
+    def train(self) -> None:
+        """Train it in this process; an interrupted run goes on."""
+        trainer = trainer_for(self.config, self.folder)
+        try:
+            trainer.run()
+        except Exception as error:
+            note_failure(self.folder, error)
+            raise
+
+    def look_at(self) -> tuple[Run | None, Flag | None]:
+        """The run if it can be judged, and what readers have to know of it."""
+        if is_empty(self.folder):
+            return None, Flag("missing", self.name, "there is no such run.")
+        asked = self.config
+        checkpoint = load_checkpoint(self.folder) if has_checkpoint(self.folder) else None
+        if checkpoint is None or checkpoint.env_steps < checkpoint.config.total_steps:
+            total = asked.total_steps if checkpoint is None else checkpoint.config.total_steps
+            steps = int(self.row.get("env_steps", 0))
+            return None, self.incomplete(f"{steps:,} of {total:,} environment steps")
+        there = checkpoint.config
+        differing = "; ".join(
+            f"{name}={before!r}, asked for {now!r}"
+            for name, (before, now) in self.differences(checkpoint).items()
+        )
+        if (there.core, there.seed, there.task) != (asked.core, asked.seed, asked.task):
+            return None, Flag("different", self.name, f"another run, left out: {differing}.")
+        if differing:
+            return self, Flag("different", self.name, f"trained with {differing}.")
+        if edited := notice(self.folder, there):
+            return self, Flag("different", self.name, f"{edited}.")
+        return self, None
+
+    def differences(self, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
+        """Settings of a trained run that are not those asked for: as they are, as asked for."""
+        there = asdict(checkpoint.config)
+        pairs = {
+            name: (there[name], asked)
+            for name, asked in asdict(self.config).items()
+            if name not in WITHOUT_EFFECT
+        }
+        if checkpoint.env_steps >= checkpoint.config.total_steps:  # else it will be trained again
+            now = resolve_backend(self.config.task, self.config.backend)
+            pairs["environments"] = (checkpoint.backend, now)
+        return {name: (before, asked) for name, (before, asked) in pairs.items() if before != asked}
 
 
 class CoreCost(NamedTuple):
@@ -132,6 +192,10 @@ class Comparison(comparison.Comparison[Measured, Row]):
         """What made the environments of the evaluation."""
         results = (result for run in self.finished for result in run.results.values())
         return tuple(sorted({result["backend"] for result in results}))
+
+    def usual_returns(self, tasks: Sequence[Task]) -> bool:
+        """Whether all returns lie between 0 and 1, as in MiniGrid's own tasks."""
+        return all(return_range(task.id) == (0.0, 1.0) for task in tasks)
 
     def has_success(self, task: Task) -> bool:
         """Whether success is known on a task."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,11 +9,11 @@ from matplotlib.figure import Figure
 
 from agents.judging.comparison import Comparison, Measure, Row
 from agents.judging.curves import POINTS, SMOOTHED_POINTS, on_one_grid, smooth
-from envs import Task, return_range
 from lab.reporting.figures import (
     CHANCE,
     DARK,
     bars_note,
+    colours,
     curves_note,
     draw_bars,
     draw_curves,
@@ -24,6 +23,7 @@ from lab.reporting.figures import (
     save_figures,
     tidy,
 )
+from lab.reporting.tables import labels
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
@@ -43,7 +43,7 @@ def plot_curves(comparison: Comparison) -> Figure:
         _draw_column(ax, comparison, column)
         ax.set_xlabel("environment steps")
         ax.set_ylabel(f"{label}, latest episodes")
-        if label != "return" or _usual_returns([train]):
+        if label != "return" or comparison.usual_returns([train]):
             ax.set_ylim(-0.02, 1.02)
         from_zero(ax)
         tidy(ax)
@@ -59,12 +59,8 @@ def _draw_column(ax: Axes, comparison: Comparison, column: str) -> None:
     for core, own in comparison.runs.items():
         steps, values = on_one_grid([run.curve for run in own], column)
         curves = [(run.curve["env_steps"], run.curve[column]) for run in own]
-        draw_curves(ax, comparison, core, curves, steps, smooth(values))
-
-
-def _usual_returns(tasks: Sequence[Task]) -> bool:
-    """Whether all returns lie between 0 and 1, as in MiniGrid's own tasks."""
-    return all(return_range(task.id) == (0.0, 1.0) for task in tasks)
+        look = {"label": labels(comparison)[core], "color": colours(comparison.variants)[core]}
+        draw_curves(ax, curves, steps, smooth(values), **look)
 
 
 def plot_tasks(comparison: Comparison) -> Figure:
@@ -82,7 +78,7 @@ def plot_tasks(comparison: Comparison) -> Figure:
             axes[0].hlines(chance, place - 0.45, place + 0.45, DARK, "--", lw=1, label=CHANCE)
     draw_bars(axes[-1], comparison, _rows(comparison, "mean_return"))
     axes[-1].set_ylabel("return")
-    if _usual_returns(tasks):
+    if comparison.usual_returns(tasks):
         axes[-1].set_ylim(0, 1.04)
     legend_below(figure, axes[0])
     figure.suptitle(f"Trained on {train.name} ({bars_note(comparison)})")

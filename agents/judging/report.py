@@ -10,7 +10,7 @@ from typing import Any, get_args
 from agents.judging.comparison import Comparison, Measure, Row
 from agents.judging.curves import LEARNED, median_steps
 from agents.judging.figures import write_figures
-from envs import Task, return_range
+from envs import Task
 from lab.reporting.statistics import Estimate
 from lab.reporting.tables import (
     estimate_text,
@@ -22,6 +22,9 @@ from lab.reporting.tables import (
     table_of,
     write_texts,
 )
+
+#: How MiniGrid's own tasks reward.
+_USUAL_REWARD = " (1 - 0.9 steps / step limit on success, else 0)"
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
@@ -140,7 +143,7 @@ def to_markdown(comparison: Comparison) -> str:
         *_success(comparison),
         *_aggregates(comparison),
         *_improvements(comparison),
-        f"## Return{_reward_note(comparison)}",
+        f"## Return{_USUAL_REWARD if comparison.usual_returns(comparison.tasks) else ''}",
         _by_task(comparison, "mean_return"),
         "## Steps per episode",
         _by_task(comparison, "mean_length"),
@@ -176,12 +179,6 @@ def _success(comparison: Comparison) -> list[str]:
     if not any(map(comparison.has_success, comparison.tasks)):
         return ["## Judged by return", note]
     return ["## Success rate", note, _by_task(comparison, "success_rate")]
-
-
-def _reward_note(comparison: Comparison) -> str:
-    """How MiniGrid's own tasks reward; nothing is known of others."""
-    usual = all(return_range(task.id) == (0.0, 1.0) for task in comparison.tasks)
-    return " (1 - 0.9 steps / step limit on success, else 0)" if usual else ""
 
 
 def _aggregates(comparison: Comparison) -> list[str]:

@@ -213,12 +213,11 @@ def _draw(runs: list[Run], pictures: Mapping[Show, Path]) -> None:
 
 
 def _train(runs: list[Run], jobs: int) -> list[Flag]:
-    from experiments import comparison as comparing
-    from lab.disk.folder import newest_row
+    from lab import comparing
     from lab.reporting.display import ProgressTable, RunLine
 
     def line(run: Run) -> RunLine:
-        row = newest_row(run.folder)
+        row = run.row
         epochs, loss = int(row.get("epoch", 0)), row.get("loss", float("nan"))
         return RunLine(run.name, epochs, run.config.epochs, loss)
 

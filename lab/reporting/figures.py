@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 def drawn(figure: Figure, kind: str) -> bytes:
     """The file that a figure makes; ``kind`` is what its name ends in, without the dot."""
     picture = io.BytesIO()
-    # The same comparison gives the same file: no date, no random names inside.
+    # The same numbers give the same file: no date, no random names inside.
     with mpl.rc_context({"svg.hashsalt": "rims"}):
-        metadata = {"Date": None} if kind == "svg" else None
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         figure.savefig(picture, dpi=120, format=kind, metadata=metadata)
     return picture.getvalue()
 
@@ -75,8 +75,12 @@ def make_panels(
 
 
 def draw_bars(
-    ax: Axes, comparison: Comparison[Any, Any], rows: Sequence[tuple[str, Any]], scale: float = 1.0
-) -> dict[str, NDArray[np.floating[Any]]]:
+    ax: Axes,
+    comparison: Comparison[Any, Any],
+    rows: Sequence[tuple[str, Any]],
+    scale: float = 1.0,
+    published: Callable[[str, Any], float | None] = lambda _variant, _row: None,
+) -> None:
     """Bars of all variants side by side at each row: mean and interval over seeds, a dot per seed.
 
     Args:
@@ -84,14 +88,12 @@ def draw_bars(
         comparison: has the numbers.
         rows: each with the name below its bars.
         scale: the numbers are multiplied by it.
-
-    Returns:
-        By variant, the places of its bars on the x axis.
+        published: numbers of a paper, by variant and row: a dashed line across the bar.
     """
     count, names, shades = len(comparison.runs), labels(comparison), colours(comparison.variants)
-    width, found = 0.8 / count, {}
+    width = 0.8 / count
     for i, variant in enumerate(comparison.variants):
-        x = found[variant] = np.arange(len(rows)) + (i - (count - 1) / 2) * width
+        x = np.arange(len(rows)) + (i - (count - 1) / 2) * width
         known = (comparison.estimate(variant, row) or _UNKNOWN for _, row in rows)
         estimates = [Estimate(*(scale * number for number in estimate)) for estimate in known]
         heights = [estimate.mean for estimate in estimates]
@@ -99,9 +101,12 @@ def draw_bars(
         draw_intervals(ax, x, estimates)
         dots = [[scale * v for v in comparison.values(variant, row)] for _, row in rows]
         draw_dots(ax, x, dots, width)
+        for place, (_, row) in zip(x, rows, strict=True):
+            if (mean := published(variant, row)) is not None:
+                ends = place - 0.46 * width, place + 0.46 * width
+                ax.hlines(mean, *ends, DARK, "--", lw=1.2, label=PUBLISHED)
     _name_rows(ax, [name for name, _ in rows])
     tidy(ax)
-    return found
 
 
 def _name_rows(ax: Axes, names: Sequence[str]) -> None:
@@ -127,29 +132,28 @@ def bars_note(comparison: Comparison[Any, Any]) -> str:
 
 def draw_curves(
     ax: Axes,
-    comparison: Comparison[Any, Any],
-    variant: str,
     curves: Sequence[tuple[ArrayLike, ArrayLike]],
     x: ArrayLike,
     values: ArrayLike,
+    label: str,
+    **look: Any,
 ) -> None:
-    """Curves of one variant: mean over seeds with its band; of few seeds each as a thin line.
+    """The mean of several runs' curves with its band; of few runs, each as a thin line.
 
     Args:
         ax: the panel.
-        comparison: has the variant.
-        variant: decides colour and label.
         curves: x and y of each run, as they are.
         x: (points,), the places at which the mean is drawn.
         values: (runs, points), the curves at these places.
+        label: of the mean.
+        look: colour, and style if need be, of all lines.
     """
-    colour = colours(comparison.variants)[variant]
     if len(curves) <= FEW_SEEDS:
         for own in curves:
-            draw_line(ax, *own, color=colour, lw=0.8, alpha=0.45)
+            draw_line(ax, *own, lw=0.8, alpha=0.45, **look)
     band = mean_band(values)
-    ax.fill_between(x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-    draw_line(ax, x, band.mean, color=colour, lw=2, label=labels(comparison)[variant])
+    ax.fill_between(x, band.low, band.high, color=look["color"], alpha=0.18, linewidth=0)
+    draw_line(ax, x, band.mean, lw=2, label=label, **look)
 
 
 def curves_note(comparison: Comparison[Any, Any], more: str = "") -> str:
@@ -197,10 +201,11 @@ def legend_below(figure: Figure, ax: Axes) -> None:
         figure: that gets it.
         ax: whose lines and bars it names, variants first.
     """
-    pairs = zip(*ax.get_legend_handles_labels(), strict=True)
-    handles, names = zip(*sorted(pairs, key=lambda p: p[1] in (CHANCE, PUBLISHED)), strict=True)
-    columns = min(len(names), 6)
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+    handles, all_names = ax.get_legend_handles_labels()
+    known = dict(zip(all_names, handles, strict=True))  # each once
+    names = sorted(known, key=lambda name: name in (CHANCE, PUBLISHED))
+    look: dict[str, Any] = {"ncols": min(len(names), 6), "frameon": False}
+    figure.legend([known[name] for name in names], names, loc="outside lower center", **look)
 
 
 def draw_line(ax: Axes, x: ArrayLike, y: ArrayLike, **look: Any) -> None:

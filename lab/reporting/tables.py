@@ -67,14 +67,7 @@ def table_of(
     rows: Sequence[tuple[str, Any]],
     text: Callable[[str, Any], str],
 ) -> str:
-    """A table with a column for each variant.
-
-    Args:
-        comparison: has the variants.
-        corner: above the names of the rows.
-        rows: of each its name, and what ``text`` is called with after the variant.
-        text: what stands in a cell.
-    """
+    """A table with a column for each variant; ``text`` gets the variant and the row of a cell."""
     return markdown_table(
         [corner, *labels(comparison).values()],
         [[name, *(text(variant, row) for variant in comparison.variants)] for name, row in rows],
@@ -82,13 +75,7 @@ def table_of(
 
 
 def seeds_note(comparison: Comparison[Any, Any], more: str = "", values: str = "values") -> str:
-    """What means and intervals are, without a full stop.
-
-    Args:
-        comparison: has the seeds.
-        more: said of the intervals, too.
-        values: have no interval where they are all equal.
-    """
+    """What means and intervals are, ``more`` about the latter; ``values`` is what is averaged."""
     first, *others = comparison.seed_counts
     if first == 1 and not others:
         return "one seed, so no interval: this says nothing about other seeds"

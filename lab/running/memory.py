@@ -70,15 +70,7 @@ give less of --num-envs.
 
 
 def require_memory_at_once(needed: Sequence[float], jobs: int) -> None:
-    """Refuse to train runs of which any ``jobs`` at a time need more memory than there is.
-
-    Args:
-        needed: bytes of each run, at least, beside its process.
-        jobs: runs at a time.
-
-    Raises:
-        ValueError: in one line, if there is not enough.
-    """
+    """Refuse to train runs that need so many bytes each, if any ``jobs`` of them do not fit."""
     largest = heapq.nlargest(jobs, needed)
     total = sum(largest) + PROCESS * len(largest)
     require_memory(total, f"training {len(largest)} runs at a time", "give less --jobs")
