@@ -14,12 +14,13 @@ import pytest
 from torch import Tensor, nn
 
 from agents.config import PPOConfig
-from agents.judging.compare import RunProgress, judge, plan, train_missing
+from agents.judging.compare import judge, plan
 from agents.judging.comparison import Comparison, Run
 from agents.judging.evaluations import EVALUATION_NAME
 from agents.judging.report import write_report
 from agents.learning.checkpoint import load_checkpoint, save_checkpoint
 from envs import SUITES
+from lab.comparing import train_missing
 
 SUITE = SUITES["empty"]
 TASKS = SUITE.tasks[:2]
@@ -60,10 +61,10 @@ def compare(root: Path, **changes: Any) -> Comparison:
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, list[RunProgress]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, list[Run]]:
     """A finished comparison. Only to be read."""
     root = tmp_path_factory.mktemp("compare")
-    seen: list[RunProgress] = []
+    seen: list[Run] = []
     assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, seen.extend) == []
     comparison = compare(root)
     write_report(comparison, root)
@@ -71,13 +72,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, li
 
 
 @pytest.fixture
-def root(done: tuple[Path, Comparison, list[RunProgress]], tmp_path: Path) -> Path:
+def root(done: tuple[Path, Comparison, list[Run]], tmp_path: Path) -> Path:
     """A copy of it, to be changed."""
     return Path(shutil.copytree(done[0], tmp_path / "copy"))
 
 
 @pytest.fixture
-def comparison(done: tuple[Path, Comparison, list[RunProgress]]) -> Comparison:
+def comparison(done: tuple[Path, Comparison, list[Run]]) -> Comparison:
     return done[1]
 
 

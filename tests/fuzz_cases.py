@@ -43,7 +43,7 @@ class WouldRun(BaseException):
 #: Where the work of each command begins: ``module:name``.
 WORK = (
     "agents.learning.train:Trainer.run",
-    "agents.judging.compare:train_missing",
+    "lab.comparing:train_missing",
     "agents.judging.compare:judge",
     "agents.judging.evaluate:evaluate",
     "agents.watching.record:record_episode",
@@ -55,7 +55,6 @@ WORK = (
     "rims.bench.run:bench_cells",
     "rims.bench.first_call:measure_first_calls",
     "nfm.bench.run:bench_nfm",
-    "experiments.comparison:train_missing",
     "experiments.comparison:assemble",
     "experiments.data.mnist:_fetch",
 )

@@ -10,16 +10,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agents.judging.compare import (
-    RunProgress,
-    judge,
-    plan,
-    train_missing,
-)
-from agents.judging.comparison import Comparison, Run
+from agents.judging.compare import judge, plan
+from agents.judging.comparison import Comparison, Row, Run
 from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
 from agents.judging.report import to_dict, to_markdown, write_report
 from agents.learning.checkpoint import is_trained, load_checkpoint, save_checkpoint
@@ -41,7 +37,7 @@ from compare_cases import (
     make_config,
 )
 from envs import BackendName, Task
-from lab.comparing import Flag
+from lab.comparing import Flag, train_missing
 from lab.disk.folder import PROGRESS_NAME, read_progress
 from lab.disk.lock import lock_folder
 from lab.reporting.statistics import interquartile_mean, mean_over_seeds, success_over_seeds
@@ -86,7 +82,7 @@ def test_other_settings_in_an_existing_folder_are_refused(root: Path) -> None:
 
 
 def test_every_run_is_trained_to_its_budget(
-    done: tuple[Path, Comparison, list[RunProgress]],
+    done: tuple[Path, Comparison, list[Run]],
 ) -> None:
     root, _, seen = done
     for core in CORES:
@@ -94,9 +90,11 @@ def test_every_run_is_trained_to_its_budget(
             checkpoint = load_checkpoint(root / f"{core}-seed{seed}")
             assert checkpoint.config == make_config(core=core, seed=seed)
             assert 256 <= checkpoint.env_steps < 256 + 8 * 16
-    assert {progress.run.name for progress in seen} == {
-        f"{core} seed {seed}" for core in CORES for seed in SEEDS
-    }
+    assert {run.name for run in seen} == {f"{core} seed {seed}" for core in CORES for seed in SEEDS}
+
+
+def results_of(comparison: Comparison) -> dict[str, Any]:
+    return {run.name: run.results for run in comparison.finished}
 
 
 def test_second_time_nothing_is_trained_and_evaluations_are_reused(
@@ -106,7 +104,7 @@ def test_second_time_nothing_is_trained_and_evaluations_are_reused(
     assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, ignore) == []
     again = compare(root)
     assert folder_times(root, "**/*") == before
-    assert again.cells == comparison.cells
+    assert results_of(again) == results_of(comparison)
 
 
 @pytest.mark.long
@@ -121,7 +119,7 @@ def test_other_episodes_or_tasks_are_evaluated_anew(root: Path) -> None:
     )
     other = compare(root, episodes=EPISODES + 1, mode="greedy")
     assert other.mode == "greedy"
-    assert other.cells != again.cells
+    assert results_of(other) != results_of(again)
 
 
 def test_interrupted_run_goes_on(root: Path) -> None:
@@ -159,8 +157,8 @@ def test_killed_run_is_reported_and_the_others_finish(tmp_path: Path) -> None:
 
     killed: list[object] = []
 
-    def kill(progress: list[RunProgress]) -> None:
-        if progress[0].env_steps and not killed:
+    def kill(training: list[Run]) -> None:
+        if training[0].row.get("env_steps") and not killed:
             (child,) = multiprocessing.active_children()
             child.kill()
             killed.append(child)
@@ -210,7 +208,7 @@ def test_run_trained_on_another_backend_is_refused(root: Path) -> None:
 def test_unreadable_evaluation_is_none(root: Path, comparison: Comparison, content: str) -> None:
     (root / "none-seed0" / EVALUATION_NAME).write_text(content)
     if content == "{":  # the others only have to be told from a cache
-        assert compare(root).cells == comparison.cells
+        assert results_of(compare(root)) == results_of(comparison)
     else:
         run = plan(make_config(), ["none"], [0], root)[0]
         assert cached_results(run, TASKS, EPISODES, "sample") is None
@@ -296,7 +294,7 @@ def test_core_from_elsewhere_has_its_folder(tmp_path: Path) -> None:
 
 
 def test_cells_are_means_over_the_evaluations(root: Path, comparison: Comparison) -> None:
-    assert comparison.cores == tuple(CORES)
+    assert comparison.variants == tuple(CORES)
     assert comparison.seeds == tuple(SEEDS)
     for core in CORES:
         for task in TASKS:
@@ -305,20 +303,22 @@ def test_cells_are_means_over_the_evaluations(root: Path, comparison: Comparison
             assert [r["seed"] for r in results] == SEEDS
             success = [r["success_rate"]["mean"] for r in results]
             returns = [r["mean_return"]["mean"] for r in results]
-            cell = comparison.cells[core, task.id]
-            assert cell.per_seed_success == success
-            assert cell.per_seed_return == returns
-            assert cell.success_rate == success_over_seeds(success, EPISODES)
+            of_success, of_return = Row(task, "success_rate"), Row(task, "mean_return")
+            assert comparison.values(core, of_success) == success
+            assert comparison.values(core, of_return) == returns
+            assert comparison.estimate(core, of_success) == success_over_seeds(success, EPISODES)
             wanted = mean_over_seeds(returns, bounds=(0, 1))
-            assert cell.mean_return == pytest.approx(wanted, nan_ok=True)
+            assert comparison.estimate(core, of_return) == pytest.approx(wanted, nan_ok=True)
             lengths = [r["mean_length"]["mean"] for r in results]
-            assert cell.mean_length == pytest.approx(sum(lengths) / 2)
+            length = comparison.estimate(core, Row(task, "mean_length"))
+            assert length is not None
+            assert length.mean == pytest.approx(sum(lengths) / 2)
 
 
 def test_parameters_and_speed_are_those_of_the_runs(root: Path, comparison: Comparison) -> None:
     for core in CORES:
         policy = load_checkpoint(root / f"{core}-seed0").make_policy()
-        assert comparison.costs[core] == (
+        assert comparison.cost(core) == (
             16,
             count_parameters(policy.core),
             count_parameters(policy),
@@ -329,7 +329,7 @@ def test_parameters_and_speed_are_those_of_the_runs(root: Path, comparison: Comp
             for seed in SEEDS
             for speed in read_progress(root / f"{core}-seed{seed}")["env_steps_per_second"]
         ]
-        speed = comparison.env_steps_per_second[core]
+        speed = comparison.env_steps_per_second(core)
         assert speed in speeds
         assert sum(s < speed for s in speeds) <= len(speeds) / 2 >= sum(s > speed for s in speeds)
 
@@ -381,9 +381,9 @@ def test_one_seed_has_no_interval_and_says_so(root: Path, tmp_path: Path) -> Non
     comparison = judge(
         runs, SUITE, TASKS[:1], episodes=EPISODES, mode="sample", jobs=1, on_progress=ignore
     )
-    cell = comparison.cells["none", TASKS[0].id]
-    assert cell.success_rate is not None
-    assert math.isnan(cell.success_rate.low)
+    rate = comparison.estimate("none", Row(TASKS[0], "success_rate"))
+    assert rate is not None
+    assert math.isnan(rate.low)
     written = write_report(comparison, tmp_path)
     assert all(path.stat().st_size > 100 for path in written)
     plain = json.loads(written[1].read_text(), parse_constant=refuse_constant)

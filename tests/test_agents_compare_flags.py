@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agents.judging.compare import JudgingError, plan, survey, train_missing
-from agents.judging.comparison import Comparison
+from agents.judging.compare import plan
+from agents.judging.comparison import Comparison, Row
 from agents.judging.report import to_dict, to_markdown
 from agents.learning.checkpoint import agent_store, load_checkpoint
 from agents.learning.train import Trainer
@@ -24,7 +24,7 @@ from compare_cases import (
     judge_runs,
     make_config,
 )
-from lab.comparing import Flag
+from lab.comparing import Flag, NothingToCompare, survey, train_missing
 from lab.disk.folder import PROGRESS_NAME, read_progress
 
 
@@ -41,7 +41,7 @@ def test_partial_runs_are_reported_with_what_is_missing(root: Path) -> None:
     change_checkpoint(root / "none-seed1", env_steps=255)
     runs = plan(make_config(), CORES, SEEDS, root, as_found=True)
     comparison = judge_runs(runs)
-    assert comparison.cores == ("rim_gru",)
+    assert comparison.variants == ("rim_gru",)
     steps = int(read_progress(root / "none-seed1")["env_steps"][-1])
     assert comparison.flags == (
         Flag("missing", "none", "no run to judge, so not in the tables."),
@@ -115,7 +115,7 @@ def test_why_a_run_broke_down_is_kept_for_later(tmp_path: Path) -> None:
     (failure,) = train_missing(runs, 1, ignore)
     assert failure.what.startswith("training failed: training stopped in update 1: ")
     comparison = judge_runs(runs, flags=[failure])
-    assert comparison.cores == ("none",)
+    assert comparison.variants == ("none",)
     assert comparison.flags[1:] == (failure,)
     assert comparison.failed
     _, (flag,) = survey(runs)
@@ -130,7 +130,7 @@ def test_numbers_of_seeds_are_shown_where_they_differ(root: Path) -> None:
     markdown = to_markdown(comparison)
     assert "| task | rim_gru (2 seeds) | none (1 seed) |" in markdown
     assert "none for one seed" in markdown
-    assert comparison.cells["none", TASKS[0].id].per_seed_success == [
+    assert comparison.values("none", Row(TASKS[0], "success_rate")) == [
         evaluations(root, "none", [0])[0][TASKS[0].id]["success_rate"]["mean"]
     ]
 
@@ -167,7 +167,7 @@ def test_a_damaged_run_does_not_keep_the_others_from_being_trained(root: Path) -
 
 def test_nothing_to_judge_is_one_line(tmp_path: Path) -> None:
     runs = plan(make_config(), CORES, SEEDS, tmp_path)
-    with pytest.raises(JudgingError) as caught:
+    with pytest.raises(NothingToCompare) as caught:
         judge_runs(runs, flags=[Flag("failed", "none seed 0", "not trained: why.")])
     assert str(caught.value) == (
         "no run could be compared. none seed 0: not trained: why. "

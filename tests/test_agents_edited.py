@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents.config import PPOConfig
-from agents.judging.compare import plan, survey
+from agents.judging.compare import plan
 from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
 from agents.learning.checkpoint import agent_store, load_checkpoint
 from agents.learning.train import Trainer
@@ -21,6 +21,7 @@ from conftest import TOY
 from experiment_cases import line, stop_at
 from experiments.fit import fit
 from experiments.results import RESULTS_NAME, read_results
+from lab.comparing import survey
 from lab.disk.folder import CONFIG_NAME
 
 MORE = ("--total-steps", "600")

@@ -15,7 +15,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from agents.judging.comparison import Comparison
+from agents.judging.comparison import Comparison, Measure, Row
 from agents.judging.curves import on_one_grid, smooth
 from agents.judging.figures import plot_curves, plot_tasks, write_figures
 from lab.reporting.figures import COLOURS, colours, draw_dots, drawn
@@ -56,10 +56,9 @@ def test_few_values_are_told_from_none(
     seeds: tuple[int, int], known: tuple[int, ...], marker: str
 ) -> None:
     comparison = with_seeds(make_comparison(), seeds)
-    for runs in comparison.curves.values():
-        for run in runs:
-            for column in ("success_rate", "episode_return_mean"):
-                run[column][:] = [v if i in known else NAN for i, v in enumerate([0.2, 0.5, 0.7])]
+    for run in comparison.finished:
+        for name in ("success_rate", "episode_return_mean"):
+            run.curve[name][:] = [v if i in known else NAN for i, v in enumerate([0.2, 0.5, 0.7])]
     ax = plot_curves(comparison).axes[0]
     assert [text.get_text() for text in ax.texts] == ([] if known else ["no values yet"])
     assert ax.lines[0].get_marker() == marker
@@ -70,7 +69,7 @@ def test_band_around_the_curve_is_that_of_the_seeds() -> None:
     comparison = with_seeds(make_comparison(), (5, 4))
     ax = plot_curves(comparison).axes[0]
     assert len(lines_of(ax, "lstm")) == 1  # of many seeds only the mean
-    steps, values = on_one_grid(comparison.curves["lstm"], "success_rate")
+    steps, values = on_one_grid([run.curve for run in comparison.runs["lstm"]], "success_rate")
     band = mean_band(smooth(values))
     polygon = next(c for c in ax.collections if isinstance(c, PolyCollection))
     drawn = np.concatenate([path.vertices for path in polygon.get_paths()])
@@ -117,9 +116,8 @@ def test_chance_is_a_dashed_line_where_it_is_known(comparison: Comparison) -> No
 
 def test_bars_are_the_means_and_only_known_intervals_are_drawn(comparison: Comparison) -> None:
     figure = plot_tasks(comparison)
-    for ax, key, label in zip(
-        figure.axes, ("success_rate", "mean_return"), ("success rate", "return"), strict=True
-    ):
+    keys: tuple[Measure, ...] = ("success_rate", "mean_return")
+    for ax, key, label in zip(figure.axes, keys, ("success rate", "return"), strict=True):
         assert ax.get_ylabel() == label
         ticks = [text.get_text().replace("\n", "-") for text in ax.get_xticklabels()]
         assert ticks == [f"{TASKS[0].name}-(trained)", TASKS[1].name]
@@ -128,18 +126,18 @@ def test_bars_are_the_means_and_only_known_intervals_are_drawn(comparison: Compa
         assert [bar.get_label() for bar in bars] == list(CORES)
         drawn = []
         for core, container in zip(CORES, bars, strict=True):
-            estimates = [getattr(comparison.cells[core, task.id], key) for task in TASKS]
+            found = [comparison.estimate(core, Row(task, key)) for task in TASKS]
+            estimates = [estimate for estimate in found if estimate is not None]
             assert [bar.get_height() for bar in container] == [e.mean for e in estimates]
             drawn += [[e.low, e.high] for e in estimates if not math.isnan(e.low)]
         reach = [s[:, 1].tolist() for c in errors for s in c.lines[2][0].get_segments()]
-        assert reach == drawn
+        np.testing.assert_allclose(reach, drawn, rtol=1e-12, atol=1e-12)
 
 
 def test_names_of_tasks_do_not_meet() -> None:
     made = make_comparison()
     tasks = made.suite.tasks  # of them two names of twelve letters stand side by side
-    cells = {(core, t.id): made.cells[core, TASKS[0].id] for core in CORES for t in tasks}
-    figure = plot_tasks(replace(made, tasks=tasks, cells=cells))
+    figure = plot_tasks(replace(made, tasks=tasks))
     drawn(figure, "png")  # until then nothing has a place
     for ax in figure.axes:
         labels = ax.get_xticklabels()
@@ -155,9 +153,9 @@ def test_every_seed_is_a_dot_in_its_bar() -> None:
     ax = plot_tasks(comparison).axes[0]
     dots = [np.asarray(line.get_data()) for line in ax.lines if line.get_marker() == "o"]
     bars = [bar for c in ax.containers if isinstance(c, BarContainer) for bar in c]
-    cells = [comparison.cells[core, task.id] for core in CORES for task in TASKS]
-    for (x, y), bar, cell in zip(dots, bars, cells, strict=True):
-        assert y.tolist() == cell.per_seed_success
+    rates = [comparison.values(c, Row(task, "success_rate")) for c in CORES for task in TASKS]
+    for (x, y), bar, own in zip(dots, bars, rates, strict=True):
+        assert y.tolist() == own
         assert (bar.get_x() < x).all()
         assert (x < bar.get_x() + bar.get_width()).all()
         assert len(set(x)) == len(x)

@@ -19,7 +19,7 @@ from minigrid.core.constants import OBJECT_TO_IDX
 import foreign_envs
 from agents.config import PPOConfig
 from agents.judging import evaluate as evaluating
-from agents.judging.compare import judge, plan, train_missing
+from agents.judging.compare import judge, plan
 from agents.judging.evaluate import check_task, evaluate
 from agents.judging.report import to_dict, to_markdown, write_report
 from agents.learning.checkpoint import agent_store, load_checkpoint, save_checkpoint
@@ -35,6 +35,7 @@ from agents.watching.record import record_episode
 from command_line import TOY, Rims, assert_one_line
 from compare_cases import ignore
 from envs import STOCK_VIEW, EnvironmentFailed, Task, View, get_suite, get_task, make_vector_env
+from lab.comparing import train_missing
 from lab.disk.folder import read_progress
 from lab.running.guards import RunStopped
 from lab.settings import ConfigError

@@ -15,6 +15,7 @@ import gymnasium
 import pytest
 
 from agents.judging.compare import judge, plan
+from agents.judging.comparison import Row
 from agents.judging.evaluate import evaluate
 from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
 from agents.learning.train import Trainer
@@ -77,11 +78,9 @@ def length_on(task: Task, root: Path) -> float:
     runs = plan(make_config(), ["none"], [0], root)
     settings: dict[str, Any] = {"episodes": 2, "mode": "sample", "jobs": 1}
     suite = Suite(name="own", description="", train=task, unseen=())
-    return (
-        judge(runs, suite, [task], on_progress=ignore, **settings)
-        .cells["none", task.id]
-        .mean_length
-    )
+    found = judge(runs, suite, [task], on_progress=ignore, **settings)
+    (length,) = found.values("none", Row(task, "mean_length"))
+    return length
 
 
 @pytest.mark.parametrize("edited", ["own_room.py", "own_size.py"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import sys
@@ -328,8 +329,8 @@ def test_failure_leaves_an_earlier_figure(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a.png").write_text("earlier")
 
-    def fail(self: Figure, path: Path, **_: object) -> None:
-        Path(path).write_text("half")
+    def fail(self: Figure, file: io.BytesIO, **_: object) -> None:
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", fail)

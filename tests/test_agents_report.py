@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agents.judging.comparison import Comparison
+from agents.judging.comparison import Comparison, Row
 from agents.judging.report import improvements, to_dict, to_markdown, write_report
 from lab.comparing import Flag
 from lab.reporting.statistics import interquartile_mean, probability_of_improvement
@@ -77,7 +78,7 @@ def test_aggregate_is_over_the_unseen_tasks_only() -> None:
     plain = to_dict(comparison)
     assert plain["aggregated_tasks"] == [unseen]
     for core in CORES:
-        rates = np.array(comparison.cells[core, unseen].per_seed_success)[:, None]
+        rates = np.array(comparison.values(core, Row(TASKS[1], "success_rate")))[:, None]
         wanted = interquartile_mean(rates)
         shown = f"{wanted.mean:.2f} [{wanted.low:.2f}, {wanted.high:.2f}]"
         assert shown in last
@@ -98,7 +99,7 @@ def test_without_unseen_tasks_the_aggregate_is_over_all(comparison: Comparison) 
 def test_improvement_is_of_the_row_over_the_column() -> None:
     comparison = make_comparison()
     pairs = improvements(comparison)
-    success = {core: comparison.cells[core, TASKS[1].id].per_seed_success for core in CORES}
+    success = {core: comparison.values(core, Row(TASKS[1], "success_rate")) for core in CORES}
     wanted = probability_of_improvement(
         *(np.array(success[core])[:, None] for core in ("lstm", "none"))
     )
@@ -116,7 +117,7 @@ def test_improvement_is_of_the_row_over_the_column() -> None:
 
 
 def test_one_core_improves_on_nothing(comparison: Comparison) -> None:
-    alone = make_comparison(configs={"lstm": comparison.configs["lstm"]})
+    alone = make_comparison(runs={"lstm": comparison.runs["lstm"]})
     assert "Probability" not in to_markdown(alone)
     assert to_dict(alone)["probability_of_improvement"] == {"lstm": {}}
 
@@ -151,11 +152,12 @@ def test_core_from_elsewhere_is_short_in_tables_and_whole_once() -> None:
     comparison = make_comparison()
     path = "torch.nn:RNN"
     there = make_comparison(
-        configs={path: comparison.configs["lstm"]},
-        costs={path: comparison.costs["lstm"]},
-        env_steps_per_second={path: 20.0},
-        cells={(path, task.id): comparison.cells["lstm", task.id] for task in TASKS},
-        curves={path: comparison.curves["lstm"]},
+        runs={
+            path: [
+                replace(run, config=replace(run.config, core=path))
+                for run in comparison.runs["lstm"]
+            ]
+        }
     )
     markdown = to_markdown(there)
     assert "| task | RNN |" in markdown

@@ -20,11 +20,13 @@ import torch
 pytest.importorskip("submitit", reason="jobs of Slurm need submitit, which is not installed")
 
 import fake_slurm
-from agents.judging.compare import RunProgress, plan, train_missing
+from agents.judging.compare import plan
+from agents.judging.comparison import Run
 from agents.learning.checkpoint import load_checkpoint
 from agents.learning.train import Trainer
 from command_line import COMPARE, ROOT, TOY, Rims, assert_one_line, process, tree, wait_for_rows
 from compare_cases import TASKS, change_checkpoint, ignore, make_config
+from lab.comparing import train_missing
 from lab.disk.folder import PROGRESS_NAME, read_progress
 from lab.running.processes import Outcome
 from lab.running.signals import StopRequest
@@ -161,8 +163,8 @@ def test_a_job_stopped_by_slurm_is_queued_again_and_goes_on_exactly(
     (run,) = plan(config, ["none"], [0], tmp_path / "jobs")
     sent: list[int] = []
 
-    def stop(progress: list[RunProgress]) -> None:
-        if progress[0].env_steps and not sent:
+    def stop(runs: list[Run]) -> None:
+        if runs[0].row.get("env_steps") and not sent:
             sent.append(int(state.get("100", "pid")))
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2):
                 os.kill(sent[0], number)

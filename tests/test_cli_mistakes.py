@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from agents.judging import compare as comparing
-from agents.judging.compare import JudgingError
 from agents.learning.checkpoint import agent_store
 from agents.learning.train import Trainer
 from command_line import COMPARE, ENV, TOY, TRAIN, Result, Rims, assert_one_line, process, tree
+from lab.comparing import NothingToCompare
 from lab.disk.lock import lock_folder
 from lab.disk.store import FOLDER_NAME
 from lab.running.guards import TrainingError
@@ -181,7 +181,7 @@ def test_comparison_that_cannot_be_judged_is_one_line(
     rims: Rims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise JudgingError("some runs could not be evaluated. lstm seed 0 (x): y")
+        raise NothingToCompare("some runs could not be evaluated. lstm seed 0 (x): y")
 
     monkeypatch.setattr(comparing, "train_missing", lambda *_: [])
     monkeypatch.setattr(comparing, "judge", fail)

@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compare") / "root"
     configs = [line(model=model).config for model in ("linear", "mlp")]
     for run in comparing.plan(LINE, configs, (0, 1), root):
-        comparing.train_one(run)
+        run.train()
     return root
 
 
@@ -156,7 +156,8 @@ def test_failing_run_does_not_lose_the_others(here: Path, rims: Rims) -> None:
     result = rims(*arguments, "--seeds", "1", "--json", "--jobs", "2")
     assert result.code == 1
     plain = json.loads(result.out)
-    (flag,) = plain["flags"]
+    empty, flag = plain["flags"]
+    assert (empty["kind"], empty["of"]) == ("missing", "broken")
     assert (flag["kind"], flag["of"]) == ("failed", "broken seed 0")
     assert "loss is no longer finite" in flag["what"]
     assert list(plain["models"]) == ["linear"]

@@ -179,8 +179,8 @@ def _launcher(
 
 
 def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Flag]:
-    from agents.judging import compare as comparing
     from agents.watching.display import RunsDisplay
+    from lab import comparing
     from lab.running.processes import run_all
     from lab.slurm.launcher import SubmissionError
 
@@ -192,11 +192,11 @@ def _train(runs: list[Run], jobs: int, launch: SlurmLauncher | None) -> list[Fla
 
 
 def _judge(judge: Callable[..., Comparison], runs: list[Run], flags: list[Flag]) -> Comparison:
-    from agents.judging.compare import JudgingError
+    from lab.comparing import NothingToCompare
     from lab.reporting.display import show_progress
 
     with show_progress("evaluating", len(runs)) as advance:
         try:
             return judge(on_progress=advance, flags=flags)
-        except JudgingError as error:
+        except NothingToCompare as error:
             raise click.ClickException(str(error)) from None

@@ -39,6 +39,7 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...] | None, x: 
     """
     from agents.watching.run_list import find_runs, read_run, with_progress
     from lab.disk.output import check_output
+    from lab.reporting.tables import plural
 
     with checking_input():
         found = with_progress([read_run(folder) for folder in find_runs(runs)], runs)
@@ -54,5 +55,4 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...] | None, x: 
         metrics = metrics or shown_by_default(found)
         check_metrics(found, metrics)
     groups = save_curves(found, metrics, x, out)
-    count = f"{len(found)} run{'s' * (len(found) > 1)}"
-    click.echo(f"{count}, {len(groups)} line{'s' * (len(groups) > 1)} per panel: {out}")
+    click.echo(f"{plural(len(found), 'run')}, {plural(len(groups), 'line')} per panel: {out}")

@@ -1,53 +1,87 @@
-"""What a comparison holds: its runs, and what each core did."""
+"""What a comparison of agents holds: its runs, and what each core did."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from statistics import median_high
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from agents.config import ActionMode, PPOConfig
 from agents.judging.curves import steps_to_reach
-from envs import Suite, Task
+from agents.learning.checkpoint import Checkpoint, is_trained, load_checkpoint
+from agents.learning.resuming import trainer_for
+from agents.learning.run_settings import notice
+from envs import Suite, Task, resolve_backend, return_range
+from lab import comparing, comparison
 from lab.comparing import Flag
 from lab.cores import core_label
-from lab.reporting.statistics import Estimate, interquartile_mean, probability_of_improvement
+from lab.disk.folder import is_empty, note_failure
+from lab.disk.lock import require_unlocked
+from lab.disk.store import has_checkpoint
+from lab.reporting.statistics import (
+    Estimate,
+    interquartile_mean,
+    probability_of_improvement,
+    success_over_seeds,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(comparing.Run[PPOConfig]):
     """One training run of a comparison."""
 
-    config: PPOConfig
-    folder: Path
+    varied: ClassVar[str] = "core"
 
-    @property
-    def name(self) -> str:
-        """Short label."""
-        return f"{self.config.core} seed {self.config.seed}"
+    def is_missing(self) -> bool:
+        """Whether it is not trained to its budget; raises if another command is writing there."""
+        if is_trained(self.folder, self.config.total_steps):
+            return False
+        if not is_empty(self.folder):
+            require_unlocked(self.folder)
+        return True
 
+    def train(self) -> None:
+        """Train it in this process; an interrupted run goes on."""
+        trainer = trainer_for(self.config, self.folder)
+        try:
+            trainer.run()
+        except Exception as error:
+            note_failure(self.folder, error)
+            raise
 
-def labels(cores: Sequence[str]) -> dict[str, str]:
-    """What to call each core: short where that tells them apart.
+    def look_at(self) -> tuple[Run | None, Flag | None]:
+        """The run if it can be judged, and what readers have to know of it."""
+        if is_empty(self.folder):
+            return None, Flag("missing", self.name, "there is no such run.")
+        asked = self.config
+        checkpoint = load_checkpoint(self.folder) if has_checkpoint(self.folder) else None
+        if checkpoint is None or checkpoint.env_steps < checkpoint.config.total_steps:
+            total = asked.total_steps if checkpoint is None else checkpoint.config.total_steps
+            steps = int(self.row.get("env_steps", 0))
+            return None, self.incomplete(f"{steps:,} of {total:,} environment steps")
+        there = checkpoint.config
+        differing = "; ".join(
+            f"{name}={before!r}, asked for {now!r}"
+            for name, (before, now) in self.differences(checkpoint).items()
+        )
+        if (there.core, there.seed, there.task) != (asked.core, asked.seed, asked.task):
+            return None, Flag("different", self.name, f"another run, left out: {differing}.")
+        if differing:
+            return self, Flag("different", self.name, f"trained with {differing}.")
+        if edited := notice(self.folder, there):
+            return self, Flag("different", self.name, f"{edited}.")
+        return self, None
 
-    Example:
-        >>> labels(["lstm", "package.module:MyLSTM"])
-        {'lstm': 'lstm', 'package.module:MyLSTM': 'MyLSTM'}
-    """
-    short = {core: core_label(core) for core in cores}
-    return short if len(set(short.values())) == len(cores) else {core: core for core in cores}
-
-
-class Cell(NamedTuple):
-    """One core on one task, over seeds."""
-
-    success_rate: Estimate | None  # None: neither the environment nor the task says
-    mean_return: Estimate
-    mean_length: float
-    per_seed_success: list[float]  # empty then
-    per_seed_return: list[float]
+    def differences(self, checkpoint: Checkpoint) -> dict[str, tuple[Any, Any]]:
+        """Settings of a trained run that are not those asked for: as they are, as asked for."""
+        found = checkpoint.config.differences(self.config)
+        if checkpoint.env_steps >= checkpoint.config.total_steps:  # else it will be trained again
+            now = resolve_backend(self.config.task, self.config.backend)
+            if now != checkpoint.backend:
+                found["environments"] = (checkpoint.backend, now)
+        return found
 
 
 class CoreCost(NamedTuple):
@@ -61,38 +95,55 @@ class CoreCost(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """All that a comparison found. Only cores with at least one complete run are in it."""
+class Measured(Run):
+    """A run that was trained, with the settings of that training, and evaluated."""
+
+    results: dict[str, dict[str, Any]]  # by task id
+    curve: dict[str, list[float]]
+    cost: CoreCost
+    training_backend: str
+
+
+#: Names of numbers in an evaluation.
+Measure = Literal["success_rate", "mean_return", "mean_length"]
+
+
+class Row(NamedTuple):
+    """A number of every run on a task."""
+
+    task: Task
+    key: Measure
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value there can be."""
+        if self.key == "success_rate":
+            return (0.0, 1.0)
+        bounds = return_range(self.task.id) if self.key == "mean_return" else (0.0, math.inf)
+        return bounds or (-math.inf, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(comparison.Comparison[Measured, Row]):
+    """All that a comparison found.
+
+    Args:
+        suite: of the training task.
+        tasks: evaluated on.
+        episodes: per run and task.
+        mode: how actions were chosen.
+    """
 
     suite: Suite
     tasks: tuple[Task, ...]
-    seeds: tuple[int, ...]  # asked for
     episodes: int
     mode: ActionMode
-    configs: dict[str, tuple[PPOConfig, ...]]  # core -> of its complete runs, as trained
-    training_backends: tuple[str, ...]
-    backends: tuple[str, ...]  # of the evaluation
-    jobs: int | None  # most runs that were trained at a time; None if unknown
-    costs: dict[str, CoreCost]  # by core
-    env_steps_per_second: dict[str, float]  # by core: median over updates and seeds
-    cells: dict[tuple[str, str], Cell]  # (core, task id)
-    curves: dict[str, list[dict[str, list[float]]]]  # core -> progress columns per seed
-    flags: tuple[Flag, ...] = ()
 
     @property
-    def cores(self) -> tuple[str, ...]:
-        """Cores with results."""
-        return tuple(self.configs)
-
-    @property
-    def failed(self) -> bool:
-        """Whether any run could not be trained or evaluated."""
-        return any(flag.kind == "failed" for flag in self.flags)
-
-    @property
-    def chance(self) -> float | None:
-        """Success rate on the training task without learning, where the suite knows it."""
-        return self.suite.chance
+    def names(self) -> dict[str, str]:
+        """What tables and figures call each core: short where that tells them apart."""
+        short = {core: core_label(core) for core in self.variants}
+        return short if len(set(short.values())) == len(short) else super().names
 
     @property
     def by_success(self) -> bool:
@@ -100,7 +151,7 @@ class Comparison:
 
         Success has to be known on every task: it is what a task's environment or rule says.
         """
-        return all(cell.success_rate is not None for cell in self.cells.values())
+        return all(self.has_success(task) for task in self.tasks)
 
     @property
     def judged_by(self) -> str:
@@ -110,9 +161,7 @@ class Comparison:
     @property
     def trained_by_success(self) -> bool:
         """Whether success is known on the training task."""
-        every = (
-            rate for own in self.curves.values() for run in own for rate in run["success_rate"]
-        )
+        every = (rate for run in self.finished for rate in run.curve["success_rate"])
         return any(map(math.isfinite, every)) or self.by_success
 
     @property
@@ -121,46 +170,68 @@ class Comparison:
         return tuple(task for task in self.tasks if task != self.suite.train)
 
     @property
+    def pooled(self) -> tuple[Task, ...]:
+        """Tasks that aggregates are over: the unseen ones, or where there are none, all."""
+        return self.unseen or self.tasks
+
+    @property
     def budgets(self) -> tuple[int, ...]:
         """Environment steps of the runs, each number once."""
-        return tuple(sorted({config.total_steps for config in self._all_configs()}))
+        return tuple(sorted({run.config.total_steps for run in self.finished}))
 
     @property
-    def threads(self) -> tuple[int, ...]:
-        """Threads of the runs, each number once."""
-        return tuple(sorted({config.threads for config in self._all_configs()}))
+    def training_backends(self) -> tuple[str, ...]:
+        """What made the environments of the training."""
+        return tuple(sorted({run.training_backend for run in self.finished}))
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Settings that all runs share."""
-        first, *others = (asdict(config) for config in self._all_configs())
-        return {
-            name: value
-            for name, value in first.items()
-            if name not in ("core", "seed") and all(other[name] == value for other in others)
-        }
+    def backends(self) -> tuple[str, ...]:
+        """What made the environments of the evaluation."""
+        results = (result for run in self.finished for result in run.results.values())
+        return tuple(sorted({result["backend"] for result in results}))
 
-    def seeds_of(self, core: str) -> tuple[int, ...]:
-        """Seeds of the complete runs of a core."""
-        return tuple(config.seed for config in self.configs[core])
+    def usual_returns(self, tasks: Sequence[Task]) -> bool:
+        """Whether all returns lie between 0 and 1, as in MiniGrid's own tasks."""
+        return all(return_range(task.id) == (0.0, 1.0) for task in tasks)
+
+    def has_success(self, task: Task) -> bool:
+        """Whether success is known on a task."""
+        return all(run.results[task.id]["success_rate"] is not None for run in self.finished)
+
+    def value(self, run: Measured, row: Row) -> float | None:
+        """The mean over the episodes of a run; ``None`` if it is unknown."""
+        found = run.results[row.task.id][row.key]
+        return None if found is None else float(found["mean"])
+
+    def estimate(self, variant: str, row: Row) -> Estimate | None:
+        """Mean over seeds with its interval; ``None`` if it is unknown."""
+        values = self.values(variant, row)
+        if values and row.key == "success_rate":
+            return success_over_seeds(values, self.episodes)
+        return super().estimate(variant, row)
+
+    def cost(self, core: str) -> CoreCost:
+        """Size of the agents of a core."""
+        return self.runs[core][0].cost
+
+    def env_steps_per_second(self, core: str) -> float:
+        """Training speed of a core: median over updates and seeds."""
+        return median_high(x for run in self.runs[core] for x in run.curve["env_steps_per_second"])
 
     def interquartile_mean(self, core: str, tasks: Sequence[Task]) -> Estimate:
-        """Of what all runs are judged by on ``tasks``."""
+        """Interquartile mean of what all runs are judged by on ``tasks``."""
         return interquartile_mean(self._scores(core, tasks))
 
     def probability_of_improvement(self, core: str, other: str, tasks: Sequence[Task]) -> Estimate:
-        """Of ``core`` over ``other`` in what they are judged by, averaged over ``tasks``."""
+        """Probability that ``core`` beats ``other`` in what they are judged by, mean over tasks."""
         return probability_of_improvement(self._scores(core, tasks), self._scores(other, tasks))
 
     def steps_to_learn(self, core: str) -> list[float | None]:
         """Environment steps per seed until the training task counted as learned."""
-        return [steps_to_reach(curve) for curve in self.curves[core]]
+        return [steps_to_reach(run.curve) for run in self.runs[core]]
 
     def _scores(self, core: str, tasks: Sequence[Task]) -> list[list[float]]:
         """(runs, tasks)."""
-        cells = [self.cells[core, task.id] for task in tasks]
-        columns = [c.per_seed_success if self.by_success else c.per_seed_return for c in cells]
+        key: Measure = "success_rate" if self.by_success else "mean_return"
+        columns = [self.values(core, Row(task, key)) for task in tasks]
         return [list(row) for row in zip(*columns, strict=True)]
-
-    def _all_configs(self) -> list[PPOConfig]:
-        return [config for own in self.configs.values() for config in own]

@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from agents.judging.comparison import Cell, Comparison
+from agents.judging.comparison import Comparison, Measure, Row
 from agents.judging.curves import LEARNED, median_steps
-from agents.judging.figures import series_labels, write_figures
-from envs import Task, return_range
-from lab.comparing import grouped
-from lab.disk.folder import write_text
+from agents.judging.figures import write_figures
+from envs import Task
 from lab.reporting.statistics import Estimate
-from lab.reporting.tables import markdown_table
+from lab.reporting.tables import (
+    estimate_text,
+    flags_section,
+    labels,
+    machine_note,
+    markdown_table,
+    seeds_note,
+    table_of,
+    write_texts,
+)
+
+#: How MiniGrid's own tasks reward.
+_USUAL_REWARD = " (1 - 0.9 steps / step limit on success, else 0)"
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``comparison.md``, ``comparison.json`` and the figures; return their paths."""
-    markdown, plain = folder / "comparison.md", folder / "comparison.json"
-    write_text(markdown, to_markdown(comparison))
-    write_text(plain, json.dumps(to_dict(comparison), indent=2) + "\n")
-    return [markdown, plain, *write_figures(comparison, folder)]
+    texts = write_texts(folder, "comparison", to_markdown(comparison), to_dict(comparison))
+    return [*texts, *write_figures(comparison, folder)]
 
 
 def improvements(comparison: Comparison) -> dict[tuple[str, str], Estimate]:
-    """Probability of improvement of each core over each other one, on the tasks of :func:`pooled`.
+    """Probability of improvement of each core over each other one, on the pooled tasks.
 
     Each pair is drawn once and the other direction is its complement, so that the two agree.
     """
     found = {}
-    for core, other in combinations(comparison.cores, 2):
-        there = comparison.probability_of_improvement(core, other, pooled(comparison))
+    for core, other in combinations(comparison.variants, 2):
+        there = comparison.probability_of_improvement(core, other, comparison.pooled)
         found[core, other] = there
         found[other, core] = Estimate(1 - there.mean, 1 - there.high, 1 - there.low)
     return found
-
-
-def pooled(comparison: Comparison) -> tuple[Task, ...]:
-    """Tasks that aggregates are over: the unseen ones, or where there are none, all."""
-    return comparison.unseen or comparison.tasks
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     return {
         "suite": comparison.suite.name,
         "trained_on": comparison.suite.train.id,
-        "chance": comparison.chance,
+        "chance": comparison.suite.chance,
         "judged_by": comparison.judged_by,
         "flags": [flag._asdict() for flag in comparison.flags],
         "total_steps": _if_one(comparison.budgets),
@@ -62,22 +63,22 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "evaluation_backends": list(comparison.backends),
         "jobs": comparison.jobs,
         "threads": _if_one(comparison.threads),
-        "env_steps_per_second_measured": _speed_note(comparison),
+        "env_steps_per_second_measured": machine_note(comparison),
         "interval": "95 % Student t over seeds; success rates: at least Wilson over all episodes; "
         "null: one seed, or returns that are equal",
         "bootstrap_interval": "95 % percentile bootstrap over seeds, of each task on its own; "
         "null: one seed, or draws that are all equal; too narrow for few seeds",
-        "aggregated_tasks": [task.id for task in pooled(comparison)],
+        "aggregated_tasks": [task.id for task in comparison.pooled],
         "learned_at_success_rate": LEARNED,
         "config": comparison.settings,
-        "cores": {core: _core_dict(comparison, core) for core in comparison.cores},
+        "cores": {core: _core_dict(comparison, core) for core in comparison.variants},
         "probability_of_improvement": {
             core: {
                 other: _named("probability", pairs[core, other])
-                for other in comparison.cores
+                for other in comparison.variants
                 if other != core
             }
-            for core in comparison.cores
+            for core in comparison.variants
         },
     }
 
@@ -91,12 +92,12 @@ def _core_dict(comparison: Comparison, core: str) -> dict[str, Any]:
     steps = comparison.steps_to_learn(core)
     by_success = comparison.by_success
     # Returns of several tasks have no common scale.
-    together = comparison.interquartile_mean(core, pooled(comparison)) if by_success else None
+    together = comparison.interquartile_mean(core, comparison.pooled) if by_success else None
     name = "success_iqm" if by_success else "return_iqm"
     return {
         "seeds": list(comparison.seeds_of(core)),
-        **comparison.costs[core]._asdict(),
-        "env_steps_per_second": comparison.env_steps_per_second[core],
+        **comparison.cost(core)._asdict(),
+        "env_steps_per_second": comparison.env_steps_per_second(core),
         "aggregated_success_iqm": together and _named("iqm", together),
         "env_steps_to_learn": {
             "median": median_steps(steps),
@@ -107,7 +108,7 @@ def _core_dict(comparison: Comparison, core: str) -> dict[str, Any]:
         else None,
         "tasks": {
             task.id: {
-                **_cell_dict(comparison.cells[core, task.id]),
+                **_task_dict(comparison, core, task),
                 name: _named("iqm", comparison.interquartile_mean(core, [task])),
             }
             for task in comparison.tasks
@@ -115,13 +116,17 @@ def _core_dict(comparison: Comparison, core: str) -> dict[str, Any]:
     }
 
 
-def _cell_dict(cell: Cell) -> dict[str, Any]:
+def _task_dict(comparison: Comparison, core: str, task: Task) -> dict[str, Any]:
+    rows = {key: Row(task, key) for key in get_args(Measure)}
+    found = {key: comparison.estimate(core, row) for key, row in rows.items()}
+    plain: dict[str, Any] = {
+        key: estimate and estimate.to_dict() for key, estimate in found.items()
+    }
     return {
-        "success_rate": cell.success_rate and cell.success_rate.to_dict(),
-        "mean_return": cell.mean_return.to_dict(),
-        "mean_length": cell.mean_length,
-        "per_seed_success": cell.per_seed_success,
-        "per_seed_return": cell.per_seed_return,
+        **plain,
+        "mean_length": plain["mean_length"]["mean"],
+        "per_seed_success": comparison.values(core, rows["success_rate"]),
+        "per_seed_return": comparison.values(core, rows["mean_return"]),
     }
 
 
@@ -134,49 +139,25 @@ def to_markdown(comparison: Comparison) -> str:
     """The tables, with what is needed to read them."""
     blocks = [
         *_head(comparison),
-        *_flags(comparison),
+        *flags_section(comparison.flags),
         *_success(comparison),
         *_aggregates(comparison),
         *_improvements(comparison),
-        f"## Return{_reward_note(comparison)}",
-        _by_task(comparison, lambda cell: _text(cell.mean_return)),
+        f"## Return{_USUAL_REWARD if comparison.usual_returns(comparison.tasks) else ''}",
+        _by_task(comparison, "mean_return"),
         "## Steps per episode",
-        _by_task(comparison, lambda cell: f"{cell.mean_length:.0f}"),
+        _by_task(comparison, "mean_length"),
         *_efficiency(comparison),
         *_cores(comparison),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _success(comparison: Comparison) -> list[str]:
-    note = f"Here and under Return: {_interval_note(comparison)}."
-    if all(cell.success_rate is None for cell in comparison.cells.values()):
-        return [f"## Judged by return\n\n{_NO_SUCCESS} {note}"]
-    return [
-        "## Success rate",
-        note if comparison.by_success else f"{_NO_SUCCESS} {note}",
-        _by_task(comparison, lambda cell: _text(cell.success_rate) if cell.success_rate else "-"),
-    ]
-
-
-_NO_SUCCESS = (
-    "Neither the environment of every task nor a rule of the suite says what success is, so runs "
-    "are judged by their returns."
-)
-
-
-def _reward_note(comparison: Comparison) -> str:
-    """How MiniGrid's own tasks reward; nothing is known of others."""
-    usual = all(return_range(task.id) == (0.0, 1.0) for task in comparison.tasks)
-    return " (1 - 0.9 steps / step limit on success, else 0)" if usual else ""
-
-
 def _head(comparison: Comparison) -> list[str]:
     suite = comparison.suite
-    chance = comparison.chance
+    chance = "" if suite.chance is None else f" Chance there: success rate {suite.chance:.2f}."
     lines = [
-        f"- Trained on {suite.train.id}, the training task of suite {suite.name}."
-        + ("" if chance is None else f" Chance there: success rate {chance:.2f}."),
+        f"- Trained on {suite.train.id}, the training task of suite {suite.name}.{chance}",
         f"- Budget: {' or '.join(f'{steps:,}' for steps in comparison.budgets)} environment steps "
         f"per run. Seeds: {', '.join(map(str, comparison.seeds))}.",
         f"- Evaluated on {comparison.episodes} episodes per seed and task, one level each, actions "
@@ -184,29 +165,20 @@ def _head(comparison: Comparison) -> list[str]:
         f"- Environments by {' and '.join(comparison.training_backends)} in training, by "
         f"{' and '.join(comparison.backends)} in evaluation.",
     ]
-    return [f"# {suite.name}: {', '.join(_names(comparison))}", "\n".join(lines)]
+    return [f"# {suite.name}: {', '.join(labels(comparison).values())}", "\n".join(lines)]
 
 
-def _names(comparison: Comparison) -> list[str]:
-    return list(series_labels(comparison).values())
-
-
-def _flags(comparison: Comparison) -> list[str]:
-    if not comparison.flags:
-        return []
-    return ["## Flags", "\n".join(f"- {line}" for line in grouped(comparison.flags))]
-
-
-def _interval_note(comparison: Comparison) -> str:
-    counts = sorted({len(comparison.seeds_of(core)) for core in comparison.cores})
-    if counts == [1]:
-        return "one seed, so no interval: this says nothing about other seeds"
-    seeds = f"{counts[0]} seeds" if len(counts) == 1 else "the seeds there are"
-    return (
-        f"mean over {seeds} [95 % Student t interval over seeds; for success rates at least as "
-        f"wide as the Wilson interval of all episodes; none for {'one seed or ' * (counts[0] == 1)}"
-        "returns that are all equal]"
-    )
+def _success(comparison: Comparison) -> list[str]:
+    wilson = "; for success rates at least as wide as the Wilson interval of all episodes"
+    note = f"Here and under Return: {seeds_note(comparison, wilson, 'returns')}."
+    if not comparison.by_success:
+        note = (
+            "Neither the environment of every task nor a rule of the suite says what success is, "
+            f"so runs are judged by their returns. {note}"
+        )
+    if not any(map(comparison.has_success, comparison.tasks)):
+        return ["## Judged by return", note]
+    return ["## Success rate", note, _by_task(comparison, "success_rate")]
 
 
 def _aggregates(comparison: Comparison) -> list[str]:
@@ -216,7 +188,7 @@ def _aggregates(comparison: Comparison) -> list[str]:
     ]
     together = ""
     if comparison.by_success:  # returns of several tasks have no common scale
-        rows.append((f"**{which}**", pooled(comparison)))
+        rows.append((f"**{which}**", comparison.pooled))
         together = f"; last row: of those on {which} together"
     return [
         f"## Interquartile mean of the {comparison.judged_by}",
@@ -224,30 +196,26 @@ def _aggregates(comparison: Comparison) -> list[str]:
         "[95 % bootstrap interval, seeds drawn anew for each task; none for one seed or "
         "seeds that are all equal]. Over few seeds a bootstrap interval is too narrow; Student's, "
         "above, is the careful one.",
-        markdown_table(
-            ["task", *_names(comparison)],
-            [
-                [name, *(_text(comparison.interquartile_mean(c, own)) for c in comparison.cores)]
-                for name, own in rows
-            ],
+        table_of(
+            comparison,
+            "task",
+            rows,
+            lambda core, tasks: estimate_text(comparison.interquartile_mean(core, tasks)),
         ),
     ]
 
 
 def _improvements(comparison: Comparison) -> list[str]:
-    if len(comparison.cores) < 2:
+    if len(comparison.variants) < 2:
         return []
     pairs = improvements(comparison)
-    rows = [
-        [name, *("-" if c == core else _text(pairs[core, c]) for c in comparison.cores)]
-        for core, name in series_labels(comparison).items()
-    ]
+    rows = [(name, core) for core, name in labels(comparison).items()]
     return [
         "## Probability of improvement",
         f"Probability that a run of the core in the row has a higher {comparison.judged_by} than "
         f"one of the core in the column, mean over {_pooled_name(comparison)}; ties count half, so "
         "0.50 is no difference [bootstrap interval as above; none where all draws give the same].",
-        markdown_table(["core", *_names(comparison)], rows),
+        table_of(comparison, "core", rows, lambda c, core: estimate_text(pairs.get((core, c)))),
     ]
 
 
@@ -259,7 +227,7 @@ def _efficiency(comparison: Comparison) -> list[str]:
     if not comparison.trained_by_success:
         return []
     rows = []
-    for core, name in series_labels(comparison).items():
+    for core, name in labels(comparison).items():
         steps = comparison.steps_to_learn(core)
         median = median_steps(steps)
         reached = sum(s is not None for s in steps)
@@ -278,9 +246,9 @@ def _efficiency(comparison: Comparison) -> list[str]:
 
 def _cores(comparison: Comparison) -> list[str]:
     rows = []
-    for core in comparison.cores:
-        rate = comparison.env_steps_per_second[core]
-        rows.append([core, *map(_count, comparison.costs[core]), f"{rate:,.0f}"])
+    for core in comparison.variants:
+        counts = ["unknown" if n is None else f"{n:,}" for n in comparison.cost(core)]
+        rows.append([core, *counts, f"{comparison.env_steps_per_second(core):,.0f}"])
     heads = (
         "core",
         "hidden size",
@@ -292,46 +260,21 @@ def _cores(comparison: Comparison) -> list[str]:
     )
     return [
         "## Cores",
-        f"Training speed: median over updates and seeds, {_speed_note(comparison)}.",
+        f"Training speed: median over updates and seeds, {machine_note(comparison)}.",
         markdown_table(heads, rows),
     ]
 
 
-def _count(number: int | None) -> str:
-    return "unknown" if number is None else f"{number:,}"
+def _by_task(comparison: Comparison, key: Measure) -> str:
+    def text(core: str, row: Row) -> str:
+        estimate = comparison.estimate(core, row)
+        if estimate is not None and key == "mean_length":
+            return f"{estimate.mean:.0f}"
+        return estimate_text(estimate)
 
-
-def _speed_note(comparison: Comparison) -> str:
-    """What a speed depends on besides the core."""
-    jobs, threads = comparison.jobs, comparison.threads
-    shared = (
-        "measured while an unknown number of runs shared the machine"
-        if jobs is None
-        else f"{jobs} job{'s' * (jobs > 1)}: measured while up to {jobs} "
-        f"run{'s' * (jobs > 1)} shared the machine"
-    )
-    used = " or ".join(map(str, threads))
-    return f"{used} thread{'s' * (threads != (1,))} per run, {shared}"
-
-
-def _by_task(comparison: Comparison, show: Callable[[Cell], str]) -> str:
-    return markdown_table(
-        ["task", *_names(comparison)],
-        [
-            [
-                _task_name(comparison, task),
-                *(show(comparison.cells[core, task.id]) for core in comparison.cores),
-            ]
-            for task in comparison.tasks
-        ],
-    )
+    rows = [(_task_name(comparison, task), Row(task, key)) for task in comparison.tasks]
+    return table_of(comparison, "task", rows, text)
 
 
 def _task_name(comparison: Comparison, task: Task) -> str:
     return task.name + (" (trained)" if task == comparison.suite.train else "")
-
-
-def _text(estimate: Estimate) -> str:
-    if math.isnan(estimate.low):
-        return f"{estimate.mean:.2f}"
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"

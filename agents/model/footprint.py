@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from agents.model.policy import count_parameters
 from agents.model.view_maps import map_features
 from envs import STOCK_VIEW
 from lab.cores import CORE_NAMES
-from lab.running.memory import PROCESS, require_memory
+from lab.running.memory import require_memory, require_memory_at_once
 from lab.running.ranks import local_device, processes_here
 
 _NUMBER = 4  # bytes, of float32
@@ -90,8 +89,5 @@ def require_all_fit(configs: Sequence[PPOConfig], jobs: int) -> None:
     for config in {config.core: config for config in configs}.values():  # seeds need the same
         require_fits(config)
         on_cpu = config.device == "cpu"
-        needed[config.core] = PROCESS + on_cpu * (
-            bytes_of_weights(config) + bytes_of_rollout(config)
-        )
-    largest = heapq.nlargest(jobs, (needed[config.core] for config in configs))
-    require_memory(sum(largest), f"training {len(largest)} runs at a time", "give less --jobs")
+        needed[config.core] = bytes_of_weights(config) + bytes_of_rollout(config) if on_cpu else 0.0
+    require_memory_at_once([needed[config.core] for config in configs], jobs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from agents.config import PPOConfig
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.study import Trial
 from lab.disk.folder import write_bytes, write_text
+from lab.reporting.figures import drawn, tidy
+from lab.reporting.tables import plural, write_texts
 
 BEST_NAME = "best.toml"
 
@@ -30,9 +30,8 @@ def write_tables(sweep: Sweep, trials: list[Trial], folder: Path) -> list[Path]:
         trials: best first, as :meth:`agents.sweep.study.Study.trials` gives them.
         folder: of the sweep.
     """
-    paths = [folder / "sweep.md", folder / "sweep.json"]
-    write_text(paths[0], to_markdown(sweep, trials, folder))
-    write_text(paths[1], json.dumps(to_dict(sweep, trials), indent=2) + "\n")
+    texts = to_markdown(sweep, trials, folder), to_dict(sweep, trials)
+    paths = write_texts(folder, "sweep", *texts)
     if trials and trials[0].state == "complete":
         paths.append(folder / BEST_NAME)
         write_text(paths[2], sweep.config(trials[0].settings, seed=sweep.seeds).to_toml())
@@ -42,9 +41,7 @@ def write_tables(sweep: Sweep, trials: list[Trial], folder: Path) -> list[Path]:
 def write_figure(sweep: Sweep, trials: list[Trial], folder: Path) -> Path:
     """Write sweep.png; return its path."""
     path = folder / "sweep.png"
-    picture = io.BytesIO()
-    plot(sweep, trials).savefig(picture, dpi=120, format="png")
-    write_bytes(path, picture.getvalue())
+    write_bytes(path, drawn(plot(sweep, trials), "png"))
     return path
 
 
@@ -134,8 +131,7 @@ def _draw(ax: Axes, searched: Searched, trials: list[Trial]) -> None:
         margin = 0.05 * (searched.high - searched.low)
         ax.set_xlim(searched.low - margin, searched.high + margin)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=searched.is_int))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", alpha=0.3)
+    tidy(ax)
 
 
 def _summary(sweep: Sweep, complete: list[Trial], failed: list[Trial]) -> str:
@@ -149,9 +145,11 @@ def _summary(sweep: Sweep, complete: list[Trial], failed: list[Trial]) -> str:
         )
     seeds = "seed 0" if sweep.seeds == 1 else f"mean over {sweep.seeds} runs, seeds from 0"
     missing = sweep.trials - len(complete) - len(failed)
-    counts = [f"{len(complete)} trial{'s' * (len(complete) != 1)}"]
-    counts += [f"{len(failed)} more failed"] * bool(failed)
-    counts += [f"{missing} to go"] * (missing > 0)
+    counts = [plural(len(complete), "trial")]
+    if failed:
+        counts.append(f"{len(failed)} more failed")
+    if missing > 0:
+        counts.append(f"{missing} to go")
     return (
         f"{', '.join(counts)}; settings chosen by '{sweep.sampler}', sampler seed "
         f"{sweep.sampler_seed}. {total_steps} environment steps per run. Value: {what}; {seeds}."

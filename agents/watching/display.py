@@ -16,7 +16,7 @@ from rich.text import Text
 from lab.reporting.display import Display, ProgressTable, RunLine, clock, number
 
 if TYPE_CHECKING:  # they need torch, which is not needed to watch others train
-    from agents.judging.compare import RunProgress
+    from agents.judging.comparison import Run
     from agents.judging.evaluate import Evaluation
     from envs import Task
     from lab.reporting.statistics import Estimate
@@ -117,11 +117,12 @@ class RunsDisplay(ProgressTable):
     def __init__(self) -> None:
         super().__init__("environment steps", "success rate", ("steps", "success"))
 
-    def update(self, runs: Sequence[RunProgress]) -> None:
+    def update(self, runs: Sequence[Run]) -> None:
         """Show every run's newest numbers."""
+        rows = [(run, run.row) for run in runs]
         self.show_runs(
-            RunLine(p.run.name, p.env_steps, p.run.config.total_steps, score_of(p.row))
-            for p in runs
+            RunLine(run.name, int(row.get("env_steps", 0)), run.config.total_steps, score_of(row))
+            for run, row in rows
         )
 
 

@@ -9,16 +9,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.watching.run_list import FoundRun, Group, group_runs
-from lab.disk.output import whole_file
-from lab.reporting.figures import COLOURS, FEW_SEEDS, draw_line, from_zero, tidy
-from lab.reporting.statistics import mean_band
+from lab.disk.folder import write_bytes
+from lab.reporting.figures import COLOURS, draw_curves, draw_line, drawn, from_zero, tidy
 from lab.settings import did_you_mean
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -97,12 +95,8 @@ def save_curves(
         The groups drawn.
     """
     groups = group_runs(runs)
-    kind = path.suffix.lower().removeprefix(".")
-    # The same runs give the same file: no date, no random names inside.
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     figure = plot_groups(groups, metrics, x)
-    with whole_file(path) as temporary, mpl.rc_context({"svg.hashsalt": "rims"}):
-        figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
+    write_bytes(path, drawn(figure, path.suffix.lower().removeprefix(".")))
     return groups
 
 
@@ -181,18 +175,15 @@ def _legend_name(group: Group, metrics: Sequence[str], x: str) -> str:
 def _draw_group(panel: Axes, group: Group, metric: str, x: str, look: Look, name: str) -> None:
     curves = [curve_of(run.progress, metric, x) for run in group.runs]
     colour, style = look
+    grid, values = on_common_grid(curves)
     if len(curves) == 1:
         draw_line(panel, *curves[0], color=colour, ls=style, label=name)
-        return
-    grid, values = on_common_grid(curves)
-    if len(curves) <= FEW_SEEDS or not len(grid):
+    elif len(grid):
+        draw_curves(panel, curves, grid, values, label=name, color=colour, ls=style)
+    else:  # there is no place at which all are known
         for curve in curves:
             draw_line(panel, *curve, color=colour, ls=style, lw=0.8, alpha=0.45)
-    mean = grid
-    if len(grid):
-        mean, low, high = mean_band(values)
-        panel.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
-    panel.plot(grid, mean, color=colour, linestyle=style, linewidth=2, label=name)
+        panel.plot([], [], color=colour, linestyle=style, linewidth=2, label=name)
 
 
 def _finish_panel(panel: Axes, metric: str, x: str) -> None:

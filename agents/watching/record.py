@@ -14,6 +14,7 @@ from agents.config import ActionMode
 from agents.learning.rollout import Episode, Runner
 from agents.model.policy import RecurrentActorCritic
 from envs import VOCABULARY, Task, level_seeds, make_drawable_env, mission_varies
+from lab.reporting.tables import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,10 @@ class Recording:
     def outcome(self) -> str:
         """How it ended, in words."""
         if self.episode is None:
-            return f"Stopped after {_steps(len(self.actions))}"
+            return f"Stopped after {plural(len(self.actions), 'step')}"
         result = {True: "success", False: "failure", None: "ended"}[self.episode.success]
-        return f"{result} after {_steps(self.episode.length)}, return {self.episode.reward:.2f}"
+        steps = plural(self.episode.length, "step")
+        return f"{result} after {steps}, return {self.episode.reward:.2f}"
 
 
 def record_episode(
@@ -112,7 +114,3 @@ def mission_text(tokens: Tensor) -> str:
     """
     words = [VOCABULARY[token] for token in tokens.tolist() if token]
     return " ".join(words).replace(" ,", ",")
-
-
-def _steps(count: int) -> str:
-    return f"{count} step{'s' * (count != 1)}"

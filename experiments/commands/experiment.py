@@ -158,6 +158,7 @@ def _compare(
     """Train what is missing, then write and print the report."""
     from experiments import comparison as comparing
     from experiments.report import to_dict, to_markdown, write_report
+    from lab.comparing import NothingToCompare
     from lab.running.processes import usable_processors
 
     runs = comparing.plan(task, configs, seeds, run_root)
@@ -168,8 +169,8 @@ def _compare(
     with claimed(run_root, report_only):
         flags = _train(runs, jobs) if jobs else []
         try:
-            found = comparing.assemble(task, runs, jobs=jobs, command=_typed(), flags=flags)
-        except comparing.NothingToCompare as error:
+            found = comparing.assemble(task, runs, command=_typed(), flags=flags)
+        except NothingToCompare as error:
             raise click.ClickException(str(error)) from None
         written = write_report(found, run_root)
     click.echo(json.dumps(to_dict(found), indent=2) if as_json else to_markdown(found))
@@ -203,12 +204,11 @@ def _draw(runs: list[Run], pictures: Mapping[Show, Path]) -> None:
 
 
 def _train(runs: list[Run], jobs: int) -> list[Flag]:
-    from experiments import comparison as comparing
-    from lab.disk.folder import newest_row
+    from lab import comparing
     from lab.reporting.display import ProgressTable, RunLine
 
     def line(run: Run) -> RunLine:
-        row = newest_row(run.folder)
+        row = run.row
         epochs, loss = int(row.get("epoch", 0)), row.get("loss", float("nan"))
         return RunLine(run.name, epochs, run.config.epochs, loss)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,6 +67,13 @@ give less of --num-envs.
         raise ValueError(
             f"{what} needs at least {size} of memory, and {free / 1e9:,.1f} GB are free; {cure}."
         )
+
+
+def require_memory_at_once(needed: Sequence[float], jobs: int) -> None:
+    """Refuse to train runs that need so many bytes each, if any ``jobs`` of them do not fit."""
+    largest = heapq.nlargest(jobs, needed)
+    total = sum(largest) + PROCESS * len(largest)
+    require_memory(total, f"training {len(largest)} runs at a time", "give less --jobs")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
