@@ -183,7 +183,7 @@ def test_comparison_that_cannot_be_judged_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise NothingToCompare("some runs could not be evaluated. lstm seed 0 (x): y")
 
-    monkeypatch.setattr(comparing, "train_missing", lambda *_: [])
+    monkeypatch.setattr("lab.comparing.train_missing", lambda *_: [])
     monkeypatch.setattr(comparing, "judge", fail)
     result = rims(*COMPARE, *TOY)
     assert result.code == 1
