@@ -60,7 +60,7 @@ def test_plan_refuses_a_core_that_cannot_be_built(tmp_path: Path) -> None:
         plan(make_config(), ["lstm", "transformer"], [0], tmp_path)
     config = make_config(core="lstm", hidden_size=18)
     assert len(plan(config, ["lstm"], [0], tmp_path)) == 1
-    with pytest.raises(ConfigError, match="multiple of the 4 mechanisms"):
+    with pytest.raises(ConfigError, match="multiple of --num-rims 4 for rim_gru"):
         plan(config, ["lstm", "rim_gru"], [0], tmp_path)
 
 
