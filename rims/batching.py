@@ -166,6 +166,16 @@ def time_major_places(repeated: RepeatedInput | None, batch: TimeMajor) -> Repea
     return repeated._replace(place=place)
 
 
+def as_it_is(tensor: Tensor) -> tuple[int, int] | None:
+    """Which object this is, and how often it was changed in place; None in graphs, where none is.
+
+    PyTorch does not count changes of tensors that inference mode made.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
+
+
 def require_ends_only(where: str, valid: Tensor) -> None:
     """Raise ValueError if a mask (T, B) skips more than the ends of sequences."""
     if bool((valid[1:] & ~valid[:-1]).any()):
