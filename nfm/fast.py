@@ -31,6 +31,7 @@ from torch import Tensor
 from nfm.attention import MemoryEntry, SlotRead, usable_top_k
 from nfm.rescale import Rescale, window_index, window_size
 from rims.functional import TopKRule, attention_weights
+from rims.native.memory import PLAIN
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -180,7 +181,7 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
     if query.dtype not in (torch.float32, torch.float64):
         return False
     fits = all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
+        type(tensor) in PLAIN
         and tensor.device.type == "cpu"
         and tensor.dtype == query.dtype
         and 0 not in tensor.shape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rims.batching import RepeatedInput, as_it_is
-from rims.checks import check_input_dtype, check_state_dtype
+from rims.checks import check_input_dtype, check_state
 from rims.parameters import Parameters
 from rims.scan.dispatch import scan
 from rims.scan.reference import ScanOutput
@@ -39,7 +39,7 @@ class Over(NamedTuple):
         check_input_dtype(self.where, input, p.weight_hh.dtype, self.wrong_type)
         state = cell.initial_state(input[0], p) if hx is None else hx
         for part in state:
-            check_state_dtype(self.where, part, p.weight_hh.dtype)
+            check_state(self.where, part, input, p.weight_hh.dtype)
         run = scan_reversed if self.backwards else partial(scan, repeated=self._repeated(input))
         return run(cell, input, state, p, reset=self.reset, valid=self.valid, record=self.record)
 
