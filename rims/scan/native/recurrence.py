@@ -47,7 +47,10 @@ _DENSE = torch.contiguous_format
 class NativeRecurrence(Recurrence):
     """In machine code for the CPU, float32 and float64; threads as PyTorch is set to use."""
 
-    def __init__(self, w: Weights, rules: Rules, states: States, flags: Flags) -> None:
+    def __init__(
+        self, w: Weights, rules: Rules, states: States, flags: Flags, *, shares: int | None = None
+    ) -> None:
+        """A batch is divided into ``shares``; by default one for every thread."""
         # Held here: the table has addresses of all.
         w = Weights(*map(_dense, w))  # type: ignore[arg-type]
         states, flags = States(*map(_dense, states)), Flags(*map(_dense, flags))  # type: ignore[arg-type]
@@ -56,7 +59,7 @@ class NativeRecurrence(Recurrence):
         self.num_threads = torch.get_num_threads()
         layout = self._layout = lay_out(
             states.h.shape[0], w.hh.shape, w.comm_key.shape[2], w.comm_value.shape[2],
-            rules, w.hh.element_size(), self.num_threads,
+            rules, w.hh.element_size(), shares or self.num_threads,
         )  # fmt: skip
         # A table that all share, and behind it room for one of each group.
         self._table = array("q", layout.entries) * (1 + layout.sizes["groups"])
