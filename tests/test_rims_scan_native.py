@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib
 import inspect
 import multiprocessing
@@ -25,6 +26,7 @@ from torch import Tensor
 
 import rims
 from layer_cases import both
+from rims.native.once import once
 from rims.scan import paths, scan_path
 from rims.scan.recurrence import Hoisted
 from rims.scan.torch_recurrence import TorchRecurrence
@@ -313,7 +315,7 @@ def compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Forget what is compiled, in this process and on disk; what is compiled from here on."""
     monkeypatch.setenv("RIMS_CACHE_DIR", str(tmp_path / "kernels"))
     for module, name in ((build, "code"), (paths, "native_fault")):
-        monkeypatch.setattr(module, name, functools.cache(getattr(module, name).__wrapped__))
+        monkeypatch.setattr(module, name, once(getattr(module, name).__wrapped__))
     made: list[str] = []
     plain = compiler.object_code
 
@@ -469,18 +471,24 @@ def test_numbers_that_are_not_numbers_are_wrong() -> None:
             assert trust.fault(code, [(ones, ones), pair], "it") is not None
 
 
-def test_compiling_in_two_threads_at_once(compiled_anew: list[str]) -> None:
-    addresses: list[int] = []
+def test_compiling_in_two_threads_at_once(
+    compiled_anew: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[Any] = []
     workers = [
-        threading.Thread(target=lambda: addresses.append(build.address("forward", True)))
-        for _ in range(2)
+        threading.Thread(target=lambda: codes.append(build.code("forward", True))) for _ in range(2)
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=120)
-    assert len(addresses) == 2
     assert compiled_anew == ["forward"]
+    first, second = codes
+    assert first == second
+    gc.collect()
+    for code in codes:
+        monkeypatch.setattr(build, "code", lambda name, double, code=code: code)
+        assert selftest.fault("forward", True) is None
 
 
 def test_kernels_take_constants_only_from_files_that_their_key_knows() -> None:

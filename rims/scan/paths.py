@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rims.native.memory import PLAIN
+from rims.native.once import once
 from rims.parameters import Parameters
 from rims.scan.problem import Weights, why_not
 from rims.scan.recurrence import Recurrence
@@ -112,7 +112,7 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
     return None
 
 
-@functools.cache
+@once
 def native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
     """Why machine code cannot be used in this process; None if it can."""
     from rims.scan.native import selftest
