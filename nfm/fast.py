@@ -19,7 +19,6 @@ otherwise                 n       1    ceil(m / n), after picking the points of 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -31,6 +30,8 @@ from torch import Tensor
 from nfm.attention import MemoryEntry, SlotRead, usable_top_k
 from nfm.rescale import Rescale, window_index, window_size
 from rims.functional import TopKRule, attention_weights
+from rims.native.memory import PLAIN
+from rims.native.once import once
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -180,7 +181,7 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
     if query.dtype not in (torch.float32, torch.float64):
         return False
     fits = all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
+        type(tensor) in PLAIN
         and tensor.device.type == "cpu"
         and tensor.dtype == query.dtype
         and 0 not in tensor.shape
@@ -189,7 +190,7 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
     return fits and _native_fault("forward", query.dtype == torch.float64) is None
 
 
-@functools.cache
+@once
 def _native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
     """Why a kernel cannot be used in this process; None if it can."""
     from nfm.native import selftest

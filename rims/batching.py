@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rims.checks import is_autocasting
+from rims.checks import check_device, is_autocasting
 
 
 class RepeatedInput(NamedTuple):
@@ -32,6 +32,7 @@ class RepeatedInput(NamedTuple):
 
     def expand(self) -> Tensor:
         """The sequences as a tensor."""
+        check_device("RepeatedInput", "place", self.place, self.rows)
         if self.rows.dim() != 2:
             return self.rows[self.place]
         return F.embedding(self.place, self.rows)  # whose gradient is quicker
@@ -137,6 +138,7 @@ def time_major_flags(where: str, name: str, flags: Tensor, batch: TimeMajor) -> 
 
     Raises:
         ValueError: for a packed or masked input, a wrong shape or a dtype other than bool.
+        RuntimeError: for another device than the input's.
     """
     if batch.valid is not None:
         raise ValueError(
@@ -151,6 +153,7 @@ def time_major_flags(where: str, name: str, flags: Tensor, batch: TimeMajor) -> 
             f"{where}: {name} must be a bool tensor with the leading shape of input, one flag "
             f"per step and sequence; got {flags.dtype} of shape {tuple(flags.shape)}."
         )
+    check_device(where, name, flags, batch.input)
     return steps
 
 
@@ -164,6 +167,16 @@ def time_major_places(repeated: RepeatedInput | None, batch: TimeMajor) -> Repea
     elif batch.batch_first:
         place = place.transpose(0, 1)
     return repeated._replace(place=place)
+
+
+def as_it_is(tensor: Tensor) -> tuple[int, int] | None:
+    """Which object this is, and how often it was changed in place; None in graphs, where none is.
+
+    PyTorch does not count changes of tensors that inference mode made.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def require_ends_only(where: str, valid: Tensor) -> None:

@@ -54,12 +54,22 @@ def check_input_dtype(
         )
 
 
-def check_state_dtype(where: str, state: Tensor, dtype: torch.dtype) -> None:
-    """Raise RuntimeError, as torch, if a state is of another dtype than the parameters."""
+def check_state(where: str, state: Tensor, input: Tensor, dtype: torch.dtype) -> None:
+    """Raise RuntimeError, as torch, if a state is not where the input is, or not of ``dtype``."""
+    check_device(where, "hx", state, input)
     if state.dtype != dtype and not is_autocasting(state.device.type):
         raise RuntimeError(
             f"{where}: input and hidden tensors are not the same dtype; hx is {state.dtype}, "
             f"the parameters are {dtype}. Convert one: hx.to({dtype})."
+        )
+
+
+def check_device(where: str, name: str, tensor: Tensor, input: Tensor) -> None:
+    """Raise RuntimeError, as torch, if a tensor is on another device than the input."""
+    if tensor.device != input.device:
+        raise RuntimeError(
+            f"{where}: input and {name} are not at the same device; the input is on "
+            f"{input.device}, {name} on {tensor.device}. Move one: {name}.to('{input.device}')."
         )
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rims.batching import (
     RepeatedInput,
+    as_it_is,
     check_input,
     require_ends_only,
     side_by_side,
@@ -181,7 +182,8 @@ class RIMLayer(nn.Module):
         wrong_type = RuntimeError if late else ValueError
         record = bool(self.recorders) and not is_recomputing()
         repeated = time_major_places(repeated, batch)
-        over = Over(where, wrong_type, reset_steps, batch.valid, repeated, record=record)
+        sent = None if repeated is None else as_it_is(batch.input)
+        over = Over(where, wrong_type, reset_steps, batch.valid, repeated, sent, record=record)
 
         sequence = batch.input
         finals: list[State] = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rims.attention import communicate, read_input
-from rims.checks import check_cell_options, check_mechanisms, check_state_dtype, is_autocasting
+from rims.checks import check_cell_options, check_mechanisms, check_state, is_autocasting
 from rims.functional import stop_gradient_where, topk_mask
 from rims.parameters import Parameters, draw_, from_former_names
 from rims.private_training import tell_opacus
@@ -328,7 +328,7 @@ class RIMCell(nn.Module):
             if s.shape != (batched.shape[0], size):
                 expected = (batched.shape[0], size)
                 raise RuntimeError(f"{where}: hx has shape {tuple(s.shape)}; expected {expected}")
-            check_state_dtype(where, s, dtype)
+            check_state(where, s, batched, dtype)
         return state
 
 

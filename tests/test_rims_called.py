@@ -247,13 +247,17 @@ def test_hooks_of_a_cell_run_once_around_a_sequence(path: Any, kind: Kind) -> No
         assert torch.equal(got.grad, want.grad)
 
 
+@pytest.mark.parametrize("is_repeated", [False, True])
+@all_paths
 @both
-def test_a_pre_hook_changes_what_a_cell_reads(kind: Kind) -> None:
+def test_a_pre_hook_changes_what_a_cell_reads(path: Any, kind: Kind, is_repeated: bool) -> None:
     layer = make(kind)
-    input = torch.randn(T, B, I)
-    expected = layer(2 * input)[0]
-    layer.cells[0].register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
-    assert torch.equal(layer(input)[0], expected)
+    given = rims.RepeatedInput(torch.randn(2, I), torch.randint(2, (T, B)))
+    input = given.expand()
+    with scan_path(path):
+        expected = layer(2 * input)[0]
+        layer.cells[0].register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
+        assert torch.equal(layer(given if is_repeated else input)[0], expected)
 
 
 # --- shards

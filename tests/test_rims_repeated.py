@@ -125,6 +125,36 @@ def test_repeated_input_under_autocast(kind: LayerKind) -> None:
     torch.testing.assert_close(got, expected, rtol=bound, atol=bound)
 
 
+# --- hooks of a cell
+
+
+@all_paths
+@both_layers
+def test_a_pre_hook_changes_repeated_input_in_place(kind: LayerKind, path: Path) -> None:
+    def doubled(module: Any, args: Any) -> None:
+        args[0].mul_(2)
+
+    layer, rows, place = make(kind), make_rows(), torch.randint(U, (T, B))
+    with rims.scan_path(path):
+        expected = layer(2 * rows[place])[0]
+        layer.cells[0].register_forward_pre_hook(doubled)
+        assert torch.equal(layer(rims.RepeatedInput(rows, place))[0], expected)
+
+
+@all_paths
+@both_layers
+def test_a_backward_hook_sees_the_gradient_of_repeated_input(kind: LayerKind, path: Path) -> None:
+    layer, rows, place = make(kind), make_rows(), torch.randint(U, (T, B))
+    input = rows[place].detach().requires_grad_()
+    seen: list[Any] = []
+    with rims.scan_path(path):
+        (expected,) = torch.autograd.grad(layer(input)[0].square().sum(), input)
+        layer.cells[0].register_full_backward_hook(lambda module, grads, _: seen.append(grads))
+        layer(rims.RepeatedInput(rows, place))[0].square().sum().backward()
+    ((grad, *_),) = seen
+    torch.testing.assert_close(grad, expected)
+
+
 def test_repeated_input_of_the_wrong_size_is_refused_as_any() -> None:
     wrong = rims.RepeatedInput(torch.randn(U, I + 1), torch.randint(U, (T, B)))
     with pytest.raises(RuntimeError, match=f"Expected {I}, got {I + 1}"):

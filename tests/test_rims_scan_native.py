@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib
+import inspect
 import multiprocessing
 import os
 import re
@@ -14,7 +16,7 @@ import threading
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch import Tensor
 
 import rims
 from layer_cases import both
+from rims.native.once import once
 from rims.scan import paths, scan_path
 from rims.scan.recurrence import Hoisted
 from rims.scan.torch_recurrence import TorchRecurrence
@@ -312,7 +315,7 @@ def compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Forget what is compiled, in this process and on disk; what is compiled from here on."""
     monkeypatch.setenv("RIMS_CACHE_DIR", str(tmp_path / "kernels"))
     for module, name in ((build, "code"), (paths, "native_fault")):
-        monkeypatch.setattr(module, name, functools.cache(getattr(module, name).__wrapped__))
+        monkeypatch.setattr(module, name, once(getattr(module, name).__wrapped__))
     made: list[str] = []
     plain = compiler.object_code
 
@@ -369,10 +372,13 @@ def test_other_errors_of_the_compiler_are_shown(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_self_test_stands_far_from_ties(dtype: torch.dtype) -> None:
     """Rounding must not decide which mechanisms are active, or right code would look wrong."""
+    torch.manual_seed(0)
     for case in selftest.cases(dtype):
         expected = case.sequence(TorchRecurrence).active
-        moved = case._replace(inputs=Hoisted(*(part * (1 + 1e-3) for part in case.inputs)))
-        assert torch.equal(moved.sequence(TorchRecurrence).active, expected)
+        noise = (1 + 1e-3 * torch.randn_like(part) for part in case.inputs)
+        moved = (part * factor for part, factor in zip(case.inputs, noise, strict=True))
+        near = case._replace(inputs=Hoisted(*moved)).sequence(TorchRecurrence)
+        assert torch.equal(near.active, expected)
 
 
 def test_the_self_test_has_every_option_of_the_kernels() -> None:
@@ -387,6 +393,50 @@ def test_the_self_test_has_every_option_of_the_kernels() -> None:
         for flag in case.flags:
             assert flag is not None
             assert 0 < int(flag[1:].sum()) < flag[1:].numel()
+
+
+#: Files of the kernels in which gradients of weights are summed up, the entry last.
+SUMMING = ("rims.scan.native.sums", "rims.scan.native.entry")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_self_test_has_ranges_groups_and_more_rows_than_are_held(count: int) -> None:
+    with threads(count):
+        for case in selftest.cases(torch.float32):
+            sizes = selftest.NATIVE(*case[:4])._layout.sizes
+            assert sizes["blocks"] == sizes["groups"] == 2
+            assert sizes["batch"] < 2 * sizes["block_rows"]  # the second one is smaller
+            assert 1 < sizes["held_steps"] < max(last - first for first, last in selftest.RANGES)
+            assert len(selftest.RANGES) == 2
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    short(
+        [
+            ("not b.so_far", "True"),  # sums of one range alone
+            ("add_rows(b, count)", "add_rows(b, count if t == b.first else 0)"),
+            ("in range(a.groups)", "in range(1)"),
+        ],
+        0,
+    ),
+)
+def test_a_fault_in_one_part_of_a_kernel_is_noticed(
+    right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    codes = {"forward": build.code("forward", False)}
+    sources = {name: inspect.getsource(importlib.import_module(name)) for name in SUMMING}
+    assert "".join(sources.values()).count(right) == 1
+    for name, source in sources.items():
+        changed = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, changed)
+        exec(source.replace(right, wrong), vars(changed))
+    monkeypatch.setattr(build, "entry", changed)
+    monkeypatch.setenv("RIMS_CACHE_DIR", str(tmp_path))
+    codes["back"] = build.compiled(build._back_entry, False, Path(build.__file__).parent)
+    monkeypatch.setattr(build, "code", lambda name, double: codes[name])
+    with pytest.warns(RuntimeWarning, match="gradients of RIM layers, float32 computes wrong"):
+        assert selftest.fault("back", False) is not None
 
 
 @pytest.mark.parametrize("name", ["forward", "back"])
@@ -421,18 +471,24 @@ def test_numbers_that_are_not_numbers_are_wrong() -> None:
             assert trust.fault(code, [(ones, ones), pair], "it") is not None
 
 
-def test_compiling_in_two_threads_at_once(compiled_anew: list[str]) -> None:
-    addresses: list[int] = []
+def test_compiling_in_two_threads_at_once(
+    compiled_anew: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[Any] = []
     workers = [
-        threading.Thread(target=lambda: addresses.append(build.address("forward", True)))
-        for _ in range(2)
+        threading.Thread(target=lambda: codes.append(build.code("forward", True))) for _ in range(2)
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=120)
-    assert len(addresses) == 2
     assert compiled_anew == ["forward"]
+    first, second = codes
+    assert first == second
+    gc.collect()
+    for code in codes:
+        monkeypatch.setattr(build, "code", lambda name, double, code=code: code)
+        assert selftest.fault("forward", True) is None
 
 
 def test_kernels_take_constants_only_from_files_that_their_key_knows() -> None:

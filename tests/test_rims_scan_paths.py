@@ -141,6 +141,31 @@ def test_an_empty_batch_takes_the_loop(kind: LayerKind) -> None:
     assert output.shape == (6, 0, 12)
 
 
+class Marked(Tensor):
+    """Whose numbers could be anywhere."""
+
+
+@both
+def test_other_kinds_of_tensors_take_the_loop(kind: LayerKind) -> None:
+    cell, input = make(kind).cells[0], double(6, 3, 5)
+    state = tuple(double(3, size) for size in cell.state_sizes)
+    marked = tuple(part.as_subclass(Marked) for part in state)
+    flags = torch.ones(6, 3, dtype=torch.bool)
+    marked_flags = flags.as_subclass(Marked)
+    found = [
+        paths.choose(cell, input, None, others)
+        for others in (
+            (*state, flags, flags),
+            (*marked, None, None),
+            (*state[:-1], marked[-1], None, None),
+            (*state, marked_flags, None),
+            (*state, None, marked_flags),
+        )
+    ]
+    assert found[0] != "reference"
+    assert found[1:] == ["reference"] * 4
+
+
 # --- what a user changed about a cell
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from nfm.native.back import back_slab
 from nfm.native.forward import read_slab
 from nfm.native.table import take
 from rims.native.build import Code, compiled
+from rims.native.once import once
 
 
 def address(name: Literal["forward", "back"], double: bool) -> int:
@@ -19,7 +19,7 @@ def address(name: Literal["forward", "back"], double: bool) -> int:
     return code(name, double).address
 
 
-@functools.cache
+@once
 def code(name: str, double: bool) -> Code:
     """The machine code of reading or of its gradient."""
     return compiled(_ENTRIES[name], double, Path(__file__).parent)

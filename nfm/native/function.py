@@ -16,6 +16,7 @@ from nfm.rescale import Rescale
 from rims.functional import TopKRule
 from rims.native import threads
 from rims.native.differentiable import is_needed
+from rims.native.memory import address
 
 #: Less work than so many products is done by the thread at hand: waking others takes longer.
 _MIN_PRODUCTS = 200_000
@@ -185,7 +186,7 @@ def _run(name: Literal["forward", "back"], layout: plan.Plan, arrays: dict[int, 
     query = arrays[e.QUERY]
     table = layout.table.copy()
     for place, tensor in arrays.items():
-        table[place] = tensor.data_ptr()
+        table[place] = address(tensor, query.dtype, layout.arrays[place])
     # zeros: what lies there might be denormal, and computing with that is slow
     scratch = np.zeros(layout.scratch_bytes + 64, dtype=np.uint8)
     table[e.SCRATCH] = -(-scratch.ctypes.data // 64) * 64

@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     """A table that lacks only the addresses of a call's arrays."""
 
     table: np.ndarray[tuple[int], np.dtype[np.int64]]
+    arrays: dict[int, int]  # see _arrays
     num_slots: int
     num_threads: int
     scratch_bytes: int  # of all threads
@@ -89,7 +90,21 @@ def make(s: Sizes) -> Plan:
                 f[field] = scratch.take(rows * width)
     table[e.SCRATCH_BYTES] = scratch.bytes
     num_threads = max(1, min(s.num_threads, s.slabs))
-    return Plan(table, slots, num_threads, num_threads * scratch.bytes, tuple(held))
+    scratch_bytes = num_threads * scratch.bytes
+    return Plan(table, _arrays(s, slots), slots, num_threads, scratch_bytes, tuple(held))
+
+
+def _arrays(s: Sizes, num_slots: int) -> dict[int, int]:
+    """Numbers in each array of a call, by the place of its address."""
+    points = math.prod(s.size)
+    counts = {e.WEIGHTS: num_slots * points, e.D_WEIGHTS: num_slots * points}
+    counts |= dict.fromkeys((e.QUERY, e.D_QUERY), s.key_size * points)
+    counts |= dict.fromkeys((e.READ, e.D_READ), s.value_size * points)
+    for i, source in enumerate(s.sources):
+        begin, points = e.HEAD + i * e.ENTRY, math.prod(source)
+        counts |= dict.fromkeys((begin + e.KEY, begin + e.D_KEY), s.key_size * points)
+        counts |= dict.fromkeys((begin + e.VALUE, begin + e.D_VALUE), s.value_size * points)
+    return {place: s.slabs * count for place, count in counts.items()}
 
 
 class _Scratch:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -45,14 +44,12 @@ def compiled(make: Maker, double: bool, folder: Path) -> Code:
     return machine_code(name, _ENTRY, function, folder)
 
 
-#: One thread at a time compiles or loads.
-_lock = threading.RLock()
-#: What machine code lives in. None is let go: another thread may be in it.
+#: What machine code lives in. None is let go: a thread may be in it, or a library have its address.
 _alive: list[Any] = []
 
 
 def machine_code(name: str, signature: Any, function: Callable[..., Any], folder: Path) -> Code:
-    """``function`` as machine code, from disk if it is there.
+    """``function`` as machine code, from disk if it is there; each call makes another one.
 
     Args:
         name: of its file, for people. It and ``folder`` say which function it is.
@@ -60,19 +57,22 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
         function: what Numba can compile.
         folder: where it and all it calls are written, besides this package.
     """
-    with _lock:
-        key = _key(name, signature, folder)
-        path = store.path_of(name, key)
-        code = store.load(path, key) or _kept(path, key, signature, function)
-        if code is None:  # this Numba is too different: in this process alone
-            with compiler.quickly():
-                plain = cfunc(signature)(function)
-            _alive.append(plain)
-            return Code(int(plain.address), None)
-        # What was compiled a moment ago takes the same way as what another process has compiled.
-        engine = _loaded(code)
-        _alive.append(engine)
-        return Code(int(engine.get_function_address(compiler.ENTRY)), path)
+    key = _key(name, signature, folder)
+    path = store.path_of(name, key)
+    code = store.load(path, key) or _kept(path, key, signature, function)
+    if code is None:  # this Numba is too different: in this process alone
+        with compiler.quickly():
+            plain = cfunc(signature)(function)
+        _alive.append(plain)
+        return Code(int(plain.address), None)
+    # What was compiled a moment ago takes the same way as what another process has compiled.
+    return Code(address_in(_loaded(code), compiler.ENTRY), path)
+
+
+def address_in(engine: Any, name: str) -> int:
+    """Where a function of an engine begins, for as long as the process lives."""
+    _alive.append(engine)
+    return int(engine.get_function_address(name))
 
 
 def _kept(path: Path, key: str, signature: Any, function: Callable[..., Any]) -> bytes | None:

@@ -39,7 +39,7 @@ def scan(
         ``ScanOutput``; the attentions are ``None`` unless recorded.
     """
     p = Parameters.of(cell) if p is None else p
-    path = paths.choose(cell, input, p)
+    path = paths.choose(cell, input, p, (*state, reset, valid))
     if path == "reference":
         return reference.loop(cell, input, state, p, reset=reset, valid=valid, record=record)
     did = fast.scan(path, cell, input, state, p, reset=reset, valid=valid, repeated=repeated)

@@ -32,7 +32,7 @@ def scan(
     if reset is not None and cell.learned_initial_state:
         fresh = cell.initial_state(input[0], p)
     place = None
-    if repeated is not None and not torch.compiler.is_compiling():  # the operator knows no places
+    if repeated is not None:
         input, place = repeated
     tensors = [input, state[0], _second(state), fresh[0], _second(fresh)]
     w = Weights.of(p)

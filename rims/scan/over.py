@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rims.batching import RepeatedInput
-from rims.checks import check_input_dtype, check_state_dtype
+from rims.batching import RepeatedInput, as_it_is
+from rims.checks import check_input_dtype, check_state
 from rims.parameters import Parameters
 from rims.scan.dispatch import scan
 from rims.scan.reference import ScanOutput
@@ -29,6 +29,7 @@ class Over(NamedTuple):
     reset: Tensor | None = None  # bool (T, B)
     valid: Tensor | None = None  # bool (T, B)
     repeated: RepeatedInput | None = None
+    sent: tuple[int, int] | None = None  # the input that ``repeated`` stands for, as it is
     backwards: bool = False
     record: bool = False
 
@@ -38,9 +39,15 @@ class Over(NamedTuple):
         check_input_dtype(self.where, input, p.weight_hh.dtype, self.wrong_type)
         state = cell.initial_state(input[0], p) if hx is None else hx
         for part in state:
-            check_state_dtype(self.where, part, p.weight_hh.dtype)
-        run = scan_reversed if self.backwards else partial(scan, repeated=self.repeated)
+            check_state(self.where, part, input, p.weight_hh.dtype)
+        run = scan_reversed if self.backwards else partial(scan, repeated=self._repeated(input))
         return run(cell, input, state, p, reset=self.reset, valid=self.valid, record=self.record)
+
+    def _repeated(self, input: Tensor) -> RepeatedInput | None:
+        """The repeated form of ``input``; None if hooks on the cell gave it something else."""
+        # In graphs there is none either: their operator knows no places.
+        is_as_sent = self.sent is not None and as_it_is(input) == self.sent
+        return self.repeated if is_as_sent else None
 
 
 def is_recomputing() -> bool:

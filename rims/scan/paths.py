@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from rims.native.memory import PLAIN
+from rims.native.once import once
 from rims.parameters import Parameters
 from rims.scan.problem import Weights, why_not
 from rims.scan.recurrence import Recurrence
@@ -20,9 +21,6 @@ from rims.step import RIMCell
 #: ``reference``: the readable loop. ``torch``: hoisted, PyTorch only. ``native``: machine code for
 #: the CPU. ``triton``: kernels for CUDA.
 Path = Literal["reference", "torch", "native", "triton"]
-
-#: Types of tensors that are numbers in memory and nothing else.
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -68,8 +66,15 @@ def scan_path(path: Path | None) -> Iterator[None]:
         _forced.path = before
 
 
-def choose(cell: RIMCell, input: Tensor, p: Parameters | None = None) -> Path:
+def choose(
+    cell: RIMCell,
+    input: Tensor,
+    p: Parameters | None = None,
+    others: Sequence[Tensor | None] = (),
+) -> Path:
     """The way to run ``cell``, whose parameters are ``p``, over ``input``, (T, B, I).
+
+    ``others`` are what else it is called with: states and flags.
 
     Raises:
         RuntimeError: if a way is asked for that cannot be taken.
@@ -77,7 +82,8 @@ def choose(cell: RIMCell, input: Tensor, p: Parameters | None = None) -> Path:
     forced = _forced.path
     if forced == "reference":
         return "reference"
-    obstacle = why_not(cell) or _obstacle(input, Parameters.of(cell) if p is None else p)
+    p = Parameters.of(cell) if p is None else p
+    obstacle = why_not(cell) or _obstacle(input, p, others)
     if forced is not None:
         obstacle = obstacle or unavailable(forced, input, cell)
         if obstacle:
@@ -106,7 +112,7 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
     return None
 
 
-@functools.cache
+@once
 def native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
     """Why machine code cannot be used in this process; None if it can."""
     from rims.scan.native import selftest
@@ -132,7 +138,7 @@ def recurrence(path: str, like: Tensor, name: Literal["forward", "back"]) -> typ
     return TorchRecurrence
 
 
-def _obstacle(input: Tensor, p: Parameters) -> str | None:
+def _obstacle(input: Tensor, p: Parameters, others: Sequence[Tensor | None]) -> str | None:
     """What about a call, not its layer, only the readable loop can do."""
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms it"
@@ -143,7 +149,7 @@ def _obstacle(input: Tensor, p: Parameters) -> str | None:
         return "it is being traced"
     if torch._C._len_torch_dispatch_stack():
         return "a dispatch mode watches every operation"
-    unusual = _unusual(input, p)
+    unusual = _unusual(input, p, others)
     if unusual:
         return unusual
     if torch.autograd.forward_ad._current_level >= 0:
@@ -153,16 +159,16 @@ def _obstacle(input: Tensor, p: Parameters) -> str | None:
     return None
 
 
-def _unusual(input: Tensor, p: Parameters) -> str | None:
+def _unusual(input: Tensor, p: Parameters, others: Sequence[Tensor | None]) -> str | None:
     """What is not as kernels take it, who read memory by its address."""
-    if type(input) not in _PLAIN:
-        return f"it is made of {type(input).__name__}"
     dtype, device = p.weight_hh.dtype, input.device
-    for tensor in p:
+    for tensor in (input, *p, *others):
         if tensor is None:
             continue
-        if type(tensor) not in _PLAIN:
+        if type(tensor) not in PLAIN:
             return f"it is made of {type(tensor).__name__}"
-        if tensor.dtype != dtype or tensor.device != device:
-            return "its parameters have different types, or are on another device than the input"
+        if tensor.device != device:
+            return f"it is made of tensors on {tensor.device} and on {device}"
+    if any(weight.dtype != dtype for weight in p if weight is not None):
+        return "its parameters have different types"
     return None

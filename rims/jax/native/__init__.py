@@ -5,11 +5,12 @@ Importing this needs no Numba; importing its modules does.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from typing import Literal
 
 import jax
+
+from rims.native.once import once
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
@@ -21,7 +22,7 @@ def is_available(double: bool) -> bool:
     return _HAS_NUMBA and platform == "cpu" and fault("forward", double) is None
 
 
-@functools.cache
+@once
 def fault(name: Literal["forward", "back"], double: bool) -> str | None:
     """Why a kernel cannot be used in this process; None if it can."""
     from rims.jax.native import selftest

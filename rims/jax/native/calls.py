@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import zlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from rims.jax.native import handler
+from rims.native.once import once
 from rims.native.simd import VECTOR_BYTES
 from rims.scan.native import build
 from rims.scan.native import table as e
@@ -141,7 +141,7 @@ def _places(layout: Layout, is_back: bool) -> tuple[list[tuple[int, int]], int]:
     return places, start
 
 
-@functools.cache
+@once
 def _target(kernel: str, double: bool) -> str:
     """The name XLA knows a kernel by; that of another machine or another version differs.
 

@@ -10,7 +10,6 @@ the scratch of the kernel. Blocks are taken by threads of XLA's own pool.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rims.native.build import Code, machine_code
+from rims.native.build import Code, address_in, machine_code
+from rims.native.once import once
 from rims.native.simd import kernel
 
 #: Entries of a call's frame, of a buffer, of an array attribute.
@@ -222,7 +222,7 @@ _HANDLE = types.int64(types.int64, types.int64, types.int64)
 _HELP_OUT = types.void(types.int64)
 
 
-@functools.cache
+@once
 def parts() -> tuple[Code, Code]:
     """The machine code of :func:`handle` and :func:`help_out`."""
     folder = Path(__file__).parent
@@ -230,10 +230,6 @@ def parts() -> tuple[Code, Code]:
         machine_code("jax-handle", _HANDLE, handle, folder),
         machine_code("jax-help", _HELP_OUT, help_out, folder),
     )
-
-
-#: What has to live as long as XLA may call it.
-_alive: list[Any] = []
 
 
 def entering(kernel_address: int) -> int:
@@ -249,5 +245,4 @@ def entering(kernel_address: int) -> int:
     machine = binding.Target.from_default_triple().create_target_machine()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), machine)
     engine.finalize_object()
-    _alive.append(engine)
-    return int(engine.get_function_address("bound"))
+    return address_in(engine, "bound")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rims.native.build import Code, compiled
+from rims.native.once import once
 from rims.scan.native import entry
 from rims.scan.native.table import as_table
 
@@ -17,7 +17,7 @@ def address(name: str, double: bool) -> int:
     return code(name, double).address
 
 
-@functools.cache
+@once
 def code(name: str, double: bool) -> Code:
     """The machine code of ``entry.<name>``."""
     return compiled(_ENTRIES[name], double, Path(__file__).parent)

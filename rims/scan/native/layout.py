@@ -25,6 +25,7 @@ class Layout(NamedTuple):
     """What of a table depends on sizes alone."""
 
     sizes: dict[str, int]
+    counts: dict[str, int]  # see _given_counts
     entries: tuple[int, ...]
     scratch: tuple[tuple[int, int], ...]  # index of an entry, bytes from the arena's start
     arena_bytes: int
@@ -78,7 +79,8 @@ def lay_out(
     packed, packed_bytes = _places(counts, bytes_), sum(bytes_) + 64
     as_given = tuple((e.INDEX[f"p_{name}"], e.INDEX[f"w_{name}"]) for name in _as_given(sizes))
     return Layout(
-        sizes, tuple(entries), scratch, arena_bytes, packed, packed_bytes, as_given,
+        sizes, _given_counts(sizes), tuple(entries), scratch, arena_bytes,
+        packed, packed_bytes, as_given,
         _places(counts_held, bytes_held), sizes["groups"] * sizes["held_bytes"] + 64,
     )  # fmt: skip
 
@@ -113,6 +115,20 @@ def _sizes(
 def _places(names: Iterable[str], bytes_: list[int]) -> tuple[tuple[int, int], ...]:
     starts = accumulate(bytes_, initial=0)
     return tuple(zip((e.INDEX[name] for name in names), starts, strict=False))
+
+
+def _given_counts(s: dict[str, int]) -> dict[str, int]:
+    """Numbers in each array that is not made here: of one step, where there are steps."""
+    n, d, gates, batch = s["n"], s["d"], s["g"] * s["d"], s["batch"]
+    keys, values = s["m"] * s["dk"], s["m"] * s["dv"]
+    states = dict.fromkeys(e.OTHERS, batch * n * d)
+    return states | {
+        "w_hh": n * gates * d, "w_query": n * d * keys, "w_key": n * d * keys,
+        "w_value": n * d * values, "w_output": d * values, "w_gate": d * values,
+        "b_ih": n * gates, "b_hh": n * gates, "b_output": d, "b_gate": d,
+        "reset": batch, "valid": batch, "active": batch * n,
+        "gate_side": batch * n * gates, "d_gate_side": batch * n * gates,
+    }  # fmt: skip
 
 
 def _packed_counts(s: dict[str, int]) -> dict[str, int]:

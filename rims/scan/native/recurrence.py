@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from collections.abc import Sequence as Listed
 from struct import Struct
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rims.native import threads
+from rims.native.memory import address
 from rims.scan.native import build
 from rims.scan.native import table as e
 from rims.scan.native.layout import lay_out, round_up
@@ -24,12 +26,15 @@ class _Entries:
         first = e.INDEX[names[0]]
         assert [e.INDEX[name] - first for name in names] == list(range(len(names)))
         self._struct, self._begin = Struct(f"{len(names)}q"), 8 * first
+        self.names = names
 
     def set(self, table: array[int], values: Listed[int]) -> None:
         self._struct.pack_into(table, self._begin, *values)
 
 
-_GIVEN, _STEPS, _GRADIENTS, _SUMS = map(_Entries, (e.GIVEN, e.STEPS, e.GRADIENTS, e.SUMS))
+_GIVEN, _SEQUENCE, _INPUTS, _OF_STEPS, _CARRIED, _SUMS = map(
+    _Entries, (e.GIVEN, e.SEQUENCE, e.INPUTS, e.OF_STEPS, e.CARRIED, e.SUMS)
+)
 _RANGE = _Entries(("first", "last"))
 _FLAGS = _Entries(("has_reset", "has_valid", "has_fresh", "has_bias", "has_speech_bias"))
 _NEXT, _DONE, _PACKS, _SO_FAR, _IS_END = (
@@ -42,7 +47,10 @@ _DENSE = torch.contiguous_format
 class NativeRecurrence(Recurrence):
     """In machine code for the CPU, float32 and float64; threads as PyTorch is set to use."""
 
-    def __init__(self, w: Weights, rules: Rules, states: States, flags: Flags) -> None:
+    def __init__(
+        self, w: Weights, rules: Rules, states: States, flags: Flags, *, shares: int | None = None
+    ) -> None:
+        """A batch is divided into ``shares``; by default one for every thread."""
         # Held here: the table has addresses of all.
         w = Weights(*map(_dense, w))  # type: ignore[arg-type]
         states, flags = States(*map(_dense, states)), Flags(*map(_dense, flags))  # type: ignore[arg-type]
@@ -51,7 +59,7 @@ class NativeRecurrence(Recurrence):
         self.num_threads = torch.get_num_threads()
         layout = self._layout = lay_out(
             states.h.shape[0], w.hh.shape, w.comm_key.shape[2], w.comm_value.shape[2],
-            rules, w.hh.element_size(), self.num_threads,
+            rules, w.hh.element_size(), shares or self.num_threads,
         )  # fmt: skip
         # A table that all share, and behind it room for one of each group.
         self._table = array("q", layout.entries) * (1 + layout.sizes["groups"])
@@ -100,9 +108,10 @@ class NativeRecurrence(Recurrence):
         if self._sums is None:
             self._sums = self._begin_sums()
         table[_IS_END] = first == 0
-        grad_output = grad_output.contiguous()
         self._set_steps(first, inputs, did)
-        _GRADIENTS.set(table, [_address(t) for t in (grad_output, *carry, *out)])
+        of_steps = *out, grad_output.contiguous()
+        self._set(_OF_STEPS, of_steps, inputs.query_side.shape[0])
+        self._set(_CARRIED, carry)
         self._run("back")
 
     def gradients(self) -> LoopWeights:
@@ -130,16 +139,32 @@ class NativeRecurrence(Recurrence):
     def _run(self, name: str) -> None:
         table = self._table
         table[_NEXT] = table[_DONE] = 0
-        address, _ = table.buffer_info()
+        place, _ = table.buffer_info()
         count = min(self.num_threads, self._layout.sizes["groups"])
-        threads.run(build.address(name, self.double), address, count)
+        threads.run(build.address(name, self.double), place, count)
 
     def _set_steps(self, first: int, inputs: Hoisted, did: Sequence) -> None:
-        _RANGE.set(self._table, (first, first + inputs.query_side.shape[0]))
-        _STEPS.set(self._table, [_address(t) for t in (*inputs, *did)])
+        steps = inputs.query_side.shape[0]
+        last = first + steps
+        _RANGE.set(self._table, (first, last))
+        self._set(_INPUTS, inputs, steps)
+        self._set(_SEQUENCE, (*self.flags, *did), max(last, did.h.shape[0]))
 
     def _addresses(self) -> list[int]:
-        return [_address(tensor) for tensor in (*self.states, *self.flags, *self.w[4:])]
+        return self._places(_GIVEN, (*self.states, *self.w[4:]))
+
+    def _set(self, entries: _Entries, tensors: Iterable[Tensor | None], steps: int = 1) -> None:
+        entries.set(self._table, self._places(entries, tensors, steps))
+
+    def _places(
+        self, entries: _Entries, tensors: Iterable[Tensor | None], steps: int = 1
+    ) -> list[int]:
+        """Addresses for ``entries``; those of ``steps`` steps, where they have some."""
+        counts, dtype = self._layout.counts, self.w.hh.dtype
+        return [
+            address(tensor, torch.bool if name in e.BYTES else dtype, steps * counts[name])
+            for name, tensor in zip(entries.names, tensors, strict=True)
+        ]
 
 
 def _present(w: Weights, states: States, flags: Flags) -> tuple[bool, ...]:
@@ -154,7 +179,3 @@ def _present(w: Weights, states: States, flags: Flags) -> tuple[bool, ...]:
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -1,8 +1,13 @@
-"""The kernels of a sequence against PyTorch, on two small sequences that take all branches."""
+"""The kernels of a sequence against PyTorch, on two short ones that take all their branches.
+
+They come in two ranges, of which one has more steps than a block holds rows of, and in two groups
+of blocks of different size, however many threads there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,8 +20,13 @@ from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
 from rims.scan.torch_recurrence import TorchRecurrence
 
-#: Steps and samples.
-_STEPS, _BATCH = 2, 5
+#: Steps of each range, and samples.
+RANGES, BATCH = ((0, 3), (3, 4)), 20
+_STEPS = RANGES[-1][1]
+
+#: What makes a recurrence.
+_Kind = Callable[[Weights, Rules, States, Flags], Recurrence]
+NATIVE: _Kind = partial(NativeRecurrence, shares=2)
 
 
 def fault(name: Literal["forward", "back"], double: bool) -> str | None:
@@ -31,9 +41,9 @@ def _pairs(name: str, dtype: torch.dtype) -> trust.Pairs:
     for case in cases(dtype):
         by_torch = case.sequence(TorchRecurrence)
         if name == "forward":
-            yield from zip(case.sequence(NativeRecurrence), by_torch, strict=True)
+            yield from zip(case.sequence(NATIVE), by_torch, strict=True)
         else:
-            ways = (case.gradients(kind, by_torch) for kind in (NativeRecurrence, TorchRecurrence))
+            ways = (case.gradients(kind, by_torch) for kind in (NATIVE, TorchRecurrence))
             yield from zip(*ways, strict=True)
 
 
@@ -47,35 +57,44 @@ class Case(NamedTuple):
     inputs: Hoisted
     grad_output: Tensor
 
-    def sequence(self, kind: type[Recurrence]) -> Sequence:
+    def sequence(self, kind: _Kind) -> Sequence:
         """What every step becomes."""
         empty, steps = torch.empty_like, self.grad_output
-        active = torch.empty(_STEPS, _BATCH, self.w.num_rims, dtype=torch.bool, device="cpu")
+        active = torch.empty(_STEPS, BATCH, self.w.num_rims, dtype=torch.bool, device="cpu")
         out = Sequence(empty(steps), None if self.states.c is None else empty(steps), active)
-        kind(self.w, self.rules, self.states, self.flags).forward(0, self.inputs, out)
+        recurrence = kind(self.w, self.rules, self.states, self.flags)
+        for first, last in RANGES:
+            recurrence.forward(first, _range(self.inputs, first, last), out)
         return out
 
-    def gradients(self, kind: type[Recurrence], did: Sequence) -> list[Tensor | None]:
+    def gradients(self, kind: _Kind, did: Sequence) -> list[Tensor | None]:
         """Gradients of everything given."""
-        last = self.grad_output[0]
-        carry = new_carry(last, None if self.states.c is None else last)
+        end = self.grad_output[0]
+        carry = new_carry(end, None if self.states.c is None else end)
         out = Hoisted(*map(torch.empty_like, self.inputs))
         recurrence = kind(self.w, self.rules, self.states, self.flags)
-        recurrence.backward(0, self.inputs, did, self.grad_output, carry, out)
+        for first, last in reversed(RANGES):
+            inputs, d_inputs = (_range(part, first, last) for part in (self.inputs, out))
+            grad_output = self.grad_output[first:last]
+            recurrence.backward(first, inputs, did, grad_output, carry, d_inputs)
         weights = zip(recurrence.gradients(), self.w[4:], strict=True)
         return [*carry, *out, *(None if weight is None else grad for grad, weight in weights)]
+
+
+def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
+    return Hoisted(*(part[first:last] for part in inputs))
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """An LSTM and a GRU; together they have every option that the kernels know."""
     # Of this seed flags and selections are as the tests want them.
-    generator = torch.Generator("cpu").manual_seed(8)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
     def flags(chance: float) -> Tensor:
-        drawn = torch.rand(_STEPS, _BATCH, generator=generator, dtype=torch.float32, device="cpu")
+        drawn = torch.rand(_STEPS, BATCH, generator=generator, dtype=torch.float32, device="cpu")
         return drawn < chance
 
     for gates, (n, k, d), (heads, dk, dv), is_lstm in (
@@ -87,12 +106,12 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         shapes += [(d, heads * dv)] * 2
         shapes += [(n, gates * d)] * 2 + [(d,)] * 2 if is_lstm else []
         w = Weights(*(draw(*shape) / d**0.5 for shape in shapes))
-        state = [draw(_BATCH, n * d) for _ in range(4)]
+        state = [draw(BATCH, n * d) for _ in range(4)]
         yield Case(
             w,
             Rules(k, heads, reads_state=not is_lstm),
             States(state[0], state[1]) if is_lstm else States(state[0], None, state[2]),
             Flags(flags(0.3), flags(0.8)),
-            Hoisted(draw(_STEPS, _BATCH, n * d), draw(_STEPS, _BATCH, n * gates * d)),
-            draw(_STEPS, _BATCH, n * d),
+            Hoisted(draw(_STEPS, BATCH, n * d), draw(_STEPS, BATCH, n * gates * d)),
+            draw(_STEPS, BATCH, n * d),
         )

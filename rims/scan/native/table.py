@@ -31,9 +31,9 @@ NUMBERS = [
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
 BYTES = ["reset", "valid", "active"]
 INTEGERS = ["s_picked", "s_chosen"]
-#: What a cell and a sequence give: states, flags, and weights as a cell has them.
+#: What a cell gives: states, and weights as it has them.
 GIVEN = [
-    "h0", "c0", "fresh_h", "fresh_c", "reset", "valid",
+    "h0", "c0", "fresh_h", "fresh_c",
     "w_hh", "w_query", "w_key", "w_value", "w_output", "w_gate",
     "b_ih", "b_hh", "b_output", "b_gate",
 ]
@@ -42,13 +42,13 @@ PACKED = [
     "p_hh", "p_query", "p_key", "p_value", "p_out", "p_b_ih", "p_b_hh", "p_b_out",
     "p_hh_back", "p_qkv_back", "p_out_back",
 ]
-#: The input side of the steps from ``first`` on, and the sequence (T, B, .) from its first step.
-STEPS = ["query_side", "gate_side", "h", "c", "active"]
-#: Gradients: of outputs, carried through time, and of the input side.
-GRADIENTS = [
-    "grad_h", "carry_h", "carry_c", "carry_fresh_h", "carry_fresh_c",
-    "d_query_side", "d_gate_side",
-]
+#: The sequence (T, B, .) from its first step.
+SEQUENCE = ["reset", "valid", "h", "c", "active"]
+#: The input side of the steps from ``first`` on.
+INPUTS = ["query_side", "gate_side"]
+#: Gradients: of the input side and the outputs of these steps, and those carried through time.
+OF_STEPS = ["d_query_side", "d_gate_side", "grad_h"]
+CARRIED = ["carry_h", "carry_c", "carry_fresh_h", "carry_fresh_c"]
 #: Gradients of the weights, in their shapes.
 SUMS = [
     "sum_hh", "sum_query", "sum_key", "sum_value", "sum_output", "sum_gate",
@@ -71,7 +71,9 @@ SCRATCH = [
 ]
 # fmt: on
 
-NAMES = [*NUMBERS, "scale", *GIVEN, *PACKED, *STEPS, *GRADIENTS, *SUMS, *HELD, *SCRATCH]
+#: All that is not made here.
+OTHERS = [*GIVEN, *SEQUENCE, *INPUTS, *OF_STEPS, *CARRIED]
+NAMES = [*NUMBERS, "scale", *OTHERS, *PACKED, *SUMS, *HELD, *SCRATCH]
 INDEX = {name: index for index, name in enumerate(NAMES)}
 SIZE = len(NAMES)
 _FIRST_HELD, _FIRST_SCRATCH = INDEX[HELD[0]], INDEX[SCRATCH[0]]
