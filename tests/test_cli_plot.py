@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from command_line import Rims, assert_one_line, tree
 from lab.disk.folder import PROGRESS_NAME
@@ -41,7 +40,7 @@ def test_full_disk_is_one_line(tmp_path: Path, rims: Rims, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     make_run(tmp_path / "run")
-    monkeypatch.setattr(Figure, "savefig", fail)
+    monkeypatch.setattr("os.fsync", fail)
     result = rims("plot", "../run", "--out", "curves.png")
     assert (result.code, result.out) == (1, "")
     assert result.err == (
