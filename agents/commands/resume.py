@@ -22,7 +22,7 @@ _COUNT = click.IntRange(1, 2**40)
     "--total-steps",
     type=_COUNT,
     metavar="N",
-    help="Train until so many environment steps.  [default: as the run was to]",
+    help="New total of environment steps.  [default: unchanged]",
 )
 @plain_option(
     "--fallback",
@@ -33,9 +33,9 @@ _COUNT = click.IntRange(1, 2**40)
     "--threads",
     type=click.IntRange(1, 1024),
     metavar="N",
-    help="CPU threads of torch.  [default: as before]",
+    help="CPU threads of torch.  [default: unchanged]",
 )
-@plain_option("--device", metavar="NAME", help="Torch device of the policy.  [default: as before]")
+@plain_option("--device", metavar="NAME", help="Torch device of the policy.  [default: unchanged]")
 def resume(
     run: Path,
     total_steps: int | None,

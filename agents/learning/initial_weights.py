@@ -1,4 +1,4 @@
-"""Training that goes on from another run's agent, on another task: fine-tuning, curricula."""
+"""Starting from another run's agent, on another task: fine-tuning, curricula."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def resume(
 
     Args:
         folder: of the run.
-        total_steps: train until so many environment steps; ``None``: as the run was to.
+        total_steps: new total of environment steps; ``None``: unchanged.
         threads: of torch, instead of those before.
         device: of torch, instead of that before.
         fallback: see :func:`read_run`.

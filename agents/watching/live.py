@@ -1,4 +1,4 @@
-"""Looking on while others train: what is in run folders now, and whether anyone still writes."""
+"""Live view of runs that train elsewhere: what is in their folders, and who still writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copying: symbols told again after a stretch of blanks (arXiv:1909.10893, section 4.1)."""
+"""Copying: recall symbols after a stretch of blanks (arXiv:1909.10893, section 4.1)."""
 
 from __future__ import annotations
 

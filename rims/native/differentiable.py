@@ -1,4 +1,4 @@
-"""When a gradient written by hand does not do and PyTorch has to compute it."""
+"""Whether autograd must replace a hand-written gradient."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class Seeds(CommaList):
         """All seeds, written out."""
         parts = entries(text)
         if not all(re.fullmatch(r"[0-9]{1,10}( *- *[0-9]{1,10})?", part) for part in parts):
-            raise ValueError(f"{text!r} is no number of seeds, and no list such as 3,7 or 0-4.")
+            raise ValueError(f"must be a count or a list such as 3,7 or 0-4; got {text!r}.")
         halves = [part.partition("-") for part in parts]
         ends = [(int(first), int(last or first)) for first, _, last in halves]
         if parts[0].isdigit() and len(parts) == 1:
