@@ -5,7 +5,8 @@ Gymnasium and minigrid are imported inside the functions: that takes 0.3 s.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+import functools
+from typing import Any, Final, Literal
 
 from lab.importing import import_from_here
 from lab.settings import one_line
@@ -67,12 +68,16 @@ def modules_of(id: str) -> list[str]:
     spec = gymnasium.registry.get(name)
     if spec is not None and not is_builtin(id):
         makers = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
-        found |= {
-            maker.partition(":")[0] if isinstance(maker, str) else str(maker.__module__)
-            for maker in makers
-            if maker is not None
-        }
+        found |= {_module_of(maker) for maker in makers if maker is not None}
     return sorted(found - {""})
+
+
+def _module_of(maker: Any) -> str:
+    if isinstance(maker, str):
+        return maker.partition(":")[0]
+    while isinstance(maker, functools.partial):
+        maker = maker.func
+    return str(maker.__module__)
 
 
 def known_ids() -> list[str]:

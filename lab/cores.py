@@ -154,8 +154,14 @@ class CoreSettings(Settings):
         own, found = LAYER_OPTIONS.get(self.core, ()), dict(super().unused)
         if "num_rims" not in own:
             found |= dict.fromkeys(_OF_MECHANISMS, "needs a core with mechanisms")
-        elif self.num_layers == 1:
-            found |= dict.fromkeys(_BETWEEN_LAYERS, "needs --num-layers above 1")
+        else:
+            if self.k == self.num_rims:
+                rule = "needs --k below --num-rims"
+                found |= dict.fromkeys(("comm_reads", *_BETWEEN_LAYERS), rule)
+            if self.num_layers == 1:
+                found |= dict.fromkeys(_BETWEEN_LAYERS, "needs --num-layers above 1")
+            elif not self.use_inactive:
+                found["blocked_grad"] = "needs --use-inactive"
         if "num_layers" not in own:
             found["num_layers"] = "needs a core with layers"
         if self.core == "none":

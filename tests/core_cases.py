@@ -78,6 +78,15 @@ class OwnLayers(nn.Module):
         return torch.stack(outputs), torch.stack(states)
 
 
+class HalfEmpty(nn.GRU):
+    """A GRU with a part of its state that holds nothing."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        empty, state = (input.new_zeros(1, input.shape[1], 0), None) if hx is None else hx
+        output, state = super().forward(input, state)
+        return output, (empty, state)
+
+
 class DeepLSTM(nn.LSTM):
     """A subclass of which only the constructor is its own."""
 

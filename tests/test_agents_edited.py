@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from agents.config import PPOConfig
 from agents.judging.compare import plan
 from agents.judging.evaluations import EVALUATION_NAME, cached_results, evaluate_run
 from agents.learning.checkpoint import agent_store, load_checkpoint
+from agents.learning.run_settings import require_unedited
 from agents.learning.train import Trainer
 from agents.sweep.run import run_once
 from command_line import Rims, assert_one_line, snapshot
@@ -66,6 +68,15 @@ def test_edited_setting_is_named_and_nothing_written(
     answer = assert_one_line(rims("resume", "run", *MORE))
     assert f"config.toml' says {name}={value}; its checkpoint was made with {name}=" in answer
     assert snapshot(run) == before
+
+
+def test_an_edited_setting_that_the_run_does_not_use_is_none(tmp_path: Path) -> None:
+    """So a run goes on that was killed after its first checkpoint with other such settings."""
+    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="gru", k=2)
+    (tmp_path / CONFIG_NAME).write_text(config.to_toml())
+    require_unedited(tmp_path, replace(config, k=3, num_rims=8))
+    with pytest.raises(ValueError, match="says num_rims=4, core='gru'"):
+        require_unedited(tmp_path, replace(config, core="rim_gru", k=2, num_rims=8))
 
 
 def test_checkpoints_of_another_run_are_named(run: Path, other_run: Path, rims: Rims) -> None:

@@ -62,6 +62,11 @@ def test_a_run_begins_with_the_weights_of_another(root: Path, tmp_path: Path) ->
         assert_weights_of(tmp_path / "new", root / "gru-seed3")
 
 
+def test_settings_that_neither_run_uses_may_differ(root: Path, tmp_path: Path) -> None:
+    Trainer(next_run(root, num_rims=2, k=1), tmp_path / "run").run()
+    assert_weights_of(tmp_path / "run", root / "gru-seed3")
+
+
 def test_core_and_seed_stand_for_those_of_the_run(root: Path, tmp_path: Path) -> None:
     config = next_run(root, init_from=str(root / "{core}-seed{seed}"))
     assert source_folder(config) == root / "gru-seed3"

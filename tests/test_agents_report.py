@@ -139,6 +139,17 @@ def test_sample_efficiency_is_median_and_number_of_seeds(comparison: Comparison)
     }
 
 
+def test_success_that_is_unknown_of_one_seed_is_unknown_of_the_core(comparison: Comparison) -> None:
+    """Seeds that never succeed may be those of which an environment says nothing."""
+    comparison.runs["lstm"][1].results[TASKS[1].id]["success_rate"] = None
+    row = Row(TASKS[1], "success_rate")
+    assert comparison.values("lstm", row) == []
+    assert comparison.estimate("lstm", row) is None
+    task = to_dict(comparison)["cores"]["lstm"]["tasks"][TASKS[1].id]
+    assert (task["success_rate"], task["per_seed_success"]) == (None, [])
+    assert len(task["per_seed_return"]) == 2
+
+
 def test_costs_are_shown_and_unknown_ones_said(comparison: Comparison) -> None:
     cores = section(to_markdown(comparison), "Cores")
     assert "| lstm | 128 | 1,000 | 2,000 | 30,000 | unknown | 20 |" in cores

@@ -168,6 +168,16 @@ def test_a_layer_made_with_the_defaults_is_the_layer_of_the_defaults(core: str) 
         ("none", "--learned-initial-state", "needs a core with memory; {} none."),
         ("rim_gru", "--blocked-grad", "--blocked-grad needs --num-layers above 1."),
         ("rim_gru", "--no-use-inactive", "--use-inactive needs --num-layers above 1."),
+        (
+            "rim_gru",
+            "--num-rims 4 --k 4 --comm-reads state",
+            "--comm-reads needs --k below",
+        ),
+        (
+            "rim_gru",
+            "--num-layers 2 --no-use-inactive --blocked-grad",
+            "--blocked-grad needs --use-inactive.",
+        ),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused_alike(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from core_cases import OwnLayers, OwnLSTM, ScaledGRU, by_path
+from core_cases import HalfEmpty, OwnLayers, OwnLSTM, ScaledGRU, by_path
 from experiments.configs.sequences import CORES, SequenceConfig
 from experiments.shared.cores import Core as Wrapped
 from experiments.shared.cores import core_parameters, with_equal_parameters
@@ -24,7 +24,7 @@ from sequence_cases import TINY
 each_core = pytest.mark.parametrize("core", CORES)
 
 #: Also the control without memory, and classes that take no packed sequences.
-OTHERS = ("none", by_path(OwnLSTM), by_path(OwnLayers), by_path(ScaledGRU))
+OTHERS = ("none", by_path(OwnLSTM), by_path(OwnLayers), by_path(ScaledGRU), by_path(HalfEmpty))
 
 
 def config(core: str, **settings: Any) -> SequenceConfig:

@@ -118,6 +118,11 @@ def test_activity_is_drawn_of_a_core_that_has_mechanisms(trained: Path, rims: Ri
     assert result.err.splitlines()[-1] == "Written: a.png"
     with Image.open(trained.parent / "a.png") as image:
         assert image.size[0] > image.size[1] > 100
+        height = image.size[1]
+    layers = ("--cores", "rim_gru", "--num-layers", "2", "--run-root", "two")
+    assert rims(*CALL, *layers, "--show-activity", "two.png").code == 0
+    with Image.open(trained.parent / "two.png") as image:
+        assert image.size[1] > 1.5 * height
     plain = (*PLAIN, "--report-only", "--show-activity", "b.png", "--cores", "lstm,gru")
     told = assert_one_line(rims(*plain))
     assert "shows a run of rim_lstm or rim_gru; name it in --cores." in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -130,12 +131,13 @@ def test_repeated_input_under_autocast(kind: LayerKind) -> None:
 
 @all_paths
 @both_layers
-def test_a_pre_hook_changes_repeated_input_in_place(kind: LayerKind, path: Path) -> None:
+@pytest.mark.parametrize("mode", [nullcontext, torch.inference_mode])
+def test_a_pre_hook_changes_repeated_input_in_place(kind: LayerKind, path: Path, mode: Any) -> None:
     def doubled(module: Any, args: Any) -> None:
         args[0].mul_(2)
 
     layer, rows, place = make(kind), make_rows(), torch.randint(U, (T, B))
-    with rims.scan_path(path):
+    with rims.scan_path(path), mode():
         expected = layer(2 * rows[place])[0]
         layer.cells[0].register_forward_pre_hook(doubled)
         assert torch.equal(layer(rims.RepeatedInput(rows, place))[0], expected)

@@ -203,6 +203,14 @@ class Comparison(comparison.Comparison[Measured, Row]):
         found = run.results[row.task.id][row.key]
         return None if found is None else float(found["mean"])
 
+    def values(self, variant: str, row: Row) -> list[float]:
+        """The number of each seed; none if one is unknown, as seeds that succeed may be the others.
+
+        An environment may report success only where there is one.
+        """
+        found = super().values(variant, row)
+        return found if len(found) == len(self.runs[variant]) else []
+
     def estimate(self, variant: str, row: Row) -> Estimate | None:
         """Mean over seeds with its interval; ``None`` if it is unknown."""
         values = self.values(variant, row)

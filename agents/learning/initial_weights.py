@@ -46,8 +46,9 @@ def initial_weights(config: PPOConfig) -> dict[str, Any] | None:
         checkpoint = load_checkpoint(source)
     except ValueError as error:
         raise ConfigError("init_from", f"names no agent to begin with: {error}") from None
+    ignored = {"mission", *(config.unused.keys() & checkpoint.config.unused.keys())}
     for field in dataclasses.fields(PPOConfig):
-        if field.metadata["group"] in ("Network", "RIM") and field.name != "mission":
+        if field.metadata["group"] in ("Network", "RIM") and field.name not in ignored:
             _require_equal(field.name, config, checkpoint.config, source)
     if reads_mission(config) != checkpoint.read_mission:
         there = "reads" if checkpoint.read_mission else "does not read"

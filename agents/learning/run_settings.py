@@ -25,7 +25,7 @@ def differing(folder: Path, made_with: PPOConfig) -> dict[str, tuple[Any, Any]]:
 
     Returns:
         By name, what the file says and what the checkpoint was made with; nothing where there is no
-        such file, or the file says nothing of a setting.
+        such file, where the file says nothing of a setting, or where the run makes no use of it.
 
     Raises:
         ValueError: in one line, if the file is damaged.
@@ -34,7 +34,7 @@ def differing(folder: Path, made_with: PPOConfig) -> dict[str, tuple[Any, Any]]:
     return {
         name: (written[name], value)
         for name, value in dataclasses.asdict(made_with).items()
-        if name in written and written[name] != value
+        if name in written and written[name] != value and name not in made_with.unused
     }
 
 

@@ -55,8 +55,8 @@ class Trainer:
     The folder is locked from construction to the end of :meth:`run`.
 
     Args:
-        config: what to train. Of a run that goes on, only ``total_steps`` and settings without
-            effect may differ from before.
+        config: what to train. Of a run that goes on, only ``total_steps`` and settings that have
+            no effect in it may differ from before.
         folder: the run folder. That of a new run must be absent or empty.
         world: the processes that train together, each with its part of the environments; by
             default this one alone. All of them make a Trainer; the first one writes. A run may go

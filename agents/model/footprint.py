@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from agents.config import PPOConfig
-from agents.model.cores import make_module
+from agents.model.cores import CORES
 from agents.model.policy import count_parameters
 from agents.model.view_maps import map_features
 from envs import STOCK_VIEW
+from lab.core_modules import make_layer
 from lab.cores import CORE_NAMES
 from lab.running.memory import require_memory, require_memory_at_once
 from lab.running.ranks import local_device, processes_here
@@ -41,7 +42,7 @@ def bytes_of_weights(config: PPOConfig) -> float:
         return 0.0
     try:
         with torch.device("meta"):  # there tensors have a shape and no content
-            core = count_parameters(make_module(config.encoder_size, config))
+            core = count_parameters(make_layer(config.encoder_size, config, CORES))
     except (RuntimeError, TypeError):  # of torch, for sizes beyond any memory
         return math.inf
     view = STOCK_VIEW

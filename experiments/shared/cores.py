@@ -54,8 +54,9 @@ class Core(nn.Module):
             self.module = make_layer(input_size, config, CORES)
             self.form = state_form(self.module, input_size, config)
         # RIM layers have a learned start of their own.
-        learns = config.learned_initial_state and config.core not in RIM_CORES
-        starts = [torch.zeros(layers, 1, size) for layers, size in self.form.shapes if size]
+        has_memory = any(size for _, size in self.form.shapes)
+        learns = config.learned_initial_state and config.core not in RIM_CORES and has_memory
+        starts = [torch.zeros(layers, 1, size) for layers, size in self.form.shapes]
         self.starts = nn.ParameterList(starts if learns else [])
         # A subclass with a forward of its own may not know of these forms of input.
         own_forward = type(self.module).forward

@@ -125,21 +125,23 @@ class SequenceExperiment(Experiment[Config, Batch]):
         with trace(model) as record:
             model(input)
         figure = plot_activations(record, sample=None)
-        (panel,) = figure.axes
-        (active,) = record.active.values()
-        panel.set_title(
-            f"{self.config.task}, {self.config.model}: share of {active.shape[1]} sequences\n"
-            "in which a mechanism is active (beside it: at all steps)",
-            fontsize=10,
-            loc="left",
-            pad=22 if phases else 6,
-        )
-        top = panel.get_xaxis_transform()
-        for phase in phases:
-            if phase.begin:
-                panel.axvline(phase.begin - 0.5, color="#222222", linewidth=1.2)
-            middle = (phase.begin + phase.end - 1) / 2
-            panel.text(middle, 1.04, phase.label, ha="center", fontsize=9, transform=top)
+        for layer, (panel, active) in enumerate(
+            zip(figure.axes, record.active.values(), strict=True), start=1
+        ):
+            which = f" (layer {layer})" if len(figure.axes) > 1 else ""
+            panel.set_title(
+                f"{self.config.task}, {self.config.model}{which}: share of {active.shape[1]} "
+                "sequences\nin which a mechanism is active (beside it: at all steps)",
+                fontsize=10,
+                loc="left",
+                pad=22 if phases else 6,
+            )
+            top = panel.get_xaxis_transform()
+            for phase in phases:
+                if phase.begin:
+                    panel.axvline(phase.begin - 0.5, color="#222222", linewidth=1.2)
+                middle = (phase.begin + phase.end - 1) / 2
+                panel.text(middle, 1.04, phase.label, ha="center", fontsize=9, transform=top)
         return figure
 
 

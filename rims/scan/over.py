@@ -40,14 +40,22 @@ class Over(NamedTuple):
         state = cell.initial_state(input[0], p) if hx is None else hx
         for part in state:
             check_state(self.where, part, input, p.weight_hh.dtype)
-        run = scan_reversed if self.backwards else partial(scan, repeated=self._repeated(input))
+        run = (
+            scan_reversed if self.backwards else partial(scan, repeated=self._repeated(cell, input))
+        )
         return run(cell, input, state, p, reset=self.reset, valid=self.valid, record=self.record)
 
-    def _repeated(self, input: Tensor) -> RepeatedInput | None:
+    def _repeated(self, cell: RIMCell, input: Tensor) -> RepeatedInput | None:
         """The repeated form of ``input``; None if hooks on the cell gave it something else."""
         # In graphs there is none either: their operator knows no places.
         is_as_sent = self.sent is not None and as_it_is(input) == self.sent
+        if is_as_sent and input.is_inference() and _has_pre_hooks(cell):
+            return None  # whether they changed it in place is not known
         return self.repeated if is_as_sent else None
+
+
+def _has_pre_hooks(cell: RIMCell) -> bool:
+    return bool(cell._forward_pre_hooks or torch.nn.modules.module._global_forward_pre_hooks)
 
 
 def is_recomputing() -> bool:
