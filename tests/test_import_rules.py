@@ -194,7 +194,7 @@ def test_imports_run_one_way() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("package", ["lab", "envs", "nfm", "agents", "experiments"])
+@pytest.mark.parametrize("package", ["lab", "envs", "nfm", "rims", "agents", "experiments"])
 def test_no_files_import_each_other(package: str) -> None:
     files = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text()
