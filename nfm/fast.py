@@ -182,6 +182,7 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
         return False
     fits = all(
         type(tensor) in PLAIN
+        and not tensor.is_neg()
         and tensor.device.type == "cpu"
         and tensor.dtype == query.dtype
         and 0 not in tensor.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -372,3 +372,18 @@ def test_checkpoint_copies_and_threads() -> None:
     assert len(found) == 3
     for grad in found:
         torch.testing.assert_close(grad, expected)
+
+
+def test_numbers_that_are_negated_when_they_are_read() -> None:
+    """As of ``z.conj().imag``: what is in memory has the other sign."""
+    given = [torch.randn(2, channels, 3, 3) for channels in (4, 4, 6)]
+    grad = torch.randn(2, 6, 3, 3)
+
+    def results(negated: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaves = [tensor.clone().requires_grad_() for tensor in given]
+        query, key, value = (negated(x) for x in leaves)
+        read = attend(query, [MemoryEntry(key, value)], num_heads=2).read
+        return [read, *torch.autograd.grad(read, leaves, negated(grad))]
+
+    for got, expected in zip(results(torch._neg_view), results(torch.neg), strict=True):
+        torch.testing.assert_close(got, expected)

@@ -24,6 +24,7 @@ from scan_cases import (
     double,
     fast_paths,
     layer_results,
+    leaf,
     needs_numba,
 )
 
@@ -167,6 +168,27 @@ def test_other_kinds_of_tensors_take_the_loop(kind: LayerKind) -> None:
 
 
 # --- what a user changed about a cell
+
+
+NEGATED = {"stored": torch.neg, "as it is read": torch._neg_view}
+
+
+@both
+def test_numbers_that_are_negated_when_they_are_read(kind: LayerKind) -> None:
+    """As of ``z.conj().imag``: what is in memory has the other sign."""
+    layer: Any = kind(5, 12, 4, 2, dtype=torch.float64)
+    given = [double(6, 3, 5), *(double(1, 3, 12) for _ in range(layer.cells[0].num_states))]
+    grad = double(6, 3, 12)
+
+    def results(negated: Any) -> list[Tensor]:
+        leaves = [leaf(tensor) for tensor in given]
+        input, *states = (negated(x) for x in leaves)
+        output, _ = layer(input, tuple(states) if len(states) > 1 else states[0])
+        wanted = [*leaves, *layer.parameters()]
+        return [output, *torch.autograd.grad(output, wanted, negated(grad))]
+
+    for got, expected in zip(*map(results, NEGATED.values()), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 @both

@@ -7,10 +7,15 @@ from torch import Tensor
 
 
 def is_needed(*grads: Tensor | None) -> bool:
-    """Whether a gradient is itself to be differentiated, or taken of many outputs at once."""
+    """Whether a gradient is itself to be differentiated, or taken of many outputs at once.
+
+    Or whether its numbers are not those in its memory, as behind ``z.conj().imag``.
+    """
     batched = torch._C._functorch
     return torch.is_grad_enabled() or any(
         grad is not None
-        and (batched.is_batchedtensor(grad) or batched.is_legacy_batchedtensor(grad))
+        and (
+            grad.is_neg() or batched.is_batchedtensor(grad) or batched.is_legacy_batchedtensor(grad)
+        )
         for grad in grads
     )

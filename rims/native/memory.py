@@ -20,6 +20,7 @@ def address(tensor: Tensor | None, dtype: torch.dtype, count: int) -> int:
     if (
         type(tensor) in PLAIN
         and tensor.is_cpu
+        and not tensor.is_neg()
         and tensor.dtype == dtype
         and tensor.numel() == count
         and ((place := tensor.data_ptr()) or not count)

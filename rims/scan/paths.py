@@ -167,6 +167,8 @@ def _unusual(input: Tensor, p: Parameters, others: Sequence[Tensor | None]) -> s
             continue
         if type(tensor) not in PLAIN:
             return f"it is made of {type(tensor).__name__}"
+        if tensor.is_neg():
+            return "it is made of numbers that are negated when they are read"
         if tensor.device != device:
             return f"it is made of tensors on {tensor.device} and on {device}"
     if any(weight.dtype != dtype for weight in p if weight is not None):
