@@ -213,7 +213,3 @@ class PPOConfig(CoreSettings):
     def minibatch_envs(self) -> int:
         """Environments in one minibatch."""
         return self.num_envs // self.minibatches
-
-
-#: Settings that change how long a run takes, not what comes out of it.
-WITHOUT_EFFECT = PPOConfig.without_effect()

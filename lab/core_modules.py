@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lab.cores import CORE_NAMES, CoreSettings, import_core
+from lab.cores import CORE_NAMES, RIM_CORES, CoreSettings, import_core
 from lab.settings import one_line
 
 #: State of a core: one tensor (layers, B, H), or two for LSTMs.
@@ -96,6 +96,16 @@ def state_form(module: nn.Module, input_size: int, settings: CoreSettings) -> St
     parts = 2 if settings.core in ("rim_lstm", "lstm") else 1
     shape = (1, 0) if settings.core == "none" else (settings.num_layers, settings.hidden_size)
     return StateForm((shape,) * parts, is_tensor=parts == 1)
+
+
+def learned_starts(form: StateForm, settings: CoreSettings) -> nn.ParameterList:
+    """The states that sequences start from, each (layers, 1, features), zero at first.
+
+    Empty where they are not learned or nothing is kept. RIM layers have theirs inside.
+    """
+    has_memory = any(size for _, size in form.shapes)
+    learns = settings.learned_initial_state and settings.core not in RIM_CORES and has_memory
+    return nn.ParameterList(torch.zeros(n, 1, size) for n, size in form.shapes if learns)
 
 
 def find_state_form(module: nn.Module, core: str, input_size: int, hidden_size: int) -> StateForm:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lab.core_source import may_define_class
 from lab.importing import import_from_here
 from lab.own_modules import module_source
-from lab.settings import MOST, ConfigError, Settings, did_you_mean, one_line, option
+from lab.settings import ConfigError, Settings, did_you_mean, one_line, option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +84,6 @@ class CoreSettings(Settings):
         "RIM",
         "Features that a mechanism reads of the input; 0: four times its own.",
         low=0,
-        high=MOST,
     )
     num_comm_heads: int = option(4, "RIM", "Heads of the communication.", low=1)
     comm_key_size: int = option(

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from agents.config import WITHOUT_EFFECT, PPOConfig
+from agents.config import PPOConfig
 from lab.disk.folder import CONFIG_NAME, read_config
 
 #: Settings that 'rims resume' may change, besides those without effect.
-MAY_CHANGE = ("total_steps", "device", *WITHOUT_EFFECT)
+MAY_CHANGE = ("total_steps", "device", *PPOConfig.without_effect())
 
 
 def differing(folder: Path, made_with: PPOConfig) -> dict[str, tuple[Any, Any]]:

@@ -16,11 +16,12 @@ from lab.core_modules import (
     LAYERS,
     CoreState,
     as_tuple,
+    learned_starts,
     make_layer,
     require_repeatable,
     state_form,
 )
-from lab.cores import CORE_NAMES, RIM_CORES
+from lab.cores import CORE_NAMES
 from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
 
 
@@ -63,10 +64,7 @@ class RecurrentCore(nn.Module):
             if config.core not in CORE_NAMES:
                 require_repeatable(self.module, config.core, input_size)
         self.is_memoryless = not any(size for _, size in self.form.shapes)
-        # RIM layers have a learned start of their own.
-        learns_start = config.learned_initial_state and config.core not in RIM_CORES
-        starts = [torch.zeros(layers, 1, size) for layers, size in self.form.shapes]
-        self.starts = nn.ParameterList(starts if learns_start and not self.is_memoryless else [])
+        self.starts = learned_starts(self.form, config)
         # A subclass with a forward of its own may not know of these forms of input.
         own_forward = type(self.module).forward
         self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from agents.config import WITHOUT_EFFECT, PPOConfig
+from agents.config import PPOConfig
 from envs import Task, get_suite, resolve_backend
 from lab.settings import ConfigError, did_you_mean, read_toml
 
@@ -127,7 +127,7 @@ class Sweep:
         # What "auto" comes to depends on the machine.
         tasks = (first.task, *self.unseen)
         backends = {task.id: resolve_backend(task, first.backend) for task in tasks}
-        left_out = {"seed", *WITHOUT_EFFECT, *self.first}
+        left_out = {"seed", *PPOConfig.without_effect(), *self.first}
         return {
             **{name: getattr(self, name) for name in _IDENTITY},
             **{name: value for name, value in config.items() if name not in left_out},

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.config import WITHOUT_EFFECT, PPOConfig
+from agents.config import PPOConfig
 from envs import SUITES, Task
 from lab.cores import core_label
 from lab.disk.folder import (
@@ -21,7 +21,7 @@ from lab.disk.folder import (
 )
 
 #: Settings that may differ between runs that are seeds of one experiment.
-_NOT_OF_THE_EXPERIMENT = ("seed", *WITHOUT_EFFECT)
+_NOT_OF_THE_EXPERIMENT = ("seed", *PPOConfig.without_effect())
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from experiments.configs.sequences import SequenceConfig
-from lab.core_modules import LAYERS, CoreState, as_tuple, make_layer, state_form
-from lab.cores import CORE_NAMES, RIM_CORES
+from lab.core_modules import LAYERS, CoreState, as_tuple, learned_starts, make_layer, state_form
+from lab.cores import CORE_NAMES
 from lab.matching import matched
 from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
 
@@ -53,11 +53,7 @@ class Core(nn.Module):
         with place, scan_path("reference"):  # a trial of two steps compiles no kernels
             self.module = make_layer(input_size, config, CORES)
             self.form = state_form(self.module, input_size, config)
-        # RIM layers have a learned start of their own.
-        has_memory = any(size for _, size in self.form.shapes)
-        learns = config.learned_initial_state and config.core not in RIM_CORES and has_memory
-        starts = [torch.zeros(layers, 1, size) for layers, size in self.form.shapes]
-        self.starts = nn.ParameterList(starts if learns else [])
+        self.starts = learned_starts(self.form, config)
         # A subclass with a forward of its own may not know of these forms of input.
         own_forward = type(self.module).forward
         self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)

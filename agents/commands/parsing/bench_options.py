@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -144,6 +144,13 @@ def _of_grid(
     )
 
 
+def _with(options: Sequence[Callable[[Any], Any]], command: Decorated) -> Decorated:
+    """A command with these options, in their order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 _CELLS = (
     *_of_grid(
         ("600,300,6,4", "128,256,8,4", "64,64,4,3"),
@@ -181,9 +188,7 @@ _CELLS = (
 
 def cells_options(command: Decorated) -> Decorated:
     """The options of ``rims bench cells``."""
-    for option in reversed(_CELLS):
-        command = option(command)
-    return command
+    return _with(_CELLS, command)
 
 
 _AGENTS = (
@@ -236,10 +241,7 @@ _AGENTS = (
 
 def agents_options(command: Decorated) -> Decorated:
     """The options of ``rims bench agents``."""
-    command = config_options(*NOT_OF_AGENTS)(command)
-    for option in reversed(_AGENTS):
-        command = option(command)
-    return command
+    return _with(_AGENTS, config_options(*NOT_OF_AGENTS)(command))
 
 
 _NFM = (
@@ -275,9 +277,7 @@ _NFM = (
 
 def nfm_options(command: Decorated) -> Decorated:
     """The options of ``rims bench nfm``."""
-    for option in reversed(_NFM):
-        command = option(command)
-    return command
+    return _with(_NFM, command)
 
 
 _JAX = (
@@ -311,9 +311,7 @@ _JAX = (
 
 def jax_options(command: Decorated) -> Decorated:
     """The options of ``rims bench jax``."""
-    for option in reversed(_JAX):
-        command = option(command)
-    return command
+    return _with(_JAX, command)
 
 
 def is_typed(name: str) -> bool:
