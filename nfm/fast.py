@@ -30,7 +30,7 @@ from torch import Tensor
 from nfm.attention import MemoryEntry, SlotRead, usable_top_k
 from nfm.rescale import Rescale, window_index, window_size
 from rims.functional import TopKRule, attention_weights
-from rims.native.memory import PLAIN
+from rims.native.eager import why_not_eager
 from rims.native.once import once
 
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -172,22 +172,12 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
     """Whether a call is one that the native kernels can compute."""
     if torch.compiler.is_compiling() or not _HAS_NUMBA:
         return False
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+    if query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64):
         return False
-    if torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export():
+    tensors = (query, *(tensor for entry in memory for tensor in entry))
+    if why_not_eager(*tensors):
         return False
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if query.dtype not in (torch.float32, torch.float64):
-        return False
-    fits = all(
-        type(tensor) in PLAIN
-        and not tensor.is_neg()
-        and tensor.device.type == "cpu"
-        and tensor.dtype == query.dtype
-        and 0 not in tensor.shape
-        for tensor in (query, *(tensor for entry in memory for tensor in entry))
-    )
+    fits = all(tensor.dtype == query.dtype and 0 not in tensor.shape for tensor in tensors)
     return fits and _native_fault("forward", query.dtype == torch.float64) is None
 
 

@@ -1,11 +1,11 @@
 """Recurrent Independent Mechanisms (arXiv:1909.10893) as drop-in recurrent layers for PyTorch."""
 
 from rims import authors as authors
-from rims.batching import RepeatedInput as RepeatedInput
 from rims.cells import RIM_GRUCell as RIM_GRUCell
 from rims.cells import RIM_LSTMCell as RIM_LSTMCell
 from rims.layers import RIM_GRU as RIM_GRU
 from rims.layers import RIM_LSTM as RIM_LSTM
+from rims.layout.batching import RepeatedInput as RepeatedInput
 from rims.plots import plot_activations as plot_activations
 from rims.scan import scan_path as scan_path
 from rims.trace import Trace as Trace

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rims.layers import RIMLayer
+from rims.base_layer import RIMLayer
 from rims.parameters import Parameters
 from rims.step import RIMCell
 

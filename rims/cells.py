@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rims.functional import grouped_linear, gru_candidate, lstm_candidate
+from rims.interop.fx import as_leaf
 from rims.parameters import Parameters
 from rims.step import CellOptions, Over, RIMCell, State
-from rims.symbolic import as_leaf
 
 
 class RIM_LSTMCell(RIMCell):

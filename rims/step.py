@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rims.attention import communicate, read_input
 from rims.checks import check_cell_options, check_mechanisms, check_state, is_autocasting
 from rims.functional import stop_gradient_where, topk_mask
+from rims.interop.opacus import refuse_opacus
 from rims.parameters import Parameters, draw_, from_former_names
-from rims.private_training import tell_opacus
 
 #: The state of a cell: ``(h, c)`` for an LSTM, ``(h,)`` for a GRU, each flat: (B, D).
 State = tuple[Tensor, ...]
@@ -67,6 +67,19 @@ class RIMCell(nn.Module):
 
     num_gates: ClassVar[int]
     num_states: ClassVar[int]
+
+    # Options that the constructor sets by name.
+    input_size: int
+    bias: bool
+    input_slots: bool
+    num_input_heads: int
+    input_key_size: int
+    input_value_size: int
+    num_comm_heads: int
+    comm_key_size: int
+    comm_value_size: int
+    learned_initial_state: bool
+    init_from_unit_size: bool
 
     # What a tool makes of a parameter may be a plain tensor. Parameters says the shapes.
     weight_ih: Tensor
@@ -132,29 +145,21 @@ class RIMCell(nn.Module):
             "init_from_unit_size": init_from_unit_size,
         }
         check_cell_options(where, sizes, flags, (input_dropout, comm_dropout), comm_reads)
-        self.input_size = int(input_size)
+        sizes = {name: int(size) for name, size in sizes.items()}
+        for name, option in (sizes | flags).items():
+            setattr(self, name, option)
         self.hidden_size = int(hidden_size)
         self.num_rims = int(num_rims)
         self.k = int(k)
-        self.bias = bias
         self.proj_size = int(proj_size)
-        self.input_slots = input_slots
-        self.num_input_heads = int(num_input_heads)
-        self.input_key_size = int(input_key_size)
-        self.input_value_size = int(value_size)
-        self.num_comm_heads = int(num_comm_heads)
-        self.comm_key_size = int(comm_key_size)
-        self.comm_value_size = int(comm_value_size)
         self.input_dropout = input_dropout
         self.comm_dropout = comm_dropout
         self.comm_reads: CommReads = comm_reads
-        self.learned_initial_state = learned_initial_state
-        self.init_from_unit_size = init_from_unit_size
         for name, shape in self._shapes().items():
             value = torch.empty(shape, device=device, dtype=dtype) if shape else None
             self.register_parameter(name, None if value is None else nn.Parameter(value))
         self.reset_parameters()
-        tell_opacus(type(self))
+        refuse_opacus(type(self))
 
     def _shapes(self) -> dict[str, tuple[int, ...] | None]:
         """The shape of every parameter in the order of :class:`Parameters`; None: there is none."""
@@ -236,7 +241,7 @@ class RIMCell(nn.Module):
         p = Parameters.of(self) if p is None else p
         prev = self._split(state)  # each (B, N, d)
 
-        # 1. Compete: every mechanism asks for the input; the k that want it most are active.
+        # 1. Compete: every mechanism attends to the input; the k of highest score are active.
         elements = input if self.input_slots else input.unsqueeze(1)  # (B, S, I)
         read, input_weights, score = read_input(
             p,
@@ -253,12 +258,12 @@ class RIMCell(nn.Module):
 
         # 3. Communicate: candidates read each other. An idle mechanism is read, but it is not
         #    trained through being read.
-        spoken = (
+        comm_input = (
             h_cand if self.comm_reads == "candidate" else torch.where(is_active, h_cand, prev[0])
         )
         update, comm_weights = communicate(
             p,
-            stop_gradient_where(spoken, ~is_active),
+            stop_gradient_where(comm_input, ~is_active),
             num_heads=self.num_comm_heads,
             dropout=self.comm_dropout if self.training else 0.0,
         )
@@ -337,8 +342,13 @@ def as_stored(candidate: Tensor, old: Tensor) -> Tensor:
     return candidate.to(old.dtype) if is_autocasting(old.device.type) else candidate
 
 
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(RIMCell.__init__).parameters.items()
-    if parameter.default is not parameter.empty and name not in ("device", "dtype")
-}
+def option_defaults(constructor: Callable[..., None]) -> dict[str, Any]:
+    """The defaults of a constructor by name, without device and dtype: what a repr leaves out."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.default is not parameter.empty and name not in ("device", "dtype")
+    }
+
+
+_DEFAULTS = option_defaults(RIMCell.__init__)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rims.layers import RIMLayer
+from rims.base_layer import RIMLayer
 from rims.scan import ScanOutput
 
 

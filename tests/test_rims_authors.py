@@ -13,7 +13,7 @@ from torch import Tensor
 import rims
 from fixtures import Arrays, files, read, tensor, weights
 from rims import authors
-from rims.layers import RIMLayer
+from rims.base_layer import RIMLayer
 from rims.parameters import Parameters
 from tolerances import assert_near as assert_close
 from tolerances import assert_rounds

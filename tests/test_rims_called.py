@@ -197,7 +197,7 @@ def calls(kind: Kind, layer: Any) -> Iterator[Tensor]:
     yield layer(input)[0]
     yield layer(input, states(kind, 4, B, D))[0]
     yield layer(nn.utils.rnn.pack_sequence([input[:5, 0], input[:2, 1]]))[0].data
-    if isinstance(layer, rims.layers.RIMLayer):
+    if isinstance(layer, rims.base_layer.RIMLayer):
         flags = torch.zeros(T, B, dtype=torch.bool)
         flags[3] = True
         yield layer(input, reset=flags)[0]

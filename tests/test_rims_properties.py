@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 import rims
 from oracles import rim_step
-from rims.layers import RIMLayer
+from rims.base_layer import RIMLayer
 from rims.step import RIMCell
 
 EVERY = settings(max_examples=100, deadline=None, derandomize=True)

@@ -29,7 +29,7 @@ from layer_cases import both
 from rims.native.once import once
 from rims.scan import paths, scan_path
 from rims.scan.recurrence import Hoisted
-from rims.scan.torch_recurrence import TorchRecurrence
+from rims.scan.torch.recurrence import TorchRecurrence
 from scan_cases import (
     LayerKind,
     assert_equal,
@@ -51,6 +51,7 @@ compiler: Any = importlib.import_module("rims.native.compiler")
 selftest: Any = importlib.import_module("rims.scan.native.selftest")
 trust: Any = importlib.import_module("rims.native.trust")
 NativeRecurrence: Any = importlib.import_module("rims.scan.native.recurrence").NativeRecurrence
+vectors: Any = importlib.import_module("rims.native.vectors")
 simd: Any = importlib.import_module("rims.native.simd")
 team: Any = importlib.import_module("rims.native.threads")
 
@@ -61,7 +62,7 @@ team: Any = importlib.import_module("rims.native.threads")
 def over_array(name: str, double: bool) -> Callable[[np.ndarray], np.ndarray]:
     """A function of vectors as one of arrays, whose size is a number of whole vectors."""
     dtype = np.dtype(np.float64 if double else np.float32)
-    lanes = simd.VECTOR_BYTES // dtype.itemsize
+    lanes = vectors.VECTOR_BYTES // dtype.itemsize
     array = numba.types.CPointer(numba.types.float64 if double else numba.types.float32)
     function, load, store = getattr(simd, name), simd.load, simd.store
 

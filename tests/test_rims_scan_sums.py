@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rims.scan import operator
+from rims.scan.graph import operator
 from rims.scan.problem import Weights
 from scan_cases import (
     CELLS,

@@ -13,7 +13,7 @@ import torch
 
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.scan.problem import Weights
-from rims.scan.triton import why_not
+from rims.scan.triton.recurrence import why_not
 from selection import short
 from triton_cases import NAMES, run
 
@@ -80,7 +80,7 @@ def test_why_not_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.long
 def test_rims_does_not_import_triton() -> None:
-    code = "import sys, rims, rims.scan.triton; assert 'triton' not in sys.modules"
+    code = "import sys, rims, rims.scan.triton.recurrence; assert 'triton' not in sys.modules"
     # Torch may; then there is nothing to see.
     torch_alone = "import sys, torch; sys.exit('triton' in sys.modules)"
     if subprocess.run([sys.executable, "-c", torch_alone]).returncode:

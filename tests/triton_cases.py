@@ -21,10 +21,10 @@ from torch import Tensor
 from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.scan import hoisted
 from rims.scan.problem import Flags, Rules, States, Weights
-from rims.scan.products import LoopGradients, empty_gradients
 from rims.scan.recurrence import Carry, Hoisted, Sequence
 from rims.scan.reference import loop
-from rims.scan.triton import TritonRecurrence
+from rims.scan.torch.products import LoopGradients, empty_gradients
+from rims.scan.triton.recurrence import TritonRecurrence
 from rims.step import RIMCell
 
 LSTM, GRU = RIM_LSTMCell, RIM_GRUCell

@@ -18,7 +18,7 @@ from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.scan import hoisted
 from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Carry
-from rims.scan.triton import TritonRecurrence
+from rims.scan.triton.recurrence import TritonRecurrence
 
 
 class _AbsentDevice:

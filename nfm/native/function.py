@@ -15,7 +15,7 @@ from nfm.native import table as e
 from nfm.rescale import Rescale
 from rims.functional import TopKRule
 from rims.native import threads
-from rims.native.differentiable import is_needed
+from rims.native.eager import needs_autograd
 from rims.native.memory import address
 
 #: Less work than so many products is done by the thread at hand: waking others takes longer.
@@ -82,7 +82,7 @@ class _Attend(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         query, *memory, weights = ctx.saved_tensors
         double = query.dtype == torch.float64
-        if is_needed(d_read, d_weights) or ctx.fault("back", double):
+        if needs_autograd(d_read, d_weights) or ctx.fault("back", double):
             found = _in_pytorch(ctx, d_read, d_weights, query, memory)
         else:
             found = backward(ctx.rules, d_read, d_weights, query, memory, weights)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rims.native.simd import Vec, broadcast, call, llvm_type
+from rims.native.vectors import Vec, broadcast, call, llvm_type
 
 
 @intrinsic

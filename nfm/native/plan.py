@@ -14,7 +14,7 @@ from nfm.native import table as e
 from nfm.native.softmax import DENSE, THRESHOLD, TOPK
 from nfm.rescale import Rescale, window_index, window_size
 from rims.functional import TopKRule
-from rims.native.simd import VECTOR_BYTES
+from rims.native.vectors import VECTOR_BYTES
 
 #: Points of a tile at most: what a tile has of queries, gradients and scores stays in the
 #: first-level cache.

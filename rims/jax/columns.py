@@ -1,6 +1,6 @@
 r"""One step of the recurrent part, samples along the last axis, forward and back by hand.
 
-As :mod:`rims.scan.loop`: the input side enters as
+As :mod:`rims.scan.torch.loop`: the input side enters as
 
 .. math:: U_m = W^q_m (x W^k)^\top / \sqrt{d_k}, \qquad G_m = W^{ih}_m (x W^v)
 
@@ -40,12 +40,12 @@ class Weights(NamedTuple):
     bias_ih: Array  # (N, G d)
     bias_hh: Array  # (N, G d)
     qkv: Array  # (N, 2 M dc + M dv, d), queries divided by sqrt(dc)
-    talk: Array  # (N, 2 d, M dv) output above gate, the same for every mechanism
-    talk_bias: Array  # (2 d,)
+    output_gate: Array  # (N, 2 d, M dv) output above gate, the same for every mechanism
+    output_gate_bias: Array  # (2 d,)
 
 
 class Rules(NamedTuple):
-    """What shapes do not tell."""
+    """Sizes and options that shapes do not determine."""
 
     kind: str
     k: int
@@ -71,7 +71,7 @@ class Room(NamedTuple):
     input_gates: Array  # the same
     scores: Array  # (N, N, M, B)
     qkv: Array  # (N, W, B)
-    talk: Array  # (N, 2 d, B)
+    output_gate: Array  # (N, 2 d, B)
 
 
 class Sums(NamedTuple):
@@ -81,8 +81,8 @@ class Sums(NamedTuple):
     bias_ih: Array
     bias_hh: Array
     qkv: Array  # (N, d, W)
-    talk: Array
-    talk_bias: Array
+    output_gate: Array
+    output_gate_bias: Array
 
 
 class Back(NamedTuple):
@@ -96,7 +96,7 @@ class Back(NamedTuple):
     room: Room
 
 
-class _Talk(NamedTuple):
+class _Communication(NamedTuple):
     query: Array  # (N, M, dc, B)
     key: Array
     value: Array  # (N, M, dv, B)
@@ -124,8 +124,8 @@ def step(
     gates = _GATES[rules.kind](share[:, None], gate_side, from_state, w)
     h_cand, *rest = _CANDIDATE[rules.kind](gates, state)[0]
     on = active[:, None]
-    talk = _talk(jnp.where(on, h_cand, h) if rules.reads_state else h_cand, w, rules)
-    new = (h_cand + talk.gate * talk.output, *rest)
+    comm = _communicate(jnp.where(on, h_cand, h) if rules.reads_state else h_cand, w, rules)
+    new = (h_cand + comm.gate * comm.output, *rest)
     kept = Kept(active, share, gates)
     return tuple(jnp.where(on, a, b) for a, b in zip(new, state, strict=True)), kept
 
@@ -148,13 +148,13 @@ def step_back(
     """
     on, share, h = kept.active[:, None], kept.share[:, None], state[0]
     (h_cand, *_), inner = _CANDIDATE[rules.kind](kept.gates, state)
-    spoken = jnp.where(on, h_cand, h) if rules.reads_state else h_cand
-    talk = _talk(spoken, w, rules)
+    comm_input = jnp.where(on, h_cand, h) if rules.reads_state else h_cand
+    comm = _communicate(comm_input, w, rules)
 
     # An idle mechanism kept its state: its gradient goes straight there, and nothing else.
     new = tuple(jnp.where(on, g, 0) for g in grad)
-    room, d_spoken = _talk_back(new[0], talk, turned, room)
-    d_cand = (jnp.where(on, new[0] + d_spoken, 0), *new[1:])
+    room, d_comm_input = _communicate_back(new[0], comm, turned, room)
+    d_cand = (jnp.where(on, new[0] + d_comm_input, 0), *new[1:])
     input_parts, state_parts, direct_h, rest = _BACK[rules.kind](d_cand, kept.gates, state, inner)
     d_state = _write(room.state_gates, state_parts)
     d_input = d_state if input_parts is state_parts else _write(room.input_gates, input_parts)
@@ -169,19 +169,19 @@ def step_back(
         d_score * h,
         d_input * share,
         _sum(lambda m: share[m] * d_read[m], len(share)),
-        _add(sums, room, h, spoken, talk.read),
+        _add(sums, room, h, comm_input, comm.read),
         room,
     )
 
 
-def _add(sums: Sums, room: Room, h: Array, spoken: Array, read: Array) -> Sums:
+def _add(sums: Sums, room: Room, h: Array, comm_input: Array, read: Array) -> Sums:
     return Sums(
         sums.hh + jnp.einsum("ngb,ndb->ndg", room.state_gates, h),
         sums.bias_ih + room.input_gates.sum(-1),
         sums.bias_hh + room.state_gates.sum(-1),
-        sums.qkv + jnp.einsum("nwb,ndb->ndw", room.qkv, spoken),
-        sums.talk + jnp.einsum("nob,nrb->nor", room.talk, read),
-        sums.talk_bias + room.talk.sum((0, 2)),
+        sums.qkv + jnp.einsum("nwb,ndb->ndw", room.qkv, comm_input),
+        sums.output_gate + jnp.einsum("nob,nrb->nor", room.output_gate, read),
+        sums.output_gate_bias + room.output_gate.sum((0, 2)),
     )
 
 
@@ -260,10 +260,10 @@ _BACK = {"lstm": _lstm_back, "gru": _gru_back}
 # --- communication
 
 
-def _talk(spoken: Array, w: Weights, rules: Rules) -> _Talk:
-    heads, values = rules.num_heads, w.talk.shape[2]
+def _communicate(comm_input: Array, w: Weights, rules: Rules) -> _Communication:
+    heads, values = rules.num_heads, w.output_gate.shape[2]
     keys = (w.qkv.shape[1] - values) // 2
-    joined = jnp.einsum("nwd,ndb->nwb", w.qkv, spoken)
+    joined = jnp.einsum("nwd,ndb->nwb", w.qkv, comm_input)
     parts = joined[:, :keys], joined[:, keys : 2 * keys], joined[:, 2 * keys :]
     query, key, value = (
         part.reshape(len(part), heads, part.shape[1] // heads, -1) for part in parts
@@ -272,31 +272,33 @@ def _talk(spoken: Array, w: Weights, rules: Rules) -> _Talk:
     powers = jnp.exp(scores - scores.max(1, keepdims=True))
     weights = powers / _sum(lambda n: powers[:, n], len(powers))[:, None]
     read = _mix(weights, value).reshape(len(value), values, -1)
-    both = jnp.einsum("nor,nrb->nob", w.talk, read)
-    size = w.talk.shape[1] // 2
-    output = jnp.tanh(both[:, :size] + w.talk_bias[:size, None])
-    gate = jax.nn.sigmoid(both[:, size:] + w.talk_bias[size:, None])
-    return _Talk(query, key, value, weights, read, output, gate)
+    both = jnp.einsum("nor,nrb->nob", w.output_gate, read)
+    size = w.output_gate.shape[1] // 2
+    output = jnp.tanh(both[:, :size] + w.output_gate_bias[:size, None])
+    gate = jax.nn.sigmoid(both[:, size:] + w.output_gate_bias[size:, None])
+    return _Communication(query, key, value, weights, read, output, gate)
 
 
-def _talk_back(grad: Array, talk: _Talk, turned: Weights, room: Room) -> tuple[Room, Array]:
-    """Fill ``room`` with the gradients before the products; return that of what was spoken."""
-    output, gate = talk.output, talk.gate
-    d_talk = _write(
-        room.talk, (grad * gate * (1 - output * output), grad * output * gate * (1 - gate))
+def _communicate_back(
+    grad: Array, comm: _Communication, turned: Weights, room: Room
+) -> tuple[Room, Array]:
+    """Fill ``room`` with the gradients before the products; return that of ``comm_input``."""
+    output, gate = comm.output, comm.gate
+    d_output_gate = _write(
+        room.output_gate, (grad * gate * (1 - output * output), grad * output * gate * (1 - gate))
     )
-    d_read = jnp.einsum("nro,nob->nrb", turned.talk, d_talk).reshape(talk.value.shape)
-    weights = talk.weights
-    d_weights = _products(d_read, talk.value)
+    d_read = jnp.einsum("nro,nob->nrb", turned.output_gate, d_output_gate).reshape(comm.value.shape)
+    weights = comm.weights
+    d_weights = _products(d_read, comm.value)
     mean = _sum(lambda n: weights[:, n] * d_weights[:, n], len(weights))[:, None]
     scores = _write(room.scores, (weights * (d_weights - mean),))
     parts = (
-        _mix(scores, talk.key),
-        _mix(jnp.swapaxes(scores, 0, 1), talk.query),
+        _mix(scores, comm.key),
+        _mix(jnp.swapaxes(scores, 0, 1), comm.query),
         _mix(jnp.swapaxes(weights, 0, 1), d_read),
     )
     d_qkv = _write(room.qkv, [p.reshape(len(p), -1, p.shape[-1]) for p in parts])
-    room = room._replace(talk=d_talk, scores=scores, qkv=d_qkv)
+    room = room._replace(output_gate=d_output_gate, scores=scores, qkv=d_qkv)
     return room, jnp.einsum("ndw,nwb->ndb", turned.qkv, d_qkv)
 
 

@@ -101,8 +101,8 @@ def scan_reversed(
     did = scan(p, flip_time(input, mask), state, reset=reset, mask=mask, **options)
     output, active = flip_time(did.output, mask), flip_time(did.active, mask)
     reads = None if did.input_attention is None else flip_time(did.input_attention, mask)
-    talks = None if did.communication is None else flip_time(did.communication, mask)
-    return ScanOutput(output, did.state, active, reads, talks)
+    comm = None if did.communication is None else flip_time(did.communication, mask)
+    return ScanOutput(output, did.state, active, reads, comm)
 
 
 def flip_time(sequence: Array, mask: Array | None) -> Array:

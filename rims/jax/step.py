@@ -110,7 +110,7 @@ def step_keyed(p: Parameters, given: Keyed, state: State, *, key: Array | None) 
     n = p.spec.num_rims
     prev = tuple(s.reshape(*s.shape[:-1], n, s.shape[-1] // n) for s in state)  # (..., N, d)
 
-    # 1. Compete: every mechanism asks for the input; the k that want it most are active.
+    # 1. Compete: every mechanism attends to the input; the k of highest score are active.
     read, weights, score = _read_input(p, given, prev[0], keys.input)
     active = topk_mask(score, p.spec.k)
     is_active = active[..., None]
@@ -120,8 +120,8 @@ def step_keyed(p: Parameters, given: Keyed, state: State, *, key: Array | None) 
 
     # 3. Communicate: an idle mechanism is read, but it is not trained through being read.
     reads_state = p.spec.comm_reads == "state"
-    spoken = jnp.where(is_active, h_cand, prev[0]) if reads_state else h_cand
-    update, comm_weights = _communicate(p, stop_gradient_where(spoken, ~is_active), keys.comm)
+    comm_input = jnp.where(is_active, h_cand, prev[0]) if reads_state else h_cand
+    update, comm_weights = _communicate(p, stop_gradient_where(comm_input, ~is_active), keys.comm)
 
     # jnp.where keeps an idle state bit for bit; mask arithmetic would let a NaN through.
     new = tuple(
@@ -155,10 +155,10 @@ def _candidate(p: Parameters, read: Array, prev: State) -> State:
     return (h if p.weight_hr is None else grouped_linear(h, p.weight_hr.mT)), c
 
 
-def _communicate(p: Parameters, spoken: Array, key: Array | None) -> tuple[Array, Array]:
+def _communicate(p: Parameters, comm_input: Array, key: Array | None) -> tuple[Array, Array]:
     """What each mechanism adds to its state (..., N, d), and who read whom (..., M, N, N)."""
     query, k, value = (
-        split_heads(grouped_linear(spoken, weight), p.spec.num_comm_heads)
+        split_heads(grouped_linear(comm_input, weight), p.spec.num_comm_heads)
         for weight in (p.comm_query_weight, p.comm_key_weight, p.comm_value_weight)
     )
     weights = jax.nn.softmax((query / math.sqrt(query.shape[-1])) @ k.mT, axis=-1)

@@ -13,11 +13,11 @@ from flax import nnx
 from jax import Array
 from torch import Tensor
 
+from rims.base_layer import RIMLayer as TorchLayer
 from rims.cells import RIM_LSTMCell
 from rims.jax.cells import RIMCellBase, RIMGRUCell, RIMLSTMCell
 from rims.jax.layers import RIM_GRU, RIM_LSTM, RIMLayer
 from rims.jax.parameters import NAMES, CellSpec, Parameters, of_arrays, shapes
-from rims.layers import RIMLayer as TorchLayer
 from rims.parameters import from_former_names
 from rims.step import RIMCell as TorchCell
 

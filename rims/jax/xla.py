@@ -82,7 +82,7 @@ def _fresh(p: Parameters) -> State:
     return p.initial or tuple(jnp.zeros(s, p.weight_hh.dtype) for s in p.spec.state_sizes)
 
 
-def talk_of(p: Parameters) -> tuple[Array, Array]:
+def output_gate_of(p: Parameters) -> tuple[Array, Array]:
     """Weight (2 d, M dv) and bias (2 d,) of what communication adds: output above gate."""
     weight = jnp.concatenate([p.comm_output_weight, p.comm_gate_weight])
     if p.comm_output_bias is None or p.comm_gate_bias is None:
@@ -95,7 +95,7 @@ def _weights(p: Parameters) -> Weights:
     no_bias = jnp.zeros(p.weight_hh.shape[:2], p.weight_hh.dtype)
     queries = p.comm_query_weight / math.sqrt(p.spec.comm_key_size)
     qkv = jnp.concatenate([queries, p.comm_key_weight, p.comm_value_weight], axis=-1)
-    talk, talk_bias = talk_of(p)
+    output_gate, output_gate_bias = output_gate_of(p)
     return Weights(
         key_value=jnp.concatenate([p.key_weight, p.value_weight], axis=1),
         query=p.query_weight.reshape(n * d, -1) / math.sqrt(p.spec.input_key_size),
@@ -104,8 +104,8 @@ def _weights(p: Parameters) -> Weights:
         bias_ih=no_bias if p.bias_ih is None else p.bias_ih,
         bias_hh=no_bias if p.bias_hh is None else p.bias_hh,
         qkv=qkv.mT,
-        talk=jnp.broadcast_to(talk, (n, *talk.shape)),
-        talk_bias=talk_bias,
+        output_gate=jnp.broadcast_to(output_gate, (n, *output_gate.shape)),
+        output_gate_bias=output_gate_bias,
     )
 
 
@@ -191,7 +191,7 @@ def _backward(rules: Rules, steps: int, saved: tuple[Given, Did], grads: Any) ->
     )
     d_weights = Weights(
         *(input_sums[0], input_sums[1], input_sums[2].reshape(w.ih.shape), sums.hh.mT),
-        *(sums.bias_ih, sums.bias_hh, sums.qkv.mT, sums.talk, sums.talk_bias),
+        *(sums.bias_ih, sums.bias_hh, sums.qkv.mT, sums.output_gate, sums.output_gate_bias),
     )
     d_input = jnp.einsum("ik,ckr->cri", w.key_value, d_key_value)
     return (Given(d_weights, d_input, grad, fresh, None, None),)
@@ -263,7 +263,7 @@ def _empty_carry(rules: Rules, given: Given, length: int, batch: int) -> Any:
     n, gates, d = w.hh.shape
     zeros = partial(jnp.zeros, dtype=given.input.dtype)
     like = partial(jax.tree.map, jnp.zeros_like)
-    sums = Sums(*like((w.hh.mT, w.bias_ih, w.bias_hh, w.qkv.mT, w.talk, w.talk_bias)))
+    sums = Sums(*like((w.hh.mT, w.bias_ih, w.bias_hh, w.qkv.mT, w.output_gate, w.output_gate_bias)))
     room = Room(
         zeros((n, gates, batch)),
         zeros((n, gates, batch)),

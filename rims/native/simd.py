@@ -16,57 +16,30 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.core.datamodel import models, register_default
-from numba.core.registry import cpu_target
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
 
-
-def _features() -> dict[str, bool]:
-    """What the processor can do that is compiled for: this one, or what NUMBA_CPU_FEATURES says."""
-    written = cpu_target.target_context.codegen().magic_tuple()[2]
-    return {name[1:]: name[0] == "+" for name in written.split(",") if name}
-
-
-#: What the processor can do that is compiled for.
-FEATURES = _features()
-#: Bytes of its largest vectors.
-VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16
+from rims.native.vectors import (
+    FUSED,
+    I32,
+    I64,
+    Vec,
+    broadcast,
+    call,
+    constant,
+    first_lanes,
+    llvm_scalar,
+    llvm_type,
+    masked_load,
+    masked_store,
+    suffix,
+    vector_at,
+)
 
 #: How a function becomes part of a kernel.
 kernel = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 #: The same for a function of a few lines, written out wherever it is called.
 inlined = njit(error_model="numpy", inline="always")
-
-I32, I64 = ir.IntType(32), ir.IntType(64)
-# A product and a sum may become one instruction; nothing else is reordered.
-_FUSED = ("contract",)
-
-
-class Vec(types.Type):
-    """A register full of ``scalar``."""
-
-    def __init__(self, scalar: types.Float) -> None:
-        self.scalar = scalar
-        self.lanes = VECTOR_BYTES * 8 // scalar.bitwidth
-        self.bytes = scalar.bitwidth // 8  # of one number
-        super().__init__(name=f"Vec({scalar}, {self.lanes})")
-
-
-@register_default(Vec)
-class _VecModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Vec) -> None:
-        super().__init__(dmm, fe_type, llvm_type(fe_type))
-
-
-def llvm_type(vec: Vec) -> ir.VectorType:
-    """The vector as LLVM knows it."""
-    return ir.VectorType(_llvm_scalar(vec.scalar), vec.lanes)
-
-
-def _llvm_scalar(scalar: types.Type) -> Any:
-    return ir.FloatType() if scalar == types.float32 else ir.DoubleType()
 
 
 def _operator(op: Callable[..., Any], build: Callable[[ir.IRBuilder, Any, Any], Any]) -> None:
@@ -84,10 +57,10 @@ def _operator(op: Callable[..., Any], build: Callable[[ir.IRBuilder, Any, Any], 
         return build(builder, *args)
 
 
-_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_FUSED))
-_operator(operator.iadd, lambda builder, a, b: builder.fadd(a, b, flags=_FUSED))
-_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_FUSED))
-_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_FUSED))
+_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=FUSED))
+_operator(operator.iadd, lambda builder, a, b: builder.fadd(a, b, flags=FUSED))
+_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=FUSED))
+_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=FUSED))
 _operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
 
 
@@ -174,34 +147,6 @@ def store_up_to(typingctx: Any, base: Any, index: Any, left: Any, value: Any) ->
     return types.void(base, types.int64, types.int64, value), codegen
 
 
-def vector_at(builder: ir.IRBuilder, vec: Vec, base: Any, index: Any) -> Any:
-    """Pointer to the vector that begins ``index`` entries after ``base``."""
-    return builder.bitcast(builder.gep(base, [index]), llvm_type(vec).as_pointer())
-
-
-def first_lanes(builder: ir.IRBuilder, vec: Vec, count: Any) -> Any:
-    """A mask that is true for the first ``count`` lanes."""
-    integers = ir.VectorType(I64, vec.lanes)
-    lane = ir.Constant(integers, list(range(vec.lanes)))
-    return builder.icmp_signed("<", lane, broadcast(builder, integers, count))
-
-
-def masked_load(builder: ir.IRBuilder, vec: Vec, place: Any, mask: Any) -> Any:
-    """The lanes that ``mask`` has of the vector at ``place``; the others are zero."""
-    full = llvm_type(vec)
-    shape = ir.FunctionType(full, [place.type, I32, mask.type, full])
-    zero = ir.Constant(full, [0.0] * vec.lanes)
-    name = f"masked.load.{suffix(vec)}.p0"
-    return call(builder, name, shape, [place, I32(vec.bytes), mask, zero])
-
-
-def masked_store(builder: ir.IRBuilder, vec: Vec, value: Any, place: Any, mask: Any) -> Any:
-    """Write the lanes that ``mask`` has; the others are left alone."""
-    shape = ir.FunctionType(ir.VoidType(), [llvm_type(vec), place.type, I32, mask.type])
-    name = f"masked.store.{suffix(vec)}.p0"
-    return call(builder, name, shape, [value, place, I32(vec.bytes), mask])
-
-
 # Arithmetic
 
 
@@ -217,7 +162,7 @@ def total(typingctx: Any, value: Any) -> Any:
     """The sum over the lanes."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        scalar = _llvm_scalar(value.scalar)
+        scalar = llvm_scalar(value.scalar)
         shape = ir.FunctionType(scalar, [scalar, llvm_type(value)])
         # "reassoc": a tree of additions instead of a chain of them
         name = f"vector.reduce.fadd.{suffix(value)}"
@@ -290,7 +235,7 @@ def exp(typingctx: Any, x: Any) -> Any:
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
         power, rest = _exp_parts(builder, x, args[0])
-        return builder.fadd(builder.fmul(power, rest, flags=_FUSED), power, flags=_FUSED)
+        return builder.fadd(builder.fmul(power, rest, flags=FUSED), power, flags=FUSED)
 
     return x(x), codegen
 
@@ -302,7 +247,7 @@ def sigmoid(typingctx: Any, x: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
         one = constant(x, 1.0)
         power, rest = _exp_parts(builder, x, builder.fneg(args[0]))
-        exponential = builder.fadd(builder.fmul(power, rest, flags=_FUSED), power, flags=_FUSED)
+        exponential = builder.fadd(builder.fmul(power, rest, flags=FUSED), power, flags=FUSED)
         return builder.fdiv(one, builder.fadd(one, exponential))
 
     return x(x), codegen
@@ -321,7 +266,7 @@ def tanh(typingctx: Any, x: Any) -> Any:
         double = builder.select(builder.fcmp_ordered(">", double, bound), bound, double)
         power, rest = _exp_parts(builder, x, double)
         less_one = builder.fsub(power, constant(x, 1.0))
-        e = builder.fadd(builder.fmul(power, rest, flags=_FUSED), less_one, flags=_FUSED)
+        e = builder.fadd(builder.fmul(power, rest, flags=FUSED), less_one, flags=FUSED)
         return builder.fdiv(e, builder.fadd(e, constant(x, 2.0)))
 
     return x(x), codegen
@@ -350,8 +295,8 @@ def _exp_parts(builder: ir.IRBuilder, vec: Vec, x: Any) -> tuple[Any, Any]:
     n = builder.fsub(shifted_n, magic)
     r = x
     for part in (ln2_high, ln2_low):
-        step = builder.fmul(n, constant(vec, part), flags=_FUSED)
-        r = builder.fsub(r, step, flags=_FUSED)
+        step = builder.fmul(n, constant(vec, part), flags=FUSED)
+        r = builder.fsub(r, step, flags=FUSED)
     integer = ir.IntType(vec.scalar.bitwidth)
     integers = ir.VectorType(integer, vec.lanes)
     bits = builder.shl(
@@ -361,36 +306,7 @@ def _exp_parts(builder: ir.IRBuilder, vec: Vec, x: Any) -> tuple[Any, Any]:
     power = builder.bitcast(bits, llvm_type(vec))
     series = constant(vec, 1 / math.factorial(terms - 1))  # Taylor: r + r^2 / 2! + ...
     for term in range(terms - 2, 1, -1):
-        series = builder.fmul(series, r, flags=_FUSED)
-        series = builder.fadd(series, constant(vec, 1 / math.factorial(term)), flags=_FUSED)
-    squared = builder.fmul(builder.fmul(r, r, flags=_FUSED), series, flags=_FUSED)
-    return power, builder.fadd(squared, r, flags=_FUSED)
-
-
-# Building blocks
-
-
-def broadcast(builder: ir.IRBuilder, full: ir.VectorType, scalar: Any) -> Any:
-    """A vector of type ``full`` with ``scalar`` in every lane."""
-    nothing = ir.Constant(full, ir.Undefined)
-    first = builder.insert_element(nothing, scalar, I32(0))
-    lanes = ir.Constant(ir.VectorType(I32, full.count), [0] * full.count)
-    return builder.shuffle_vector(first, nothing, lanes)
-
-
-def constant(vec: Vec, value: float) -> ir.Constant:
-    """``value`` in every lane."""
-    return ir.Constant(llvm_type(vec), [value] * vec.lanes)
-
-
-def suffix(vec: Vec) -> str:
-    """How LLVM names its functions on such vectors."""
-    return f"v{vec.lanes}f{vec.scalar.bitwidth}"
-
-
-def call(
-    builder: ir.IRBuilder, name: str, shape: ir.FunctionType, args: Any, flags: Any = ()
-) -> Any:
-    """Call one of LLVM's own functions."""
-    function = cgutils.get_or_insert_function(builder.module, shape, f"llvm.{name}")
-    return builder.call(function, args, fastmath=flags)
+        series = builder.fmul(series, r, flags=FUSED)
+        series = builder.fadd(series, constant(vec, 1 / math.factorial(term)), flags=FUSED)
+    squared = builder.fmul(builder.fmul(r, r, flags=FUSED), series, flags=FUSED)
+    return power, builder.fadd(squared, r, flags=FUSED)

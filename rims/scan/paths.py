@@ -10,12 +10,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rims.native.memory import PLAIN
+from rims.native.eager import why_not_eager
 from rims.native.once import once
 from rims.parameters import Parameters
 from rims.scan.problem import Weights, why_not
 from rims.scan.recurrence import Recurrence
-from rims.scan.torch_recurrence import TorchRecurrence
+from rims.scan.torch.recurrence import TorchRecurrence
 from rims.step import RIMCell
 
 #: ``reference``: the readable loop. ``torch``: hoisted, PyTorch only. ``native``: machine code for
@@ -106,9 +106,9 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
         is_graph = torch.compiler.is_compiling()
         return None if is_graph else native_fault("forward", input.dtype == torch.float64)
     if path == "triton":
-        from rims.scan import triton
+        from rims.scan.triton.recurrence import why_not as why_not_triton
 
-        return triton.why_not(input.device, input.dtype, Weights.of(cell))
+        return why_not_triton(input.device, input.dtype, Weights.of(cell))
     return None
 
 
@@ -132,45 +132,20 @@ def recurrence(path: str, like: Tensor, name: Literal["forward", "back"]) -> typ
 
         return NativeRecurrence
     if path == "triton" and device == "cuda":
-        from rims.scan.triton import TritonRecurrence
+        from rims.scan.triton.recurrence import TritonRecurrence
 
         return TritonRecurrence
     return TorchRecurrence
 
 
 def _obstacle(input: Tensor, p: Parameters, others: Sequence[Tensor | None]) -> str | None:
-    """What about a call, not its layer, only the readable loop can do."""
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms it"
-    # Exporting to ONNX either compiles or traces.
-    if torch.compiler.is_compiling():
-        return "it is being exported to ONNX" if torch.onnx.is_in_onnx_export() else None
-    if torch._C._get_tracing_state() is not None:
-        return "it is being traced"
-    if torch._C._len_torch_dispatch_stack():
-        return "a dispatch mode watches every operation"
-    unusual = _unusual(input, p, others)
-    if unusual:
-        return unusual
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode derivatives are on"
-    if input.device.type == "meta" or 0 in input.shape:
-        return "there is nothing to compute"
-    return None
-
-
-def _unusual(input: Tensor, p: Parameters, others: Sequence[Tensor | None]) -> str | None:
-    """What is not as kernels take it, who read memory by its address."""
-    dtype, device = p.weight_hh.dtype, input.device
-    for tensor in (input, *p, *others):
-        if tensor is None:
-            continue
-        if type(tensor) not in PLAIN:
-            return f"it is made of {type(tensor).__name__}"
-        if tensor.is_neg():
-            return "it is made of numbers that are negated when they are read"
-        if tensor.device != device:
-            return f"it is made of tensors on {tensor.device} and on {device}"
+    """What about a call, not its layer, only the readable loop can compute."""
+    obstacle = why_not_eager(input, *p, *others)
+    if obstacle or torch.compiler.is_compiling():
+        return obstacle
+    dtype = p.weight_hh.dtype
     if any(weight.dtype != dtype for weight in p if weight is not None):
         return "its parameters have different types"
+    if input.device.type == "meta" or 0 in input.shape:
+        return "there is nothing to compute"
     return None

@@ -80,7 +80,7 @@ class Weights(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What the shapes of the weights do not tell."""
+    """Sizes and options that the shapes of the weights do not determine."""
 
     k: int
     num_heads: int  # M, of the communication

@@ -20,7 +20,7 @@ class Sequence(NamedTuple):
 
 
 class Hoisted(NamedTuple):
-    """The input side of consecutive steps; :mod:`rims.scan.loop` says what U and G are."""
+    """The input side of consecutive steps; :mod:`rims.scan.torch.loop` says what U and G are."""
 
     query_side: Tensor  # (L, B, N d), U
     gate_side: Tensor  # (L, B, N G d), G

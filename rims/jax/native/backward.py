@@ -34,8 +34,8 @@ class _Sums(NamedTuple):
     bias_ih: Array
     bias_hh: Array
     qkv: Array
-    talk: Array
-    talk_bias: Array
+    output_gate: Array
+    output_gate_bias: Array
 
 
 class _Carry(NamedTuple):
@@ -89,7 +89,7 @@ def _operands(given: Given, w: Weights, h: Array, did: Did, grads: Result) -> di
         "c": did.c,
         "p_hh_back": padded(w.hh, s["unit"]),
         "p_qkv_back": padded(w.qkv.mT, s["unit"]),
-        "p_out_back": padded(w.talk, s["heads"]),
+        "p_out_back": padded(w.output_gate, s["heads"]),
     }
     by_step = {
         "query_side": did.query_side,
@@ -155,7 +155,8 @@ def _add(sums: _Sums, w: Weights, key_value: Array, found: dict[str, Array]) -> 
         bias_ih=sums.bias_ih + found["sum_b_ih"],
         bias_hh=bias_hh,
         qkv=sums.qkv + jnp.concatenate(qkv, axis=-1),
-        talk=sums.talk + jnp.concatenate([found["sum_output"], found["sum_gate"]]),
-        talk_bias=sums.talk_bias + jnp.concatenate([found["sum_b_output"], found["sum_b_gate"]]),
+        output_gate=sums.output_gate + jnp.concatenate([found["sum_output"], found["sum_gate"]]),
+        output_gate_bias=sums.output_gate_bias
+        + jnp.concatenate([found["sum_b_output"], found["sum_b_gate"]]),
     )
     return new, jnp.concatenate([d_query_side @ w.query, d_gate_side @ w.ih], axis=1)

@@ -15,7 +15,7 @@ from jax import Array
 
 from rims.jax.native import handler
 from rims.native.once import once
-from rims.native.simd import VECTOR_BYTES
+from rims.native.vectors import VECTOR_BYTES
 from rims.scan.native import build
 from rims.scan.native import table as e
 from rims.scan.native.layout import Layout, lay_out, round_up

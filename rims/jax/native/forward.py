@@ -13,7 +13,7 @@ from jax import Array, lax
 from rims.jax.native.calls import Operand, Sizes, call, unwritten
 from rims.jax.parameters import Parameters
 from rims.jax.step import State
-from rims.jax.xla import talk_of
+from rims.jax.xla import output_gate_of
 from rims.scan.problem import Rules
 
 
@@ -54,8 +54,8 @@ class Weights(NamedTuple):
     bias_ih: Array  # (N, G d), of an LSTM the sum of both
     bias_hh: Array  # (N, G d), of a GRU
     qkv: Array  # (N, d, 2 M dk + M dv)
-    talk: Array  # (2 d, M dv), output above gate
-    talk_bias: Array  # (2 d,)
+    output_gate: Array  # (2 d, M dv), output above gate
+    output_gate_bias: Array  # (2 d,)
     fresh: State  # each (D,), the state after a reset; none where that is zero
 
     @classmethod
@@ -66,7 +66,7 @@ class Weights(NamedTuple):
         bias_ih, bias_hh = (none if bias is None else bias for bias in (p.bias_ih, p.bias_hh))
         if p.spec.kind == "lstm":  # both halves of its gates are only ever added
             bias_ih, bias_hh = bias_ih + bias_hh, none
-        talk, talk_bias = talk_of(p)
+        output_gate, output_gate_bias = output_gate_of(p)
         return cls(
             key_value=jnp.concatenate([p.key_weight, p.value_weight], axis=1),
             query=p.query_weight.reshape(n * d, -1) / math.sqrt(p.spec.input_key_size),
@@ -75,8 +75,8 @@ class Weights(NamedTuple):
             bias_ih=bias_ih,
             bias_hh=bias_hh,
             qkv=jnp.concatenate([p.comm_query_weight, p.comm_key_weight, p.comm_value_weight], 2),
-            talk=talk,
-            talk_bias=talk_bias,
+            output_gate=output_gate,
+            output_gate_bias=output_gate_bias,
             fresh=p.initial,
         )
 
@@ -157,13 +157,13 @@ def operands(given: Given, w: Weights) -> dict[str, Operand]:
         "reset": given.reset,
         "valid": given.valid,
         "p_hh": padded(w.hh.mT, s["gate"]),
-        "p_query": padded(given.p.comm_query_weight, s["asks"]),
-        "p_key": padded(given.p.comm_key_weight, s["asks"]),
+        "p_query": padded(given.p.comm_query_weight, s["key_row"]),
+        "p_key": padded(given.p.comm_key_weight, s["key_row"]),
         "p_value": padded(given.p.comm_value_weight, s["heads"]),
-        "p_out": padded(w.talk.T, s["pair"]),
+        "p_out": padded(w.output_gate.T, s["pair"]),
         "p_b_ih": w.bias_ih,
         "p_b_hh": w.bias_hh,
-        "p_b_out": w.talk_bias,
+        "p_b_out": w.output_gate_bias,
     }
     return {name: Operand(part) for name, part in arrays.items() if part is not None}
 

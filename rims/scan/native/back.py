@@ -1,4 +1,4 @@
-"""Kernels of the way back: one step of a block, as :func:`rims.scan.loop.step_gradient`.
+"""Kernels of the way back: one step of a block, as :func:`rims.scan.torch.loop.step_gradient`.
 
 The step is computed again from the state before it, which is cheaper than having kept what it
 left: that would come back from memory, this never leaves the cache.
@@ -19,7 +19,7 @@ from rims.native.simd import (
     store_up_to,
     total,
 )
-from rims.scan.native.forward import head_by_head, mixed
+from rims.scan.native.attention import attention_gradient
 from rims.scan.native.matmul import matmul, matmuls
 
 
@@ -33,14 +33,14 @@ def retreat(b: Any, t: int, base: int) -> None:
     unit, gates, values = b.unit, b.g * b.d, b.m * b.dv
     width = 2 * b.m * b.dk + values
     receive(b, t, base)
-    speech_gradient(b, base)
+    output_gradient(b, base)
     matmul(shifted(b.d_output_gate, base * k * 2 * d), 2 * d, b.p_out_back, b.heads,
            b.s_d_read, b.heads, rows * k, 2 * d, values)  # fmt: skip
     attention_gradient(b, base)
     matmuls(n, shifted(b.d_qkv, base * n * width), width, n * width,
             b.p_qkv_back, width * unit, unit,
-            b.s_d_spoken, block * unit, unit, rows, width, d)  # fmt: skip
-    if b.g == 4:
+            b.s_d_comm_input, block * unit, unit, rows, width, d)  # fmt: skip
+    if b.is_lstm:
         lstm_gradient(b, base)
     else:
         gru_gradient(b, base)
@@ -62,7 +62,7 @@ def line_of(b: Any, t: int, r: int) -> Any:
 def carry(b: Any, out: bool) -> None:
     """Fetch the gradients of the state from the carry, or put them there."""
     n, d = b.n, b.d
-    for which in range(2 if b.g == 4 else 1):
+    for which in range(2 if b.is_lstm else 1):
         own = b.s_grad_c if which else b.s_grad_h
         all_rows = b.carry_c if which else b.carry_h
         for r in range(b.rows):
@@ -87,8 +87,8 @@ def receive(b: Any, t: int, base: int) -> None:
     h, h_cand, read = (
         b.s_h, b.s_cand_h, b.s_read
     )  # fmt: skip
-    h_prev, spoken, all_read = (
-        b.h_prev, b.spoken, b.read
+    h_prev, comm_input, all_read = (
+        b.h_prev, b.comm_input, b.read
     )  # fmt: skip
     valid, chosen = b.valid, b.s_chosen
     values = b.m * b.dv
@@ -105,7 +105,7 @@ def receive(b: Any, t: int, base: int) -> None:
                 gradient = load(grad, unit + j) + load_up_to(output, place + j, left)
                 store(grad, unit + j, gradient)
                 store_up_to(h_prev, own + j, left, load(h, unit + j))
-                store_up_to(spoken, own + j, left, load(h_cand, unit + j))
+                store_up_to(comm_input, own + j, left, load(h_cand, unit + j))
         for a in range(k):
             place = ((base + r) * k + a) * values
             for j in range(0, values, b.lanes):
@@ -114,7 +114,7 @@ def receive(b: Any, t: int, base: int) -> None:
 
 
 @kernel
-def speech_gradient(b: Any, base: int) -> None:
+def output_gradient(b: Any, base: int) -> None:
     """Through output and gate of the communication of active mechanisms."""
     n, d, k, rows = b.n, b.d, b.k, b.rows
     grad, out = b.s_grad_h, b.s_out
@@ -138,90 +138,13 @@ def speech_gradient(b: Any, base: int) -> None:
 
 
 @kernel
-def attention_gradient(b: Any, base: int) -> None:
-    """Through the attention of active readers: gradients of queries, keys and values."""
-    n, width = b.n, 2 * b.m * b.dk + b.m * b.dv
-    for r in range(b.rows):
-        own = shifted(b.d_qkv, (base + r) * n * width)
-        is_real = b.s_chosen[r * n + b.s_picked[r * b.k]] != 0  # in padding nothing is active
-        for m in range(n):
-            if not b.s_chosen[r * n + m]:  # what is idle asked nothing
-                filled = b.m * b.dk if is_real else width
-                for j in range(0, filled, b.lanes):
-                    store_up_to(own, m * width + j, filled - j, b.zero)
-        if is_real:
-            weights = shifted(b.s_alpha, r * n * b.lines)
-            weight_gradient(b, r)
-            value_gradient(b, r, weights, own, width)
-            score_gradient(b, weights)
-            query_gradient(b, r, own, width)
-            key_gradient(b, r, own, width)
-
-
-@kernel
-def weight_gradient(b: Any, r: int) -> None:
-    """Of the weights, to D_ALPHA (N, k M)."""
-    values = shifted(b.s_qkv, r * b.width + 2 * b.m * b.dk)
-    for a in range(b.k):
-        d_read = shifted(b.s_d_read, (r * b.k + a) * b.heads)
-        for m in range(b.n):
-            value = shifted(values, m * b.block_rows * b.width)
-            head_by_head(b, d_read, value, b.dv, shifted(b.s_d_alpha, m * b.lines + a * b.m))
-
-
-@kernel
-def value_gradient(b: Any, r: int, weights: Any, own: Any, width: int) -> None:
-    """Of values, to ``own`` (N, W)."""
-    d_read, values = shifted(b.s_d_read, r * b.k * b.heads), shifted(own, 2 * b.m * b.dk)
-    for m in range(b.n):
-        d_value = shifted(values, m * width)
-        mixed(b, b.k, shifted(weights, m * b.lines), b.m, d_read, b.heads, b.dv, d_value)
-
-
-@kernel
-def score_gradient(b: Any, weights: Any) -> None:
-    """From the weights to the scores before the softmax, in place; a lane is a column."""
-    n, lines, d_weights, scale = b.n, b.lines, b.s_d_alpha, splat(b.scale)
-    for j in range(0, lines, b.lanes):
-        mean = b.zero
-        for m in range(n):
-            mean = mean + load(weights, m * lines + j) * load(d_weights, m * lines + j)
-        for m in range(n):
-            place = m * lines + j
-            d_score = load(weights, place) * (load(d_weights, place) - mean) * scale
-            store(d_weights, place, d_score)
-
-
-@kernel
-def query_gradient(b: Any, r: int, own: Any, width: int) -> None:
-    """Of the queries of active mechanisms, to ``own``."""
-    keys, step = shifted(b.s_qkv, r * b.width + b.m * b.dk), b.block_rows * b.width
-    for a in range(b.k):
-        d_query = shifted(own, b.s_picked[r * b.k + a] * width)
-        mixed(b, b.n, shifted(b.s_d_alpha, a * b.m), b.lines, keys, step, b.dk, d_query)
-
-
-@kernel
-def key_gradient(b: Any, r: int, own: Any, width: int) -> None:
-    """Of keys, to ``own``."""
-    size, asked = b.m * b.dk, b.s_asked
-    for a in range(b.k):  # side by side, as those who ask are not
-        query = shifted(b.s_qkv, (b.s_picked[r * b.k + a] * b.block_rows + r) * b.width)
-        for j in range(0, size, b.lanes):
-            store_up_to(asked, a * size + j, size - j, load_up_to(query, j, size - j))
-    for m in range(b.n):
-        d_key = shifted(own, m * width + size)
-        mixed(b, b.k, shifted(b.s_d_alpha, m * b.lines), b.m, asked, size, b.dk, d_key)
-
-
-@kernel
 def lstm_gradient(b: Any, base: int) -> None:
     """Gradients of gates i, f, g, o; the gradient of c goes back in place."""
     n, d = b.n, b.d
     pre, chosen = b.s_pre, b.s_chosen
     c, aux = b.s_c, b.s_aux
     grad_h, grad_c = b.s_grad_h, b.s_grad_c
-    d_spoken, d_gates = b.s_d_spoken, b.d_state_gates
+    d_comm_input, d_gates = b.s_d_comm_input, b.d_state_gates
     one, zero = b.one, b.zero
     for m in range(n):
         for r in range(b.rows):
@@ -236,7 +159,7 @@ def lstm_gradient(b: Any, base: int) -> None:
                     i, f = load(gates, j), load(gates, d + j)
                     g, o = load(gates, 2 * d + j), load(gates, 3 * d + j)
                     tanh_c = load(aux, unit + j)
-                    d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
+                    d_h = load(grad_h, unit + j) + load(d_comm_input, unit + j)
                     d_c = load(grad_c, unit + j) + d_h * o * (one - tanh_c * tanh_c)
                     d_i = d_c * g * i * (one - i)
                     d_f = d_c * load(c, unit + j) * f * (one - f)
@@ -258,7 +181,7 @@ def gru_gradient(b: Any, base: int) -> None:
     n, d = b.n, b.d
     pre, chosen = b.s_pre, b.s_chosen
     h, aux = b.s_h, b.s_aux
-    grad_h, d_spoken = b.s_grad_h, b.s_d_spoken
+    grad_h, d_comm_input = b.s_grad_h, b.s_d_comm_input
     d_gates = b.d_state_gates
     one, zero = b.one, b.zero
     for m in range(n):
@@ -272,7 +195,7 @@ def gru_gradient(b: Any, base: int) -> None:
                 d_r, d_z, d_hn = zero, zero, zero
                 if is_active:
                     r, z, new = load(gates, j), load(gates, d + j), load(gates, 2 * d + j)
-                    d_h = load(grad_h, unit + j) + load(d_spoken, unit + j)
+                    d_h = load(grad_h, unit + j) + load(d_comm_input, unit + j)
                     d_n = d_h * (one - z) * (one - new * new)
                     d_r = d_n * load(aux, unit + j) * r * (one - r)
                     d_z = d_h * (load(h, unit + j) - new) * z * (one - z)
@@ -320,7 +243,7 @@ def input_gradient(b: Any, t: int, base: int) -> None:
                     gradient = b.zero
                     if is_active:
                         gradient = load_up_to(d_state, own + gate * d + i, left)
-                        if b.g == 3 and gate == 2:
+                        if not b.is_lstm and gate == 2:
                             gradient = load_up_to(aux, (m * b.block_rows + r) * b.unit + i, left)
                         sums = sums + gradient * load_up_to(side, j, left)
                     store_up_to(d_side, j, left, gradient * splat(p))
@@ -347,7 +270,7 @@ def hand_back(b: Any, t: int) -> None:
                 d_query_side = b.zero
                 if chosen[r * n + m]:
                     gradient = load(d_h, unit + j) + d_score * load_up_to(side, place + j, left)
-                    if b.g == 3:
+                    if not b.is_lstm:
                         gradient = gradient + load(grad, unit + j)
                     store(grad, unit + j, gradient)
                     d_query_side = d_score * load(h, unit + j)
@@ -360,7 +283,7 @@ def hand_back(b: Any, t: int) -> None:
 def drop(b: Any, r: int) -> None:
     """Move the gradients of sample ``r`` to the fresh state that a reset put in place."""
     n, d = b.n, b.d
-    for which in range(2 if b.g == 4 else 1):
+    for which in range(2 if b.is_lstm else 1):
         own = b.s_grad_c if which else b.s_grad_h
         fresh = b.carry_fresh_c if which else b.carry_fresh_h
         for m in range(n):

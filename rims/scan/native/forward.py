@@ -1,4 +1,4 @@
-"""Kernels of the way there: one step of a block of samples, as :func:`rims.scan.loop.step`.
+"""Kernels of the way there: one step of a block of samples, as :func:`rims.scan.torch.loop.step`.
 
 A block is R samples that one thread takes through all steps, so threads never wait for each other
 and what a step writes is read again from the nearest cache. ``b`` is the block's table
@@ -13,21 +13,19 @@ from typing import Any
 from numba import uint8
 
 from rims.native.simd import (
-    exp,
     inlined,
     kernel,
-    larger,
     load,
     load_up_to,
     shifted,
     sigmoid,
     splat,
     store,
-    store_totals,
     store_up_to,
     tanh,
     total,
 )
+from rims.scan.native.attention import attend
 from rims.scan.native.matmul import matmul, matmuls
 
 
@@ -35,7 +33,7 @@ from rims.scan.native.matmul import matmul, matmuls
 def restore(b: Any, t: int) -> None:
     """Fetch the state before step ``t`` into the block."""
     d, unit, batch = b.d, b.unit, b.batch
-    for which in range(2 if b.g == 4 else 1):
+    for which in range(2 if b.is_lstm else 1):
         own = b.s_c if which else b.s_h
         before = (b.c0 if which else b.h0) if t == 0 else (b.c if which else b.h)
         line = 0 if t == 0 else (t - 1) * batch
@@ -54,7 +52,7 @@ def begin(b: Any, t: int) -> None:
         return
     reset = b.reset
     d, unit = b.d, b.unit
-    for which in range(2 if b.g == 4 else 1):
+    for which in range(2 if b.is_lstm else 1):
         own = b.s_c if which else b.s_h
         has_fresh = b.has_fresh
         fresh = b.fresh_c if which else b.fresh_h
@@ -80,7 +78,7 @@ def advance(b: Any, t: int) -> None:
     matmuls(n, b.s_h, block * unit, unit,
             b.p_hh, d * gate, gate,
             b.s_pre, block * gate, gate, rows, d, b.g * d)  # fmt: skip
-    if b.g == 4:
+    if b.is_lstm:
         lstm(b, t)
     else:
         gru(b, t)
@@ -88,16 +86,16 @@ def advance(b: Any, t: int) -> None:
         keep_idle(b)
     keys, values = b.m * b.dk, b.m * b.dv
     # In this order: each product also fills up its last vector, where the next one begins.
-    tell(b, b.p_query, b.asks, 0, keys)
-    tell(b, b.p_key, b.asks, keys, keys)
-    tell(b, b.p_value, b.heads, 2 * keys, values)
+    project_qkv(b, b.p_query, b.key_row, 0, keys)
+    project_qkv(b, b.p_key, b.key_row, keys, keys)
+    project_qkv(b, b.p_value, b.heads, 2 * keys, values)
     attend(b)
     matmul(b.s_read, b.heads, b.p_out, b.pair, b.s_out, b.pair, rows * b.k, values, 2 * d)
-    speak(b)
+    gate_output(b)
 
 
 @kernel
-def tell(b: Any, weight: Any, line: int, begin: int, columns: int) -> None:
+def project_qkv(b: Any, weight: Any, line: int, begin: int, columns: int) -> None:
     """Queries, keys or values of the candidates, from column ``begin`` of QKV on."""
     matmuls(b.n, b.s_cand_h, b.block_rows * b.unit, b.unit,
             weight, b.d * line, line,
@@ -231,105 +229,7 @@ def keep_idle(b: Any) -> None:
 
 
 @kernel
-def attend(b: Any) -> None:
-    """Communication of active mechanisms: weights in ALPHA (R, N, k M), what is read in READ.
-
-    In three passes over the readers of a sample, so that no number is fetched as part of a vector
-    just after it was written by itself, which would stall.
-    """
-    step = b.block_rows * b.width
-    for r in range(b.rows):
-        row, weights = shifted(b.s_qkv, r * b.width), shifted(b.s_alpha, r * b.n * b.lines)
-        for a in range(b.k):
-            query = shifted(row, b.s_picked[r * b.k + a] * step)
-            for m in range(b.n):
-                key = shifted(row, m * step + b.m * b.dk)
-                head_by_head(b, query, key, b.dk, shifted(weights, m * b.lines + a * b.m))
-        softmax(b, weights)
-        values = shifted(row, 2 * b.m * b.dk)
-        for a in range(b.k):
-            read = shifted(b.s_read, (r * b.k + a) * b.heads)
-            mixed(b, b.n, shifted(weights, a * b.m), b.lines, values, step, b.dv, read)
-
-
-@kernel
-def head_by_head(b: Any, one: Any, other: Any, size: int, out: Any) -> None:
-    """Scalar products of two rows, each of M heads of ``size`` numbers, to ``out`` (M,)."""
-    head, heads = 0, b.m
-    while head + 4 <= heads:
-        first, second, third, fourth = b.zero, b.zero, b.zero, b.zero
-        for j in range(0, size, b.lanes):
-            place, left = head * size + j, size - j
-            first = first + product(one, other, place, left)
-            second = second + product(one, other, place + size, left)
-            third = third + product(one, other, place + 2 * size, left)
-            fourth = fourth + product(one, other, place + 3 * size, left)
-        store_totals(out, head, first, second, third, fourth)
-        head += 4
-    while head < heads:
-        sums = b.zero
-        for j in range(0, size, b.lanes):
-            sums = sums + product(one, other, head * size + j, size - j)
-        out[head] = total(sums)
-        head += 1
-
-
-@inlined
-def product(one: Any, other: Any, place: int, left: int) -> Any:
-    """Of two vectors, of which ``left`` entries count."""
-    return load_up_to(one, place, left) * load_up_to(other, place, left)
-
-
-@kernel
-def mixed(
-    b: Any, count: int, weights: Any, step: int, rows: Any, row_step: int, size: int, out: Any
-) -> None:
-    """Head by head the sum of ``count`` rows, each with weights (M,) of its own, to ``out``."""
-    head, heads = 0, b.m
-    while head + 4 <= heads:
-        for j in range(0, size, b.lanes):
-            place, left = head * size + j, size - j
-            first, second, third, fourth = b.zero, b.zero, b.zero, b.zero
-            for i in range(count):
-                own, row = shifted(weights, i * step + head), shifted(rows, i * row_step + place)
-                first = first + splat(own[0]) * load_up_to(row, 0, left)
-                second = second + splat(own[1]) * load_up_to(row, size, left)
-                third = third + splat(own[2]) * load_up_to(row, 2 * size, left)
-                fourth = fourth + splat(own[3]) * load_up_to(row, 3 * size, left)
-            store_up_to(out, place, left, first)
-            store_up_to(out, place + size, left, second)
-            store_up_to(out, place + 2 * size, left, third)
-            store_up_to(out, place + 3 * size, left, fourth)
-        head += 4
-    while head < heads:
-        for j in range(0, size, b.lanes):
-            place, left, sums = head * size + j, size - j, b.zero
-            for i in range(count):
-                weight = splat(weights[i * step + head])
-                sums = sums + weight * load_up_to(rows, i * row_step + place, left)
-            store_up_to(out, place, left, sums)
-        head += 1
-
-
-@kernel
-def softmax(b: Any, values: Any) -> None:
-    """Softmax of scores (N, k M) times ``scale``, in place; a lane of a vector is a column."""
-    scale = splat(b.scale)
-    for j in range(0, b.lines, b.lanes):
-        largest = load(values, j)
-        for m in range(1, b.n):
-            largest = larger(largest, load(values, m * b.lines + j))
-        sums = b.zero
-        for m in range(b.n):
-            power = exp((load(values, m * b.lines + j) - largest) * scale)
-            store(values, m * b.lines + j, power)
-            sums = sums + power
-        for m in range(b.n):
-            store(values, m * b.lines + j, load(values, m * b.lines + j) / sums)
-
-
-@kernel
-def speak(b: Any) -> None:
+def gate_output(b: Any) -> None:
     """What communication adds, as its two factors in place: tanh(output) beside sigmoid(gate)."""
     d, bias = b.d, b.p_b_out
     for line in range(b.rows * b.k):
@@ -346,7 +246,7 @@ def speak(b: Any) -> None:
 def commit(b: Any, t: int) -> None:
     """Give active mechanisms of real steps their new state; write step ``t`` of the sequence."""
     n, d, k, block = b.n, b.d, b.k, b.block_rows
-    is_lstm = b.g == 4
+    is_lstm = b.is_lstm
     h, c = b.s_h, b.s_c
     h_cand, c_cand = b.s_cand_h, b.s_cand_c
     out, picked = b.s_out, b.s_picked

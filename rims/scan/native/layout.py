@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
 
-from rims.native.simd import VECTOR_BYTES
+from rims.native.vectors import VECTOR_BYTES
 from rims.scan.native import table as e
 from rims.scan.problem import Rules
 
@@ -56,7 +56,7 @@ def lay_out(
         hh: shape of the weight, (N, G d, d).
         keys: M dk.
         values: M dv.
-        rules: what shapes do not tell.
+        rules: what shapes do not project_qkv.
         item: bytes of a number.
         num_threads: that may take groups of blocks.
     """
@@ -104,10 +104,10 @@ def _sizes(
         "held_steps": max(1, HELD_ROWS // rows),
         "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
         "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
-        "reads_state": int(rules.reads_state),
+        "is_lstm": int(gates == 4 * d), "reads_state": int(rules.reads_state),
         "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
         "width": round_up(2 * keys + round_up(values, lanes), lanes),
-        "asks": round_up(keys, lanes), "heads": round_up(values, lanes),
+        "key_row": round_up(keys, lanes), "heads": round_up(values, lanes),
         "pair": round_up(2 * d, lanes), "lines": round_up(rules.k * rules.num_heads, lanes),
     }  # fmt: skip
 
@@ -142,7 +142,7 @@ def _packed_counts(s: dict[str, int]) -> dict[str, int]:
         "p_out_back": 2 * d * s["heads"],
     }  # fmt: skip
     if "query" not in _as_given(s):
-        counts |= {"p_query": n * d * s["asks"], "p_key": n * d * s["asks"]}
+        counts |= {"p_query": n * d * s["key_row"], "p_key": n * d * s["key_row"]}
     if "value" not in _as_given(s):
         counts["p_value"] = n * d * s["heads"]
     return counts
@@ -150,7 +150,7 @@ def _packed_counts(s: dict[str, int]) -> dict[str, int]:
 
 def _as_given(s: dict[str, int]) -> tuple[str, ...]:
     """Weights of the communication whose lines are whole vectors as they are."""
-    whole_keys, whole_values = s["m"] * s["dk"] == s["asks"], s["m"] * s["dv"] == s["heads"]
+    whole_keys, whole_values = s["m"] * s["dk"] == s["key_row"], s["m"] * s["dv"] == s["heads"]
     return ("query", "key") * whole_keys + ("value",) * whole_values
 
 
@@ -164,7 +164,7 @@ def _scratch_counts(s: dict[str, int]) -> dict[str, int]:
         "s_pre": s["n"] * rows * s["gate"], "s_qkv": s["n"] * rows * s["width"],
         "s_alpha": rows * s["n"] * s["lines"], "s_d_alpha": s["n"] * s["lines"],
         "s_read": readers * s["heads"], "s_d_read": readers * s["heads"],
-        "s_out": readers * s["pair"], "s_asked": s["k"] * s["asks"],
+        "s_out": readers * s["pair"], "s_queries": s["k"] * s["key_row"],
     }  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _held_counts(s: dict[str, int]) -> dict[str, int]:
     return {
         "d_state_gates": rows * n * gates, "d_qkv": rows * n * width,
         "d_output_gate": rows * s["k"] * 2 * d, "read": rows * s["k"] * values,
-        "h_prev": rows * n * d, "spoken": rows * n * d,
+        "h_prev": rows * n * d, "comm_input": rows * n * d,
         "own_hh": n * gates * d, "own_qkv": n * d * width, "own_out": 2 * d * values,
         "own_b_hh": n * gates, "own_b_n": n * d, "own_b_out": 2 * d,
     }  # fmt: skip

@@ -9,17 +9,15 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from rims.native.simd import (
+from rims.native.simd import kernel, lanes_of, shifted
+from rims.native.vectors import (
     FEATURES,
     I64,
     Vec,
     broadcast,
     call,
     constant,
-    kernel,
-    lanes_of,
     llvm_type,
-    shifted,
     suffix,
     vector_at,
 )

@@ -22,20 +22,20 @@ def pack(a: Any) -> None:
         hh = shifted(a.p_hh, m * d * a.gate)
         turned(a, shifted(a.w_hh, m * gates * d), gates, d, hh, a.gate)
         clear_ends(a, hh, d, gates, a.gate)
-        widened(a, m, a.w_query, keys, a.p_query, a.asks)
-        widened(a, m, a.w_key, keys, a.p_key, a.asks)
+        widened(a, m, a.w_query, keys, a.p_query, a.key_row)
+        widened(a, m, a.w_key, keys, a.p_key, a.key_row)
         widened(a, m, a.w_value, values, a.p_value, a.heads)
         of_ih, of_hh = shifted(a.b_ih, m * gates), shifted(a.b_hh, m * gates)
         # Both halves of an LSTM's gates are only ever added.
-        added(a, of_ih, of_hh, a.has_bias, a.g == 4, shifted(a.p_b_ih, m * gates), gates)
+        added(a, of_ih, of_hh, a.has_bias, a.is_lstm, shifted(a.p_b_ih, m * gates), gates)
         added(a, of_hh, of_hh, a.has_bias, 0, shifted(a.p_b_hh, m * gates), gates)
         m = take_next(a)
     if m == a.n:
         turned(a, a.w_output, d, values, a.p_out, a.pair)
         turned(a, a.w_gate, d, values, shifted(a.p_out, d), a.pair)
         clear_ends(a, a.p_out, values, 2 * d, a.pair)
-        added(a, a.b_output, a.b_output, a.has_speech_bias, 0, a.p_b_out, d)
-        added(a, a.b_gate, a.b_gate, a.has_speech_bias, 0, shifted(a.p_b_out, d), d)
+        added(a, a.b_output, a.b_output, a.has_comm_bias, 0, a.p_b_out, d)
+        added(a, a.b_gate, a.b_gate, a.has_comm_bias, 0, shifted(a.p_b_out, d), d)
 
 
 @kernel

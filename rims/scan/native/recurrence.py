@@ -36,7 +36,7 @@ _GIVEN, _SEQUENCE, _INPUTS, _OF_STEPS, _CARRIED, _SUMS = map(
     _Entries, (e.GIVEN, e.SEQUENCE, e.INPUTS, e.OF_STEPS, e.CARRIED, e.SUMS)
 )
 _RANGE = _Entries(("first", "last"))
-_FLAGS = _Entries(("has_reset", "has_valid", "has_fresh", "has_bias", "has_speech_bias"))
+_FLAGS = _Entries(("has_reset", "has_valid", "has_fresh", "has_bias", "has_comm_bias"))
 _NEXT, _DONE, _PACKS, _SO_FAR, _IS_END = (
     e.INDEX[name] for name in ("next", "done", "packs", "so_far", "is_end")
 )

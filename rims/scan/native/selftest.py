@@ -18,7 +18,7 @@ from rims.scan.native import build
 from rims.scan.native.recurrence import NativeRecurrence
 from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
-from rims.scan.torch_recurrence import TorchRecurrence
+from rims.scan.torch.recurrence import TorchRecurrence
 
 #: Steps of each range, and samples.
 RANGES, BATCH = ((0, 3), (3, 4)), 20

@@ -13,19 +13,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rims.native.simd import (
+from rims.native.simd import kernel, lanes_of, load_up_to, shifted, store_up_to
+from rims.native.vectors import (
     I64,
     VECTOR_BYTES,
     Vec,
     constant,
     first_lanes,
-    kernel,
-    lanes_of,
-    load_up_to,
     masked_load,
     masked_store,
-    shifted,
-    store_up_to,
     vector_at,
 )
 from rims.scan.native.matmul import TILE_VECTORS, accumulated, vector_starts
@@ -62,9 +58,9 @@ def add_rows(b: Any, rows: int) -> None:
         d_gates, h = shifted(b.d_state_gates, m * gates), shifted(b.h_prev, m * d)
         own = shifted(b.own_hh, m * gates * d)
         add_product(d_gates, n * gates, h, n * d, own, gates, d, rows)
-        spoken, d_qkv = shifted(b.spoken, m * d), shifted(b.d_qkv, m * width)
+        comm_input, d_qkv = shifted(b.comm_input, m * d), shifted(b.d_qkv, m * width)
         own = shifted(b.own_qkv, m * d * width)
-        add_product(spoken, n * d, d_qkv, n * width, own, d, width, rows)
+        add_product(comm_input, n * d, d_qkv, n * width, own, d, width, rows)
     add_product(b.d_output_gate, 2 * d, b.read, values, b.own_out, 2 * d, values, rows * k)
     add_columns(b, b.d_output_gate, b.own_b_out, 2 * d, rows * k)
     add_columns(b, b.d_state_gates, b.own_b_hh, n * gates, rows)
@@ -84,7 +80,7 @@ def add_groups(a: Any) -> None:
     # Both biases are added to a gate, so that they have the same gradient, but for n of a GRU.
     over_groups(a, a.own_b_hh, 0, n * gates, 1, a.sum_b_hh, 0)
     over_groups(a, a.own_b_hh, 0, n * gates, 1, a.sum_b_ih, 0)
-    if a.g == 3:
+    if not a.is_lstm:
         over_groups(a, a.own_b_n, d, d, n, shifted(a.sum_b_ih, 2 * d), gates)
     over_groups(a, a.own_b_out, 0, d, 1, a.sum_b_output, 0)
     over_groups(a, shifted(a.own_b_out, d), 0, d, 1, a.sum_b_gate, 0)

@@ -3,7 +3,7 @@
 Sizes use the letters of ``docs/notation.md``; R is the rows (samples) of a block, the share of a
 batch that goes through the steps together. A thread takes a group of blocks at a time, one block
 after the other. What these write for themselves alone, the group's scratch (``s_*``), has rows
-padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``asks`` for M dk, ``heads`` for M dv,
+padded to whole vectors: ``unit`` for d, ``gate`` for G d, ``key_row`` for M dk, ``heads`` for M dv,
 ``width`` for queries, keys and values side by side, ``pair`` for 2 d, ``lines`` for k M. What a
 group holds for the gradients of the weights is not padded.
 """
@@ -18,15 +18,16 @@ from numba.core.datamodel import models, register_default
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, lower_getattr_generic
 
-from rims.native.simd import Vec, constant, inlined
+from rims.native.simd import inlined
+from rims.native.vectors import Vec, constant
 
 # fmt: off
 NUMBERS = [
     "next", "groups", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
-    "n", "k", "d", "g", "m", "dk", "dv", "reads_state",
-    "has_reset", "has_valid", "has_fresh", "has_bias", "has_speech_bias",
+    "n", "k", "d", "g", "m", "dk", "dv", "is_lstm", "reads_state",
+    "has_reset", "has_valid", "has_fresh", "has_bias", "has_comm_bias",
     "packs", "so_far", "is_end", "done", "held_steps",
-    "unit", "gate", "asks", "heads", "width", "pair", "lines", "scratch_bytes", "held_bytes",
+    "unit", "gate", "key_row", "heads", "width", "pair", "lines", "scratch_bytes", "held_bytes",
 ]
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
 BYTES = ["reset", "valid", "active"]
@@ -57,7 +58,7 @@ SUMS = [
 #: What a group holds for the gradients of the weights: rows of up to ``held_steps`` steps, whose
 #: products are then added to its own sums.
 HELD = [
-    "d_state_gates", "d_qkv", "d_output_gate", "h_prev", "spoken", "read",
+    "d_state_gates", "d_qkv", "d_output_gate", "h_prev", "comm_input", "read",
     "own_hh", "own_qkv", "own_out", "own_b_hh", "own_b_n", "own_b_out",
 ]
 SCRATCH = [
@@ -67,7 +68,7 @@ SCRATCH = [
     # communication
     "s_qkv", "s_alpha", "s_read", "s_out",
     # gradients
-    "s_grad_h", "s_grad_c", "s_asked", "s_d_read", "s_d_spoken", "s_d_alpha", "s_d_h",
+    "s_grad_h", "s_grad_c", "s_queries", "s_d_read", "s_d_comm_input", "s_d_alpha", "s_d_h",
 ]
 # fmt: on
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from rims.scan.triton_kernels.phases import answer, gate_halves, listen, restarted, speak
-from rims.scan.triton_kernels.shape import jit, kernel
-from rims.scan.triton_kernels.tiles import (
+from rims.scan.triton.phases import attend, gate_halves, gate_output, project_qkv, restarted
+from rims.scan.triton.shape import jit, kernel
+from rims.scan.triton.tiles import (
     choose,
     columns,
     in_heads,
@@ -67,7 +67,7 @@ def update(
     row, at, inside, renew, scores, active, change,
     has_reset: tl.constexpr, s: tl.constexpr,
 ):  # fmt: skip
-    """Candidates of every mechanism, what it says, and the new c."""
+    """Candidates of every mechanism, what communication reads of it, and the new c."""
     for m in range(s.num_rims):
         share = sigmoid(pick(scores, m, s))
         is_active = pick(active, m, s)[:, None] != 0
@@ -97,8 +97,8 @@ def update(
                 z = sigmoid(x_z + h_z)
                 h_cand = (1.0 - z) * tanh(x_n + sigmoid(x_r + h_r) * h_n) + z * h
             tl.store(tiles + in_tile(s.CAND, m, column, s), h_cand)
-            spoken = tl.where(is_active, h_cand, h) if s.reads_state else h_cand
-            tl.store(tiles + in_tile(s.SPOKEN, m, column, s), spoken)
+            comm_input = tl.where(is_active, h_cand, h) if s.reads_state else h_cand
+            tl.store(tiles + in_tile(s.COMM_INPUT, m, column, s), comm_input)
 
 
 @jit
@@ -106,13 +106,13 @@ def keep_or_change(
     read, output, output_bias, out_h, tiles,
     at, inside, change, s: tl.constexpr,
 ):  # fmt: skip
-    """The new h: candidates with what they heard where active, else the old, bit for bit."""
+    """The new h: candidate plus update where active, else the old one, bit for bit."""
     for m in range(s.num_rims):
         changes = pick(change, m, s)[:, None] != 0
         for j in range(s.chunks):
             column = columns(j, s)
             fits = inside[:, None] & (column < s.unit_size)[None, :]
-            out, gate = answer(read, output, output_bias, m, j, s)
+            out, gate = gate_output(read, output, output_bias, m, j, s)
             place = tiles + in_tile(s.H, m, column, s)
             h_cand = tl.load(tiles + in_tile(s.CAND, m, column, s))
             h = tl.where(changes, h_cand + gate * out, tl.load(place))
@@ -148,8 +148,8 @@ def forward_kernel(
     """Run a range of steps for the samples of this program."""
     program = tl.program_id(0).to(tl.int64)
     tiles = scratch + program * s.forward_words
-    said = tiles + 4 * s.tile
-    reads = said + s.said
+    packed_qkv = tiles + 4 * s.tile
+    reads = packed_qkv + s.qkv
     row = program * s.rows + tl.arange(0, s.rows)
     inside = row < batch
     mechanism = tl.arange(0, s.rims)[None, :]
@@ -178,10 +178,10 @@ def forward_kernel(
             scores, active, change, has_reset, s,
         )  # fmt: skip
         tl.debug_barrier()
-        speak(tiles, said, comm, s)
+        project_qkv(tiles, packed_qkv, comm, s)
         tl.debug_barrier()
         for m in range(s.num_rims):
-            _weights, read = listen(said, m, s)
+            _weights, read = attend(packed_qkv, m, s)
             tl.store(reads + in_heads(m, 0, s.values, s.all_values, s), read)
         tl.debug_barrier()
         keep_or_change(reads, output, output_bias, out_h, tiles, at, inside, change, s)

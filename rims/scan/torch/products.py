@@ -26,7 +26,7 @@ class LoopGradients(NamedTuple):
     qkv: Tensor  # (L, B, N, W), of queries, keys and values of the communication
     output_gate: Tensor  # (L, B, N, 2 d), of its output and gate before tanh and sigmoid
     h_prev: Tensor  # (L, B, N d), the state before each step, resets made
-    spoken: Tensor  # (L, B, N d), what mechanisms read of each other
+    comm_input: Tensor  # (L, B, N d), what mechanisms read of each other
     read: Tensor  # (L, B, N, M dv), what they got
     bias_ih: Tensor  # (N, G d), of the input's half of the gates, summed over all steps so far
 
@@ -119,8 +119,11 @@ class _Sums:
         w, beta = self.w, self._so_far
         d_gates, h_prev = _groups(part.state_gates, w.num_rims), _groups(part.h_prev, w.num_rims)
         self.hh.baddbmm_(d_gates.mT, h_prev, beta=beta)
-        spoken, d_qkv = _groups(part.spoken, w.num_rims), _groups(part.qkv.flatten(2), w.num_rims)
-        self.qkv.baddbmm_(spoken.mT, d_qkv, beta=beta)
+        comm_input, d_qkv = (
+            _groups(part.comm_input, w.num_rims),
+            _groups(part.qkv.flatten(2), w.num_rims),
+        )
+        self.qkv.baddbmm_(comm_input.mT, d_qkv, beta=beta)
         d_output_gate = part.output_gate.flatten(0, 2)
         self.output_gate.addmm_(d_output_gate.mT, part.read.flatten(0, 2), beta=beta)
         if self.bias_hh is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from rims.scan.triton_kernels.phases import load_before
-from rims.scan.triton_kernels.shape import jit
-from rims.scan.triton_kernels.tiles import (
+from rims.scan.triton.phases import load_before
+from rims.scan.triton.shape import jit
+from rims.scan.triton.tiles import (
     columns,
     in_gates,
     in_state,
@@ -91,7 +91,7 @@ def gate_gradient(
 @jit
 def update_gradient(
     gate_side, done_c, before_c, fresh_c, active, comm_back,
-    d_gate_side, state_gates, bias_sum, tiles, gates, d_said,
+    d_gate_side, state_gates, bias_sum, tiles, gates, d_packed_qkv,
     row, at, inside, batch, renew, shares,
     has_reset: tl.constexpr, s: tl.constexpr,
 ):  # fmt: skip
@@ -104,15 +104,15 @@ def update_gradient(
         for j in range(s.chunks):
             column = columns(j, s)
             fits = inside[:, None] & (column < s.unit_size)[None, :]
-            d_spoken = product(
-                d_said + m * (s.rows * s.packed), s.packed,
+            d_comm_input = product(
+                d_packed_qkv + m * (s.rows * s.packed), s.packed,
                 comm_back + m * (s.packed * s.stride), s.stride,
                 s.packed, s.packed, s.packed, column, column < s.stride,
                 zeros(s.cols, s), s,
             )  # fmt: skip
             grad_h = tl.load(tiles + in_tile(s.GRAD_H, m, column, s))
             zero = tl.zeros_like(grad_h)
-            d_cand = tl.where(is_active, grad_h + d_spoken, zero)
+            d_cand = tl.where(is_active, grad_h + d_comm_input, zero)
             a = tl.load(gates + in_wide(m, 0, column, 4, s))
             b = tl.load(gates + in_wide(m, 1, column, 4, s))
             c = tl.load(gates + in_wide(m, 2, column, 4, s))

@@ -15,7 +15,7 @@ class Shape:
 
     # Regions of scratch, each (N, rows, width). Both directions:
     H: ClassVar = 0  # the state before the step
-    SPOKEN: ClassVar = 1  # what mechanisms read of each other
+    COMM_INPUT: ClassVar = 1  # what mechanisms read of each other
     # forward:
     C: ClassVar = 2  # the LSTM's c
     CAND: ClassVar = 3  # the candidates
@@ -81,7 +81,7 @@ class Shape:
         return 2 * self.all_keys + self.all_values
 
     @property
-    def said(self) -> int:
+    def qkv(self) -> int:
         """Numbers of the scratch for queries, keys and values."""
         return self.num_rims * self.rows * self.packed
 
@@ -98,13 +98,13 @@ class Shape:
     @property
     def forward_words(self) -> int:
         """Numbers of scratch per program of :func:`forward_kernel`."""
-        return 4 * self.tile + self.said + self.read
+        return 4 * self.tile + self.qkv + self.read
 
     @property
     def backward_words(self) -> int:
         """Numbers of scratch per program of :func:`backward_kernel`."""
-        # regions; gates (4) and gradients of output and gate (2); said, read and their gradients
-        return 12 * self.tile + 2 * self.said + 2 * self.read + 2 * self.pairs
+        # regions; gates (4) and gradients of output and gate (2); QKV, read and their gradients
+        return 12 * self.tile + 2 * self.qkv + 2 * self.read + 2 * self.pairs
 
 
 def jit(function: Callable[..., Any]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rims.scan import loop
-from rims.scan.products import LoopGradients, ProductRecurrence
 from rims.scan.recurrence import Carry, Hoisted, Sequence
+from rims.scan.torch import loop
+from rims.scan.torch.products import LoopGradients, ProductRecurrence
 
 
 class TorchRecurrence(ProductRecurrence):
@@ -57,7 +57,7 @@ class TorchRecurrence(ProductRecurrence):
             out.qkv[i] = grad.qkv
             out.output_gate[i] = grad.output_gate
             out.h_prev[i] = h.flatten(1)
-            out.spoken[i] = again.spoken.flatten(1)
+            out.comm_input[i] = again.comm_input.flatten(1)
             out.read[i] = again.read
             out.bias_ih.add_(grad.input_gates.sum(0))
             self._hand_back(t, grad, carry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from rims.scan.triton_kernels.shape import jit
+from rims.scan.triton.shape import jit
 
 
 @jit

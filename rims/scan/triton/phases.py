@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from rims.scan.triton_kernels.shape import jit
-from rims.scan.triton_kernels.tiles import (
+from rims.scan.triton.shape import jit
+from rims.scan.triton.tiles import (
     cubes,
     halves,
     in_gates,
@@ -68,13 +68,13 @@ def gate_halves(
 
 
 @jit
-def speak(tiles, said, comm, s: tl.constexpr):
-    """Queries, keys and values of every mechanism from what it says."""
+def project_qkv(tiles, packed_qkv, comm, s: tl.constexpr):
+    """Queries, keys and values of every mechanism."""
     row = tl.arange(0, s.rows)[:, None]
     for m in range(s.num_rims):
-        x = tiles + (s.SPOKEN * s.num_rims + m) * (s.rows * s.width)
+        x = tiles + (s.COMM_INPUT * s.num_rims + m) * (s.rows * s.width)
         w = comm + m * (s.unit_size * s.packed)
-        to = said + (m * s.rows + row) * s.packed
+        to = packed_qkv + (m * s.rows + row) * s.packed
         for part in tl.static_range(3):
             if part < 2:
                 column = part * s.all_keys + tl.arange(0, s.all_keys)
@@ -99,28 +99,28 @@ def speak(tiles, said, comm, s: tl.constexpr):
 
 
 @jit
-def listen(said, m, s: tl.constexpr):
+def attend(packed_qkv, m, s: tl.constexpr):
     """Attention weights of reader m, (rows, heads, N padded), and what it reads."""
-    query = tl.load(said + in_heads(m, 0, s.keys, s.packed, s))
+    query = tl.load(packed_qkv + in_heads(m, 0, s.keys, s.packed, s))
     scale: tl.constexpr = s.key_size**-0.5
     query = query * scale
     index = tl.arange(0, s.rims)[None, None, :]
     scores = cubes(s.heads, s.rims, s) + float("-inf")
     for n in range(s.num_rims):
-        key = tl.load(said + in_heads(n, s.all_keys, s.keys, s.packed, s))
+        key = tl.load(packed_qkv + in_heads(n, s.all_keys, s.keys, s.packed, s))
         scores = tl.where(index == n, tl.sum(query * key, axis=2)[:, :, None], scores)
     weights = tl.exp(scores - tl.max(scores, axis=2)[:, :, None])
     weights = weights / tl.sum(weights, axis=2)[:, :, None]
     read = cubes(s.heads, s.values, s)
     for n in range(s.num_rims):
-        value = tl.load(said + in_heads(n, 2 * s.all_keys, s.values, s.packed, s))
+        value = tl.load(packed_qkv + in_heads(n, 2 * s.all_keys, s.values, s.packed, s))
         weight = tl.sum(tl.where(index == n, weights, tl.zeros_like(weights)), axis=2)
         read += weight[:, :, None] * value
     return weights, read
 
 
 @jit
-def answer(read, output, output_bias, m, j, s: tl.constexpr):
+def gate_output(read, output, output_bias, m, j, s: tl.constexpr):
     """Output (after its tanh) and gate (after its sigmoid) of the communication, (rows, cols)."""
     wide = tl.arange(0, 2 * s.cols)
     side, column = wide // s.cols, j * s.cols + wide % s.cols

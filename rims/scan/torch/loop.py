@@ -43,7 +43,7 @@ class Step(NamedTuple):
     from_input: Tensor  # (B, N, G d) the input's half of the gates, bias included
     from_state: Tensor  # (B, N, G d) the state's half
     h_cand: Tensor  # (B, N, d)
-    spoken: Tensor  # (B, N, d) what the others read
+    comm_input: Tensor  # (B, N, d) what the others read
     query: Tensor  # (B, M, N, dc)
     key: Tensor
     value: Tensor  # (B, M, N, dv)
@@ -72,10 +72,10 @@ def step(
         h_cand, c_cand = gru_candidate(from_input, from_state, h), None
     else:
         h_cand, c_cand = lstm_candidate(from_input + from_state, c)
-    spoken = torch.where(is_active, h_cand, h) if rules.reads_state else h_cand
-    spoken = stop_gradient_where(spoken, ~is_active)
+    comm_input = torch.where(is_active, h_cand, h) if rules.reads_state else h_cand
+    comm_input = stop_gradient_where(comm_input, ~is_active)
     query, key, value = (
-        split_heads(grouped_linear(spoken, weight), rules.num_heads)
+        split_heads(grouped_linear(comm_input, weight), rules.num_heads)
         for weight in (w.comm_query, w.comm_key, w.comm_value)
     )
     read, weights = sparse_attention(query, key, value)
@@ -85,7 +85,7 @@ def step(
     return Step(
         torch.where(is_active, h_cand + gate * output, h),
         None if c is None or c_cand is None else torch.where(is_active, c_cand, c),
-        active, share, from_input, from_state, h_cand, spoken,
+        active, share, from_input, from_state, h_cand, comm_input,
         query, key, value, weights, joined, gate, output,
     )  # fmt: skip
 
@@ -128,13 +128,13 @@ def step_gradient(
     d_scores = did.weights * (d_weights - (did.weights * d_weights).sum(-1, keepdim=True))
     d_scores = d_scores / math.sqrt(did.query.shape[-1])
     parts = [join_heads(part) for part in (d_scores @ did.key, d_scores.mT @ did.query, d_value)]
-    d_spoken = sum(
+    d_comm_input = sum(
         grouped_linear(part, weight.mT)
         for part, weight in zip(parts, (w.comm_query, w.comm_key, w.comm_value), strict=True)
     )
 
-    # the mechanisms themselves; what an idle one said was not trained by being heard
-    d_cand = torch.where(is_active, grad_new + d_spoken, zero)
+    # the mechanisms themselves; being read does not train an idle one
+    d_cand = torch.where(is_active, grad_new + d_comm_input, zero)
     if c is None or grad_c is None:
         d_input, d_state, d_h = _gru_gradient(d_cand, did.from_input, did.from_state, h)
         d_c = None

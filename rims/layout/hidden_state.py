@@ -8,8 +8,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from rims.batching import TimeMajor
 from rims.checks import is_autocasting
+from rims.layout.batching import TimeMajor
 from rims.step import RIMCell, State
 
 #: One tensor (layers * directions, B, D), or one per layer (directions, B, D_l) where sizes differ.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from rims.scan.triton_kernels.attention import (
-    answer_gradient,
-    listen_again,
+from rims.scan.triton.attention import (
+    attend_again,
+    output_gradient,
     read_gradient,
     reader_gradient,
     source_gradient,
 )
-from rims.scan.triton_kernels.phases import gate_halves, load_before, speak
-from rims.scan.triton_kernels.shape import jit, kernel
-from rims.scan.triton_kernels.tiles import (
+from rims.scan.triton.phases import gate_halves, load_before, project_qkv
+from rims.scan.triton.shape import jit, kernel
+from rims.scan.triton.tiles import (
     columns,
     in_state,
     in_tile,
@@ -26,7 +26,7 @@ from rims.scan.triton_kernels.tiles import (
     tanh,
     zeros,
 )
-from rims.scan.triton_kernels.update import state_gradient, update_gradient
+from rims.scan.triton.update import state_gradient, update_gradient
 
 
 @jit
@@ -99,10 +99,10 @@ def compete_again(
 @jit
 def update_again(
     gate_side, done_c, before_c, fresh_c, active, hh, bias_x,
-    bias_h, spoken, tiles, gates, row, at, inside, batch,
+    bias_h, comm_input, tiles, gates, row, at, inside, batch,
     renew, shares, has_reset: tl.constexpr, s: tl.constexpr,
 ):  # fmt: skip
-    """Gates after their activations, and what every mechanism says."""
+    """Gates after their activations, and what communication reads of every mechanism."""
     for m in range(s.num_rims):
         share = pick(shares, m, s)
         is_active = tl.load(active + at * s.num_rims + m, mask=inside, other=0)[:, None] != 0
@@ -131,9 +131,9 @@ def update_again(
             tl.store(gates + in_wide(m, 1, column, 4, s), b)
             tl.store(gates + in_wide(m, 2, column, 4, s), c)
             tl.store(gates + in_wide(m, 3, column, 4, s), d)
-            said = tl.where(is_active, h_cand, h) if s.reads_state else h_cand
-            tl.store(tiles + in_tile(s.SPOKEN, m, column, s), said)
-            tl.store(spoken + in_state(at, m, column, s), said, mask=fits)
+            packed_qkv = tl.where(is_active, h_cand, h) if s.reads_state else h_cand
+            tl.store(tiles + in_tile(s.COMM_INPUT, m, column, s), packed_qkv)
+            tl.store(comm_input + in_state(at, m, column, s), packed_qkv, mask=fits)
 
 
 @kernel
@@ -168,7 +168,7 @@ def backward_kernel(
     qkv,  # (L, B, N, W)
     output_gate,  # (L, B, N, 2 d)
     h_prev,  # (L, B, N d)
-    spoken,  # (L, B, N d)
+    comm_input,  # (L, B, N d)
     read,  # (L, B, N, M dv)
     bias_sum,  # (programs, N, G, width), zeros
     scratch,  # (programs, backward_words)
@@ -180,10 +180,10 @@ def backward_kernel(
     program = tl.program_id(0).to(tl.int64)
     tiles = scratch + program * s.backward_words
     gates = tiles + 6 * s.tile
-    answers = gates + 4 * s.tile
-    said = answers + 2 * s.tile
-    d_said = said + s.said
-    reads = d_said + s.said
+    d_output_gate = gates + 4 * s.tile
+    packed_qkv = d_output_gate + 2 * s.tile
+    d_packed_qkv = packed_qkv + s.qkv
+    reads = d_packed_qkv + s.qkv
     d_reads = reads + s.read
     pairs = d_reads + s.read
     d_pairs = pairs + s.pairs
@@ -205,27 +205,41 @@ def backward_kernel(
         shares = sigmoid(scores)
         tl.debug_barrier()
         update_again(
-            gate_side, done_c, before_c, fresh_c, done_active, hh, bias_x, bias_h, spoken, tiles,
-            gates, row, at, inside, batch, renew, shares, has_reset, s,
+            gate_side, done_c, before_c, fresh_c, done_active, hh, bias_x, bias_h, comm_input,
+            tiles, gates, row, at, inside, batch, renew, shares, has_reset, s,
         )  # fmt: skip
         tl.debug_barrier()
-        speak(tiles, said, comm, s)
+        project_qkv(tiles, packed_qkv, comm, s)
         tl.debug_barrier()
-        listen_again(said, reads, pairs, read, at, inside, s)
+        attend_again(packed_qkv, reads, pairs, read, at, inside, s)
         tl.debug_barrier()
-        answer_gradient(
-            reads, output, output_bias, done_active, output_gate, tiles, answers, at, inside, s
+        output_gradient(
+            reads,
+            output,
+            output_bias,
+            done_active,
+            output_gate,
+            tiles,
+            d_output_gate,
+            at,
+            inside,
+            s,
         )
         tl.debug_barrier()
-        read_gradient(answers, output_back, d_reads, s)
+        read_gradient(d_output_gate, output_back, d_reads, s)
         tl.debug_barrier()
-        reader_gradient(done_active, qkv, said, d_said, d_reads, pairs, d_pairs, at, inside, s)
+        reader_gradient(
+            done_active, qkv, packed_qkv, d_packed_qkv, d_reads, pairs, d_pairs, at, inside, s
+        )
         tl.debug_barrier()
-        source_gradient(done_active, qkv, said, d_said, d_reads, pairs, d_pairs, at, inside, s)
+        source_gradient(
+            done_active, qkv, packed_qkv, d_packed_qkv, d_reads, pairs, d_pairs, at, inside, s
+        )
         tl.debug_barrier()
         d_scores = update_gradient(
             gate_side, done_c, before_c, fresh_c, done_active, comm_back, d_gate_side, state_gates,
-            bias_sum, tiles, gates, d_said, row, at, inside, batch, renew, shares, has_reset, s,
+            bias_sum, tiles, gates, d_packed_qkv, row, at, inside, batch, renew, shares,
+            has_reset, s,
         )  # fmt: skip
         tl.debug_barrier()
         state_gradient(

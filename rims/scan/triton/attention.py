@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from rims.scan.triton_kernels.phases import answer, listen
-from rims.scan.triton_kernels.shape import jit
-from rims.scan.triton_kernels.tiles import (
+from rims.scan.triton.phases import attend, gate_output
+from rims.scan.triton.shape import jit
+from rims.scan.triton.tiles import (
     columns,
     cubes,
     in_heads,
@@ -33,12 +33,12 @@ def of_source(m, n, s: tl.constexpr):
 
 
 @jit
-def listen_again(said, reads, pairs, read, at, inside, s: tl.constexpr):
+def attend_again(packed_qkv, reads, pairs, read, at, inside, s: tl.constexpr):
     """Attention weights and reads of every mechanism."""
     head, value = tl.arange(0, s.heads)[:, None], tl.arange(0, s.values)[None, :]
     real = (head < s.num_heads) & (value < s.value_size)
     for m in range(s.num_rims):
-        weights, got = listen(said, m, s)
+        weights, got = attend(packed_qkv, m, s)
         tl.store(pairs + in_pairs(m, s), weights)
         tl.store(reads + in_heads(m, 0, s.values, s.all_values, s), got)
         first = (at * s.num_rims + m) * (s.num_heads * s.value_size)
@@ -47,9 +47,9 @@ def listen_again(said, reads, pairs, read, at, inside, s: tl.constexpr):
 
 
 @jit
-def answer_gradient(
+def output_gradient(
     reads, output, output_bias, active, output_gate, tiles,
-    answers, at, inside, s: tl.constexpr,
+    d_output_gate, at, inside, s: tl.constexpr,
 ):  # fmt: skip
     """Gradients of output and gate before tanh and sigmoid; zero for idle readers."""
     for m in range(s.num_rims):
@@ -57,13 +57,13 @@ def answer_gradient(
         for j in range(s.chunks):
             column = columns(j, s)
             fits = inside[:, None] & (column < s.unit_size)[None, :]
-            out, gate = answer(reads, output, output_bias, m, j, s)
+            out, gate = gate_output(reads, output, output_bias, m, j, s)
             grad = tl.load(tiles + in_tile(s.GRAD_H, m, column, s))
             zero = tl.zeros_like(grad)
             d_output = tl.where(is_active, grad * gate * (1.0 - out * out), zero)
             d_gate = tl.where(is_active, grad * out * gate * (1.0 - gate), zero)
-            tl.store(answers + in_wide(m, 0, column, 2, s), d_output)
-            tl.store(answers + in_wide(m, 1, column, 2, s), d_gate)
+            tl.store(d_output_gate + in_wide(m, 0, column, 2, s), d_output)
+            tl.store(d_output_gate + in_wide(m, 1, column, 2, s), d_gate)
             first = (at * s.num_rims + m) * (2 * s.unit_size)
             where = first[:, None] + column[None, :]
             tl.store(output_gate + where, d_output, mask=fits)
@@ -71,14 +71,14 @@ def answer_gradient(
 
 
 @jit
-def read_gradient(answers, output_back, d_reads, s: tl.constexpr):
+def read_gradient(d_output_gate, output_back, d_reads, s: tl.constexpr):
     """Gradients of what every mechanism read."""
     row = tl.arange(0, s.rows)[:, None]
     column = tl.arange(0, s.all_values)
     for m in range(s.num_rims):
         acc = zeros(s.all_values, s)
         acc = product(
-            answers + m * (s.rows * 2 * s.width), 2 * s.width, output_back, s.all_values,
+            d_output_gate + m * (s.rows * 2 * s.width), 2 * s.width, output_back, s.all_values,
             2 * s.width, s.unit_size, s.width, column, column >= 0, acc, s,
         )  # fmt: skip
         tl.store(d_reads + (m * s.rows + row) * s.all_values + column[None, :], acc)
@@ -108,7 +108,7 @@ def real_heads(inside, size: tl.constexpr, padded: tl.constexpr, s: tl.constexpr
 
 @jit
 def reader_gradient(
-    active, qkv, said, d_said, d_reads, pairs, d_pairs,
+    active, qkv, packed_qkv, d_packed_qkv, d_reads, pairs, d_pairs,
     at, inside, s: tl.constexpr,
 ):  # fmt: skip
     """Gradients of attention scores and of queries."""
@@ -121,7 +121,7 @@ def reader_gradient(
         d_read = tl.load(d_reads + in_heads(m, 0, s.values, s.all_values, s))
         d_weights = tl.zeros_like(weights)
         for n in range(s.num_rims):
-            value = tl.load(said + in_heads(n, 2 * s.all_keys, s.values, s.packed, s))
+            value = tl.load(packed_qkv + in_heads(n, 2 * s.all_keys, s.values, s.packed, s))
             d_weight = tl.sum(d_read * value, axis=2)
             d_weights = tl.where(index == n, d_weight[:, :, None], d_weights)
         mean = tl.sum(weights * d_weights, axis=2)
@@ -130,17 +130,17 @@ def reader_gradient(
         tl.store(d_pairs + in_pairs(m, s), d_scores)
         d_query = cubes(s.heads, s.keys, s)
         for n in range(s.num_rims):
-            key = tl.load(said + in_heads(n, s.all_keys, s.keys, s.packed, s))
+            key = tl.load(packed_qkv + in_heads(n, s.all_keys, s.keys, s.packed, s))
             d_score = tl.sum(tl.where(index == n, d_scores, tl.zeros_like(d_scores)), axis=2)
             d_query += d_score[:, :, None] * key
         d_query = tl.where(is_active[:, None, None], d_query, tl.zeros_like(d_query))
-        tl.store(d_said + in_heads(m, 0, s.keys, s.packed, s), d_query)
+        tl.store(d_packed_qkv + in_heads(m, 0, s.keys, s.packed, s), d_query)
         tl.store(qkv + in_qkv(at, m, 0, s.key_size, s.keys, s), d_query, mask=real)
 
 
 @jit
 def source_gradient(
-    active, qkv, said, d_said, d_reads, pairs, d_pairs,
+    active, qkv, packed_qkv, d_packed_qkv, d_reads, pairs, d_pairs,
     at, inside, s: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, from all active readers."""
@@ -153,14 +153,14 @@ def source_gradient(
         for m in range(s.num_rims):
             is_active = tl.load(active + at * s.num_rims + m, mask=inside, other=0) != 0
             reads = is_active[:, None, None]
-            query = tl.load(said + in_heads(m, 0, s.keys, s.packed, s))
+            query = tl.load(packed_qkv + in_heads(m, 0, s.keys, s.packed, s))
             d_read = tl.load(d_reads + in_heads(m, 0, s.values, s.all_values, s))
             d_score = tl.load(d_pairs + of_source(m, n, s))[:, :, None]
             weight = tl.load(pairs + of_source(m, n, s))[:, :, None]
             d_key += tl.where(reads, d_score * query, tl.zeros_like(query))
             d_value += tl.where(reads, weight * d_read, tl.zeros_like(d_read))
-        tl.store(d_said + in_heads(n, s.all_keys, s.keys, s.packed, s), d_key)
-        tl.store(d_said + in_heads(n, 2 * s.all_keys, s.values, s.packed, s), d_value)
+        tl.store(d_packed_qkv + in_heads(n, s.all_keys, s.keys, s.packed, s), d_key)
+        tl.store(d_packed_qkv + in_heads(n, 2 * s.all_keys, s.values, s.packed, s), d_value)
         key_first: tl.constexpr = s.num_heads * s.key_size
         tl.store(qkv + in_qkv(at, n, key_first, s.key_size, s.keys, s), d_key, mask=real_keys)
         to = in_qkv(at, n, value_first, s.value_size, s.values, s)

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rims.functional import grouped_linear
-from rims.native.differentiable import is_needed as is_needed
-from rims.scan import loop
 from rims.scan.problem import Flags, Rules, States, Weights
+from rims.scan.torch import loop
 
 
 def gradients(

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rims.scan import hoisted, paths, unrolled
+from rims.native.eager import needs_autograd
+from rims.scan import hoisted, paths
+from rims.scan.graph import unrolled
 from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Hoisted, Sequence, new_carry
 
@@ -69,7 +71,7 @@ class ScanFunction(torch.autograd.Function):
         nothing = (None,) * (_HEAD - _DIFFERENTIABLE)
         # What it has packed must not outlive the way back; a second one packs anew.
         recurrence = vars(ctx).pop("recurrence", None)
-        if unrolled.is_needed(grad_output, grad_h, grad_c):
+        if needs_autograd(grad_output, grad_h, grad_c):
             grads = (grad_output, grad_h, grad_c)
             found = unrolled.gradients(grads, input, states, flags, w, ctx.rules, place)
             return (*found[:_DIFFERENTIABLE], *nothing, *found[_DIFFERENTIABLE:])

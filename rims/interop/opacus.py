@@ -8,19 +8,19 @@ from typing import Any
 from torch import nn
 
 
-def tell_opacus(cell_type: type[nn.Module]) -> None:
-    """Have opacus, where it has been imported, refuse models with cells of this type.
+def refuse_opacus(cell_type: type[nn.Module]) -> None:
+    """Make opacus, if it has been imported, refuse models with cells of this type.
 
-    It computes gradients of single samples module by module from one input and one output, batch
-    first. A recurrent layer passes states on as well; without this it would be accepted, and fail
-    in training.
+    It computes the gradients of single samples module by module, from one input and one output,
+    batch first. A recurrent layer also passes states on. Without this, opacus would accept it and
+    fail during training.
     """
     validators = sys.modules.get("opacus.validators")
     if validators is not None:
-        validators.register_module_validator(cell_type)(_refuse)
+        validators.register_module_validator(cell_type)(_refusal)
 
 
-def _refuse(cell: nn.Module) -> list[Exception]:
+def _refusal(cell: nn.Module) -> list[Exception]:
     errors: Any = sys.modules["opacus.validators.errors"]
     return [
         errors.UnsupportedModuleError(

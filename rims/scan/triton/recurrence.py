@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rims.scan.problem import Flags, Rules, States, Weights
-from rims.scan.products import LoopGradients, ProductRecurrence
 from rims.scan.recurrence import Carry, Hoisted, Sequence
+from rims.scan.torch.products import LoopGradients, ProductRecurrence
 
 if TYPE_CHECKING:
-    from rims.scan.triton_kernels.shape import Shape
+    from rims.scan.triton.shape import Shape
 
 _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -93,7 +93,7 @@ class TritonRecurrence(ProductRecurrence):
 
     def forward(self, first: int, inputs: Hoisted, out: Sequence) -> None:
         """See :meth:`Recurrence.forward`."""
-        from rims.scan.triton_kernels.forward import forward_kernel
+        from rims.scan.triton.forward import forward_kernel
 
         steps, batch, _ = inputs.query_side.shape
         if not steps * batch:
@@ -117,7 +117,7 @@ class TritonRecurrence(ProductRecurrence):
         out: LoopGradients,
     ) -> None:
         """See :meth:`ProductRecurrence.retreat`."""
-        from rims.scan.triton_kernels.backward import backward_kernel
+        from rims.scan.triton.backward import backward_kernel
 
         steps, batch, _ = inputs.query_side.shape
         if not steps * batch:
@@ -185,7 +185,7 @@ class _PackedBack(NamedTuple):
 def _shape(w: Weights, rules: Rules) -> Shape:
     import triton.language as tl
 
-    from rims.scan.triton_kernels.shape import Shape
+    from rims.scan.triton.shape import Shape
 
     # Double precision is for tests. tl.dot does not take it everywhere; sums need small tiles.
     use_dot = w.hh.dtype != torch.float64

@@ -1,0 +1,1 @@
+"""What other libraries need to know of the layers: torch.fx, opacus."""

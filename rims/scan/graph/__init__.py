@@ -1,0 +1,1 @@
+"""A sequence in autograd and compiled graphs: function, operator, higher derivatives."""

@@ -1,0 +1,1 @@
+"""The recurrent part of a sequence in PyTorch: on any device, in any type."""
