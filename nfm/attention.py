@@ -18,7 +18,7 @@ from rims.functional import TopKRule, sparse_attention
 
 
 class MemoryEntry(NamedTuple):
-    """What one module wrote: keys and values at every point of its map."""
+    """Keys and values that one module wrote, at every point of its map."""
 
     key: Tensor  # (B, M * dk, *source), head-major channels
     value: Tensor  # (B, M * dv, *source)

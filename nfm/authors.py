@@ -51,7 +51,7 @@ _TO_WRITE = frozenset(name for name in _ALL_NAMES if name.startswith(("key.", "v
 
 
 def _passed_over(module: NFM) -> frozenset[str]:
-    """What only a module that reads, or that writes, has a use for."""
+    """Parameters that only a module that reads, or that writes, needs."""
     for_reading = frozenset() if module.reads else _ALL_NAMES - _TO_WRITE
     return for_reading if module.writes else for_reading | _TO_WRITE
 

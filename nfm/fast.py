@@ -37,7 +37,7 @@ _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 class _Axis(NamedTuple):
-    """How reader and source meet along one axis."""
+    """Blocks of reader and source along one axis."""
 
     outer: int
     repeat: int
@@ -46,7 +46,7 @@ class _Axis(NamedTuple):
 
 
 class _Meeting(NamedTuple):
-    """How a reader's map and an entry's meet."""
+    """Blocks of a reader's map and of an entry's, along all axes."""
 
     axes: tuple[_Axis, ...]
 
@@ -99,7 +99,7 @@ def attend(
     null_slot: bool = True,
     random_scores: bool = False,
 ) -> SlotRead:
-    """The same as :func:`nfm.attention.attend_plainly`, which says what the arguments are.
+    """Compute :func:`nfm.attention.attend_plainly`, whose page explains the arguments, faster.
 
     Args:
         query: ``(B, M * dk, *size)``.
@@ -183,7 +183,7 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
 
 @once
 def _native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
-    """Why a kernel cannot be used in this process; None if it can."""
+    """Describe why a kernel cannot be used in this process; None if it can."""
     from nfm.native import selftest
 
     return selftest.fault(name, double, attend_by_views)

@@ -201,7 +201,7 @@ def insert(
 
 
 class _Probe(NamedTuple):
-    """What a dry run shows."""
+    """Results of a dry run."""
 
     order: list[str]  # the named submodules, as they are called
     maps: list[Tensor]  # what they return

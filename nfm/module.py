@@ -57,7 +57,7 @@ class SlotAttention(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Text that ``print`` shows."""
         return (
             f"num_heads={self.num_heads}, top_k={self.top_k}, topk_rule={self.topk_rule!r}, "
             f"rescale={self.rescale!r}, null_slot={self.null_slot}"
@@ -183,7 +183,7 @@ class NFM(nn.Module):
         return own + self.gamma * self.out(read), memory
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Text that ``print`` shows."""
         return f"channels={self.channels}, read={self.reads}, write={self.writes}"
 
 

@@ -42,7 +42,7 @@ class NFMOptions(ModuleOptions, total=False):
 
 
 class Pass(NamedTuple):
-    """What one of the K passes does, and its NFMs."""
+    """One of the K passes, with its NFMs."""
 
     nfms: nn.ModuleList
     read: bool
@@ -191,7 +191,7 @@ class NFMNetwork(nn.Module):
 def trunk(
     modules: Sequence[nn.Module], channels: Sequence[int], nfm: NFMOptions | None
 ) -> nn.Module:
-    """The same modules without NFM, or with it.
+    """Chain ``modules``, without NFM or with it.
 
     Args:
         modules: one after the other.

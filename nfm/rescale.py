@@ -34,7 +34,7 @@ def window_size(source: int, target: int) -> int:
 
 
 def window_index(source: int, target: int, window: int, device: torch.device) -> Tensor:
-    """Which points of the source lie in the window of each point of the target.
+    """Indices of the source's points in the window of each point of the target.
 
     The window of point y begins at ``floor(y * source / target)``, the point that nearest
     neighbour would take. With ``window = ceil(source / target)`` the windows cover every point of
@@ -58,7 +58,7 @@ def window_index(source: int, target: int, window: int, device: torch.device) ->
 
 
 def to_slots(map: Tensor, size: Sequence[int], *, rescale: Rescale = "space_to_depth") -> Tensor:
-    r"""What each point of a map of ``size`` may read of an earlier map: one or more slots.
+    r"""Slots of an earlier map that each point of a map of ``size`` may read: one or more.
 
     Along each axis: equal lengths are left as they are; a shorter map is repeated (nearest
     neighbour, ``floor(y * source / target)``); a longer one gives every point of its window (see

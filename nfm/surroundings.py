@@ -1,4 +1,4 @@
-"""What is around a call and reaches into it: gradients, recomputation, function transforms.
+"""Context that changes a call: gradients, recomputation, function transforms.
 
 A layer whose effect is not in its arguments alone has to know: what was around it in one moment
 need not be in the next, when the same is computed again.
@@ -22,14 +22,14 @@ class Surroundings(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """Those of the caller."""
+        """The surroundings of the caller."""
         if torch.compiler.is_compiling():  # which sees to these itself
             return cls(True, 0, 0)
         level = torch._C._functorch.maybe_current_level() or 0
         return cls(torch.is_grad_enabled(), num_checkpoints(), level)
 
     def unlike(self, outer: Surroundings) -> str | None:
-        """What separates a part from the call it belongs to, or ``None``."""
+        """Describe how a part differs from the call it belongs to; ``None`` if it does not."""
         if self.transforms != outer.transforms:
             return "inside a function transform (torch.func)"
         if outer.gradients and self.checkpoints > outer.checkpoints:
@@ -40,7 +40,7 @@ class Surroundings(NamedTuple):
 
 
 def num_checkpoints() -> int:
-    """How many functions of :mod:`torch.utils.checkpoint` the caller is inside of.
+    """Number of functions of :mod:`torch.utils.checkpoint` that the caller is inside of.
 
     PyTorch does not say. What is computed again is inside of some, too.
     """

@@ -22,7 +22,7 @@ from nfm.surroundings import is_recomputed
 
 
 class Reading(NamedTuple):
-    """How one NFM divided its attention in one call, detached."""
+    """Attention of one NFM in one call, detached."""
 
     reader: str  # name of the NFM in the network
     visit: int  # its how-manieth call, from 1: above that where passes share their NFMs
@@ -33,7 +33,7 @@ class Reading(NamedTuple):
 
 @dataclass
 class Trace:
-    """What the NFMs of a network read while :func:`trace` was open, in the order of their calls."""
+    """Readings of a network's NFMs while :func:`trace` was open, in order of their calls."""
 
     readings: list[Reading] = field(default_factory=list)
 
@@ -140,7 +140,7 @@ class _Watch(threading.local):
         self.writers, self.visits = [], {}
 
     def leaves(self, *_: Any) -> None:
-        """It has ended, or failed before it began."""
+        """The call ended, or failed before it began."""
         if self.outer:
             self.writers, self.visits = self.outer.pop()
 
@@ -195,7 +195,7 @@ class _Watch(threading.local):
 
 
 def _memory(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Memory:
-    """What an NFM was given to read."""
+    """Memory that an NFM was given."""
     memory: Memory = args[1] if len(args) > 1 else kwargs.get("memory", ())
     return memory
 

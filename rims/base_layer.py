@@ -1,4 +1,4 @@
-"""What RIM_LSTM and RIM_GRU share: layers, directions, packing, hx; the contract of nn.LSTM."""
+"""Base of RIM_LSTM and RIM_GRU: layers, directions, packing, hx, as nn.LSTM has them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from rims.cells import RIM_LSTMCell
-from rims.checks import check_count, check_flag, check_probability, per_layer
+from rims.checks import check_count, check_flag, check_probability, option_defaults, per_layer
 from rims.functional import stop_gradient_where
 from rims.layout.batching import (
     RepeatedInput,
@@ -26,7 +26,7 @@ from rims.layout.batching import (
 )
 from rims.layout.hidden_state import Stacked, join_states, split_hx
 from rims.scan import Over, ScanOutput, is_recomputing
-from rims.step import CellOptions, RIMCell, State, option_defaults
+from rims.step import CellOptions, RIMCell, State
 
 #: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.
 Recorder = Callable[[int, ScanOutput, Tensor | None, Tensor | None], None]
@@ -36,7 +36,7 @@ PerLayer = int | list[int] | tuple[int, ...]
 
 
 class RIMLayer(nn.Module):
-    """What RIM_LSTM and RIM_GRU share; see there."""
+    """Base class of RIM_LSTM and RIM_GRU; options are documented there."""
 
     cell_type: ClassVar[type[RIMCell]]
 
@@ -133,7 +133,7 @@ class RIMLayer(nn.Module):
         return 2 if self.bidirectional else 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or pickle takes along: everything but who is recording this layer."""
+        """State for copies and pickles: everything but the recorders of this layer."""
         return self.__dict__ | {"recorders": []}
 
     def __getattr__(self, name: str) -> Any:
@@ -220,7 +220,7 @@ class RIMLayer(nn.Module):
         return batch.restore(sequence), join_states(cells, finals, batch, self.num_directions)
 
     def _pass_on(self, scanned: ScanOutput) -> Tensor:
-        """What the next layer reads of this one: ``use_inactive`` and ``blocked_grad``."""
+        """Input of the next layer, by ``use_inactive`` and ``blocked_grad``."""
         output = scanned.output
         if self.use_inactive and not self.blocked_grad:
             return output

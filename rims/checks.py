@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,3 +137,12 @@ def per_layer(
             f"{where}: {name} must be one number or one per layer ({num_layers}); got {value!r}."
         )
     return tuple(check_int(where, name, number) for number in value)
+
+
+def option_defaults(constructor: Callable[..., None]) -> dict[str, Any]:
+    """The defaults of a constructor by name, without device and dtype: what a repr leaves out."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.default is not parameter.empty and name not in ("device", "dtype")
+    }

@@ -5,7 +5,6 @@ Every faster way of computing a sequence is tested against :meth:`RIMCell.step`.
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
@@ -14,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from rims.attention import communicate, read_input
-from rims.checks import check_cell_options, check_mechanisms, check_state, is_autocasting
+from rims.checks import (
+    check_cell_options,
+    check_mechanisms,
+    check_state,
+    is_autocasting,
+    option_defaults,
+)
 from rims.functional import stop_gradient_where, topk_mask
 from rims.interop.opacus import refuse_opacus
 from rims.parameters import Parameters, draw_, from_former_names
@@ -55,14 +60,14 @@ class CellOptions(TypedDict, total=False):
 
 
 class RIMCell(nn.Module):
-    """What LSTM and GRU mechanisms share: competition, selection, communication.
+    """Base class of LSTM and GRU mechanisms: competition, selection, communication.
 
-    A subclass says how a mechanism alone would change its state (:meth:`candidate`), how many
-    gates that takes and how many tensors the state has.
+    A subclass defines how a mechanism alone changes its state (:meth:`candidate`), the number of
+    gates this takes and the number of tensors in the state.
 
-    All parameters are the cell's own, and they are used only while the cell is being called: by
-    its user for a step, by a layer for a whole sequence. So whatever acts on a module around its
-    call (hooks, pruning, norms, offloading, sharding) acts on all of them.
+    All parameters belong to the cell and are used only while it is called: by its user for a step,
+    by a layer for a whole sequence. So whatever acts on a module around its call (hooks, pruning,
+    norms, offloading, sharding) acts on all of them.
     """
 
     num_gates: ClassVar[int]
@@ -81,7 +86,7 @@ class RIMCell(nn.Module):
     learned_initial_state: bool
     init_from_unit_size: bool
 
-    # What a tool makes of a parameter may be a plain tensor. Parameters says the shapes.
+    # Tools may replace a parameter by a plain tensor. Shapes: see Parameters.
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor | None
@@ -236,7 +241,7 @@ class RIMCell(nn.Module):
         """Advance ``state`` by one input, ``(B, I)`` or with slots ``(B, S, I)``.
 
         The equations, with the symbols used here, are in ``docs/notation.md``. A loop reads the
-        parameters ``p`` once for all its steps. With ``active`` (B, N) it is known who won.
+        parameters ``p`` once for all its steps. ``active`` (B, N) gives the active mechanisms.
         """
         p = Parameters.of(self) if p is None else p
         prev = self._split(state)  # each (B, N, d)
@@ -253,7 +258,7 @@ class RIMCell(nn.Module):
         active = topk_mask(score, self.k) if active is None else active  # (B, N)
         is_active = active.unsqueeze(-1)  # (B, N, 1)
 
-        # 2. Update: every mechanism, active or not, computes what it would become on its own.
+        # 2. Update: every mechanism, active or not, computes its candidate state on its own.
         h_cand, *rest = self.candidate(p, read, prev)  # each (B, N, d)
 
         # 3. Communicate: candidates read each other. An idle mechanism is read, but it is not
@@ -277,7 +282,7 @@ class RIMCell(nn.Module):
 
     @abstractmethod
     def candidate(self, p: Parameters, read: Tensor, prev: State) -> State:
-        """What the mechanisms become from ``read`` (B, N, A) and ``prev`` (each (B, N, d))."""
+        """Candidate states from ``read`` (B, N, A) and ``prev`` (each (B, N, d))."""
 
     def extra_repr(self) -> str:
         """Sizes in constructor order, then what differs from the default."""
@@ -340,15 +345,6 @@ class RIMCell(nn.Module):
 def as_stored(candidate: Tensor, old: Tensor) -> Tensor:
     """``candidate`` in the type of the state it replaces: autocast may compute a narrower one."""
     return candidate.to(old.dtype) if is_autocasting(old.device.type) else candidate
-
-
-def option_defaults(constructor: Callable[..., None]) -> dict[str, Any]:
-    """The defaults of a constructor by name, without device and dtype: what a repr leaves out."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(constructor).parameters.items()
-        if parameter.default is not parameter.empty and name not in ("device", "dtype")
-    }
 
 
 _DEFAULTS = option_defaults(RIMCell.__init__)

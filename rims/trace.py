@@ -23,7 +23,7 @@ class Usage(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What one cell did in one call, detached, samples in the order the caller gave them."""
+    """Record of one call of one cell, detached, samples in the caller's order."""
 
     active: Tensor  # (T, B, N) bool
     input_attention: Tensor  # (T, B, N, 1 + S)

@@ -1,4 +1,4 @@
-"""What is measured: a network without and with NFM, and the attention alone."""
+"""Contenders of the benchmark: a network without and with NFM, and the attention alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CASES = tuple(Case(subject, work) for subject in NAMES for work in _PASSES)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure and how.
+    """Cases to measure, and how.
 
     Args:
         planes: of the network's first stage.
@@ -80,7 +80,7 @@ class Settings:
             raise ValueError("device 'cuda': this torch finds no CUDA GPU; use --device cpu.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Plain values."""
         return asdict(self)
 
 
@@ -97,7 +97,7 @@ def written_plainly() -> Iterator[None]:
 
 
 def contenders(case: Case, settings: Settings, batch: int | None = None) -> list[Contender]:
-    """Those of ``NAMES``, with the same input; ``batch`` replaces that of the settings."""
+    """The contenders ``NAMES``, with the same input; ``batch`` replaces that of the settings."""
     torch.manual_seed(0)
     batch = settings.batch if batch is None else batch
     if case.subject == "attention":

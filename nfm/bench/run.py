@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 class Figures(NamedTuple):
-    """Of one contender; the ratio to the first is taken in every round."""
+    """Figures of one contender; the ratio to the first is taken in every round."""
 
     name: str
     ms: float
@@ -37,7 +37,7 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one case."""
+    """Measurements of one case."""
 
     case: Case
     rounds: Sequence[tuple[float, ...]]  # milliseconds, one per contender
@@ -53,7 +53,7 @@ class Row:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, with the figures beside the rounds they come from."""
+        """Plain values: the figures, and the rounds they come from."""
         return {
             "subject": self.case.subject,
             "pass": self.case.work,

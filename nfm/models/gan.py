@@ -197,7 +197,7 @@ class Features(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a discriminator says, and the features on which it does."""
+    """Output of a discriminator, and the features it is computed from."""
 
     score: Tensor  # (B,), above zero for real
     features: Features

@@ -29,7 +29,7 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def hinge_generator_loss(fake: Tensor) -> Tensor:
-    r"""What a generator minimises against a hinge discriminator (arXiv:1802.05957, Eq. 17).
+    r"""Loss of a generator against a hinge discriminator (arXiv:1802.05957, Eq. 17).
 
     .. math:: -\mathrm{mean}\, D(G(z))
 

@@ -1,4 +1,4 @@
-"""How many parameters a model has, and how many of them its NFM."""
+"""Number of parameters of a model, and of its NFM."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from rims.native.once import once
 
 
 def address(name: Literal["forward", "back"], double: bool) -> int:
-    """Where the machine code begins, for double or single precision."""
+    """Address of the machine code, for double or single precision."""
     return code(name, double).address
 
 

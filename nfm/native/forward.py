@@ -90,7 +90,7 @@ def slot_of(
     size: int,
     like: Any,
 ) -> Any:
-    """Where a tile's points of a slot are: pointer, step between rows, points that may be touched.
+    """Points of a slot for a tile: pointer, step between rows, number that may be accessed.
 
     A map as large as the reader's is read where it lies. Others are gathered in scratch, where the
     tile before may have left the very same points: rows of a map that is repeated are repeated.

@@ -60,7 +60,7 @@ def attend(
 
 
 class _Attend(torch.autograd.Function):
-    """What was read, and the weights: they are all that is kept of the way there."""
+    """Read values and weights; nothing else is kept of the forward pass."""
 
     @staticmethod
     def forward(
@@ -121,7 +121,7 @@ def entries(tensors: Sequence[Tensor]) -> list[MemoryEntry]:
 
 
 def forward(rules: Rules, query: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """What is read of keys and values, one after the other, and the weights."""
+    """Read values and weights; ``memory`` is keys and values in turn."""
     layout = _plan(rules, query, memory)
     batch, heads, size = query.shape[0], rules.num_heads, query.shape[2:]
     read = query.new_empty(batch, memory[1].shape[1], *size)
@@ -159,7 +159,7 @@ def backward(
 
 
 def _field(i: int, of_key: int, of_value: int) -> int:
-    """Where in a table something of the ``i``-th tensor of a memory is: key, value, key, ..."""
+    """Index in a table for the ``i``-th tensor of a memory: key, value, key, ..."""
     return e.HEAD + (i // 2) * e.ENTRY + (of_value if i % 2 else of_key)
 
 

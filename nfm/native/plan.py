@@ -1,4 +1,4 @@
-"""What of a table depends on sizes alone: tiles, places in the sources, scratch."""
+"""Entries of a table that depend on sizes alone: tiles, places in the sources, scratch."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class _Scratch:
         self.item, self.bytes = item, 0
 
     def take(self, count: int) -> int:
-        """Where ``count`` numbers may lie."""
+        """Place for ``count`` numbers."""
         place = self.bytes
         self.bytes += -(-count * self.item // 64) * 64
         return place
@@ -152,7 +152,7 @@ def _index(size: tuple[int, ...], source: tuple[int, ...], rescale: Rescale) -> 
 
 
 def _repeat(size: tuple[int, ...], source: tuple[int, ...], tile: int, item: int) -> int:
-    """What ``REPEAT`` of a table says."""
+    """Value of ``REPEAT`` in a table."""
     lanes = VECTOR_BYTES // item
     row, repeat = size[-1], size[-1] // source[-1]
     one_slot = all(n % m == 0 for n, m in zip(size, source, strict=True))

@@ -87,7 +87,7 @@ def scatter(tile: Any, width: int, index: Any, count: int, out: Any, step: int, 
 
 @kernel
 def place(tile: Any, width: int, index: Any, count: int, out: Any, step: int, size: int) -> None:
-    """As ``scatter``, but written: nothing else is due to these points."""
+    """As ``scatter``, but points are overwritten: nothing else contributes to them."""
     for c in range(0, size - 3, 4):
         for j in range(count):
             to, source = c * step + index[j], c * width + j

@@ -22,7 +22,7 @@ _RULES = (
 
 
 def fault(name: Literal["forward", "back"], double: bool, in_pytorch: InPyTorch) -> str | None:
-    """What is wrong with a kernel on this machine; None if nothing.
+    """Describe what is wrong with a kernel on this machine; None if nothing is.
 
     Args:
         name: which kernel.

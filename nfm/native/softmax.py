@@ -82,7 +82,7 @@ def _keep_best(
 
 @kernel
 def _divide(scores: Any, j: int, slots: int, width: int, more: Any, like: Any) -> None:
-    """By the sum over all slots and ``more``."""
+    """Divide by the sum over all slots and ``more``."""
     total = more
     for s in range(slots):
         total = total + load(scores, s * width + j)

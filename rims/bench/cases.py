@@ -1,4 +1,4 @@
-"""What is measured: layer sizes, shapes of the input, passes, and how thoroughly."""
+"""Cases of the benchmark: layer sizes, input shapes, passes, and how long to measure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Case(NamedTuple):
         return f"nn.{self.kind.upper()}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; the key of ``work`` is "pass"."""
+        """Plain values; the key of ``work`` is "pass"."""
         plain = self._asdict()
         plain["size"] = list(self.size)
         plain["pass"] = plain.pop("work")
@@ -70,7 +70,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure and how.
+    """Cases to measure, and how.
 
     Args:
         sizes: layer sizes.

@@ -1,4 +1,4 @@
-"""What the first calls of a layer cost, compilation included, each in a fresh process.
+"""Time of a layer's first calls, compilation included, each in a fresh process.
 
 ``python -m rims.bench.first_call`` is such a process.
 """

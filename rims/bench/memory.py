@@ -136,7 +136,7 @@ def _give_back_free_memory() -> None:
 
 
 def _forget_peak() -> None:
-    """Let the peak start anew at the present level, where the system offers that (Linux)."""
+    """Reset the peak to the present level, if the system can (Linux)."""
     # elsewhere a pass shows only as far as it exceeds the peak of loading torch
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

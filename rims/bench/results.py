@@ -20,7 +20,7 @@ MARKDOWN_NAME = "cells.md"
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one case."""
+    """Measurements of one case."""
 
     case: Case
     pairs: tuple[Pair, ...]
@@ -43,7 +43,7 @@ class Row:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, with the figures beside the rounds they come from."""
+        """Plain values: the figures, and the rounds they come from."""
         plain: dict[str, Any] = {
             **self.case.to_dict(),
             "ours": self.case.ours,
@@ -73,7 +73,7 @@ class Row:
 
 
 class Earlier(NamedTuple):
-    """What a results file holds that may stay, else why it may not."""
+    """Rows of an earlier results file that may stay, or the reason why they may not."""
 
     rows: list[Row]
     machine: dict[str, Any]

@@ -46,13 +46,13 @@ class Contest(NamedTuple):
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """Of the contenders, the baseline first."""
+        """Names of the contenders, the baseline first."""
         ours, cell, _ = _KINDS[self.case.kind]
         return f"flax {cell.__name__}", f"rims.jax {ours.__name__}", f"rims {ours.__name__}, torch"
 
     @property
     def title(self) -> str:
-        """What is computed."""
+        """The computation that is timed, in words."""
         size = ", ".join(map(str, self.case.size))
         work = f"{self.case.work}{', gradient of the input too' * self.input_too}"
         return f"({size}), B={self.case.batch}, T={self.case.steps}, {work}"
@@ -60,7 +60,7 @@ class Contest(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one contest."""
+    """Measurements of one contest."""
 
     contest: Contest
     rounds: Sequence[tuple[float, ...]]  # milliseconds, one per contender
@@ -74,7 +74,7 @@ class Row:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, with the figures beside the rounds they come from."""
+        """Plain values: the figures, and the rounds they come from."""
         names = ("name", "ms", "ratio", "ratio_low", "ratio_high")
         return {
             **self.contest.case.to_dict(),
@@ -100,7 +100,7 @@ def contests(grid: Grid) -> list[Contest]:
 
 
 def contenders(contest: Contest, device: Device) -> list[Contender]:
-    """Those of ``names``: the first two jitted, the last two with the same weights."""
+    """The contenders ``names``: the first two jitted, the last two with the same weights."""
     case = contest.case
     layer, cell, torch_layer = _KINDS[case.kind]
     rows = np.random.default_rng(0).standard_normal(

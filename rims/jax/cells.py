@@ -15,7 +15,7 @@ from rims.step import CellOptions
 
 
 class RIMCellBase(recurrent.RNNCellBase):
-    """What both cells share; see there."""
+    """Base class of both cells; options are documented there."""
 
     kind: ClassVar[Kind]
 

@@ -54,7 +54,7 @@ class Rules(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What going back needs of a step."""
+    """Values of a step that its gradient needs."""
 
     active: Array  # (N, B) bool
     share: Array  # (N, B), sigma(l)

@@ -32,7 +32,7 @@ class _Flags(NamedTuple):
 
 
 class RIMLayer(nnx.Module):
-    """What RIM_LSTM and RIM_GRU share; see there."""
+    """Base class of RIM_LSTM and RIM_GRU; options are documented there."""
 
     cell_type: ClassVar[type[RIMCellBase]]
 
@@ -146,7 +146,7 @@ class RIMLayer(nnx.Module):
         )
 
     def _pass_on(self, did: ScanOutput) -> Array:
-        """What the next layer reads of this one: ``use_inactive`` and ``blocked_grad``."""
+        """Input of the next layer, by ``use_inactive`` and ``blocked_grad``."""
         unit_size = did.output.shape[-1] // did.active.shape[-1]
         active = jnp.repeat(did.active, unit_size, axis=-1)  # (T, B, N) -> (T, B, D)
         output = did.output

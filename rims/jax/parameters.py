@@ -1,4 +1,4 @@
-"""What a RIM cell is made of: its sizes and options, and its parameters as a pytree."""
+"""Sizes and options of a RIM cell, and its parameters as a pytree."""
 
 from __future__ import annotations
 
@@ -159,12 +159,12 @@ class Parameters:
     spec: CellSpec = dataclasses.field(metadata={"static": True})
 
     def arrays(self) -> dict[str, Array]:
-        """Those that are there, by name."""
+        """The parameters that exist, by name."""
         found = {name: getattr(self, name) for name in NAMES}
         return {name: array for name, array in found.items() if array is not None}
 
     def astype(self, dtype: Any) -> Parameters:
-        """The same in another type."""
+        """The parameters in another type."""
         changed: dict[str, Any] = {n: a.astype(dtype) for n, a in self.arrays().items()}
         return dataclasses.replace(self, **changed)
 

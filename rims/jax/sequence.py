@@ -116,7 +116,7 @@ def flip_time(sequence: Array, mask: Array | None) -> Array:
 
 
 def _fast_way(input: Array, *, insist: bool) -> Callable[..., Any] | None:
-    """What computes a sequence (T, B, I) fast; None if the plain loop may be as fast."""
+    """Function that computes a sequence (T, B, I) fast; None if the plain loop may be as fast."""
     batch = input.shape[1]
     if not batch:  # there is nothing to compute
         return None
@@ -128,7 +128,7 @@ def _fast_way(input: Array, *, insist: bool) -> Callable[..., Any] | None:
 
 
 def _why_not(p: Parameters, key: Array | None, record: bool) -> str | None:
-    """What only the plain loop can do; None if nothing."""
+    """Why only the plain loop can compute this; None if a fast path can."""
     if record:
         return "recording attentions"
     if key is not None and p.spec.has_dropout:

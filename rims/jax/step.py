@@ -115,7 +115,7 @@ def step_keyed(p: Parameters, given: Keyed, state: State, *, key: Array | None) 
     active = topk_mask(score, p.spec.k)
     is_active = active[..., None]
 
-    # 2. Update: every mechanism, active or not, computes what it would become on its own.
+    # 2. Update: every mechanism, active or not, computes its candidate state on its own.
     h_cand, *rest = _candidate(p, read, prev)
 
     # 3. Communicate: an idle mechanism is read, but it is not trained through being read.
@@ -134,7 +134,7 @@ def step_keyed(p: Parameters, given: Keyed, state: State, *, key: Array | None) 
 def _read_input(
     p: Parameters, given: Keyed, h_prev: Array, key: Array | None
 ) -> tuple[Array, Array, Array]:
-    """What is read (..., N, A), the weights (..., N, 1 + S) and the scores that compete."""
+    """Read values (..., N, A), weights (..., N, 1 + S) and the scores that compete."""
     query = split_heads(grouped_linear(h_prev, p.query_weight), p.spec.num_input_heads)
     scores = (query / math.sqrt(query.shape[-1])) @ given.key.mT  # (..., M, N, S)
     # Softmax over a null source of score 0 and the elements.
@@ -156,7 +156,7 @@ def _candidate(p: Parameters, read: Array, prev: State) -> State:
 
 
 def _communicate(p: Parameters, comm_input: Array, key: Array | None) -> tuple[Array, Array]:
-    """What each mechanism adds to its state (..., N, d), and who read whom (..., M, N, N)."""
+    """Update of each mechanism's state (..., N, d), and attention weights (..., M, N, N)."""
     query, k, value = (
         split_heads(grouped_linear(comm_input, weight), p.spec.num_comm_heads)
         for weight in (p.comm_query_weight, p.comm_key_weight, p.comm_value_weight)

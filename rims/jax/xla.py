@@ -26,7 +26,7 @@ CHUNK_ROWS = 1280
 
 
 class Given(NamedTuple):
-    """What a sequence is computed from, samples last; (C, L) are chunks of steps."""
+    """Arguments of a sequence, samples last; (C, L) are chunks of steps."""
 
     w: Weights
     input: Array  # (C, L B, I)
@@ -37,7 +37,7 @@ class Given(NamedTuple):
 
 
 class Did(NamedTuple):
-    """What a sequence leaves for its gradient, by step."""
+    """Values of every step that the gradient needs."""
 
     states: tuple[Array, ...]  # each (C L, N, d, B)
     kept: Kept
@@ -154,7 +154,7 @@ def _forward(
 
 
 class _Way(NamedTuple):
-    """What all steps back have in common."""
+    """Values that the gradients of all steps share."""
 
     rules: Rules
     last: int  # index of the last step that is used

@@ -170,7 +170,7 @@ def time_major_places(repeated: RepeatedInput | None, batch: TimeMajor) -> Repea
 
 
 def as_it_is(tensor: Tensor) -> tuple[int, int] | None:
-    """Which object this is, and how often it was changed in place; None in graphs, where none is.
+    """Identity of a tensor and its count of changes in place; None in graphs, which have neither.
 
     PyTorch does not count changes of tensors that inference mode made.
     """
@@ -199,7 +199,7 @@ def flip_time(sequence: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def side_by_side(outputs: list[Tensor]) -> Tensor:
-    """What each direction gives, joined; a copy where the gradient needs what the caller gets."""
+    """Outputs of all directions, joined; a copy if the gradient needs the caller's tensor."""
     only, *others = outputs
     if others:
         return torch.cat(outputs, dim=-1)

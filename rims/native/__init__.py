@@ -1,1 +1,1 @@
-"""What machine code for the CPU is made of: vectors, compilation on first use, threads."""
+"""Machine code for the CPU: vectors, compilation on first use, threads."""

@@ -32,7 +32,7 @@ class Code(NamedTuple):
 
 
 def compiled(make: Maker, double: bool, folder: Path) -> Code:
-    """What ``make`` makes as machine code, for double or single precision.
+    """The result of ``make`` as machine code, for double or single precision.
 
     Args:
         make: see :data:`Maker`.
@@ -70,7 +70,7 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
 
 
 def address_in(engine: Any, name: str) -> int:
-    """Where a function of an engine begins, for as long as the process lives."""
+    """Address of a function of an engine, valid for as long as the process lives."""
     _alive.append(engine)
     return int(engine.get_function_address(name))
 

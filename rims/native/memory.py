@@ -1,4 +1,4 @@
-"""Tensors as machine code takes them: it reads and writes memory by its address, unasked."""
+"""Tensors for machine code, which reads and writes memory by its address, unchecked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def address(tensor: Tensor | None, dtype: torch.dtype, count: int) -> int:
-    """Where a dense tensor of ``count`` numbers begins; 0 if there is no tensor.
+    """Address of a dense tensor of ``count`` numbers; 0 if there is no tensor.
 
     Raises:
         RuntimeError: if the CPU would not find just so many numbers of type ``dtype`` there.

@@ -1,4 +1,4 @@
-"""What is made once in a process, whichever threads ask for it."""
+"""Results that are computed once in a process, whichever threads need them."""
 
 from __future__ import annotations
 

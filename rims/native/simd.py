@@ -43,7 +43,7 @@ inlined = njit(error_model="numpy", inline="always")
 
 
 def _operator(op: Callable[..., Any], build: Callable[[ir.IRBuilder, Any, Any], Any]) -> None:
-    """Let ``op`` work between two vectors."""
+    """Define ``op`` for two vectors."""
 
     @infer_global(op)
     class _Typing(AbstractTemplate):
@@ -79,7 +79,7 @@ def shifted(typingctx: Any, base: Any, index: Any) -> Any:
 
 @intrinsic
 def lanes_of(typingctx: Any, like: Any) -> Any:
-    """How many numbers like ``like`` a vector holds."""
+    """Number of lanes of a vector of numbers like ``like``."""
     count = Vec(like).lanes
     return types.int64(like), lambda context, builder, sig, args: I64(count)
 

@@ -32,7 +32,7 @@ _PATIENCE = 60.0
 
 
 def folder() -> Path:
-    """Where kernels are kept.
+    """Folder of the kernels.
 
     ``RIMS_CACHE_DIR`` names it; else it is ``rims`` in ``NUMBA_CACHE_DIR``, else in the user's
     folder for caches.

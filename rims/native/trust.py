@@ -19,14 +19,14 @@ Pairs = Iterable[tuple[Tensor | None, Tensor | None]]
 
 
 def fault(code: Code, pairs: Pairs, what: str) -> str | None:
-    """What is wrong with machine code; None if nothing. If something is, a warning says so.
+    """Describe what is wrong with machine code, and warn; None if nothing is.
 
     Args:
         code: the machine code.
         pairs: see :data:`Pairs`.
         what: what it is, for people.
     """
-    with torch.autocast("cpu", enabled=False):  # whose rounding is no fault of machine code
+    with torch.autocast("cpu", enabled=False):  # its rounding is not a fault of machine code
         right = all(_near(got, expected) for got, expected in pairs)
     if right:
         return None

@@ -12,7 +12,7 @@ from numba.core.registry import cpu_target
 
 
 def _features() -> dict[str, bool]:
-    """What the processor can do that is compiled for: this one, or what NUMBA_CPU_FEATURES says."""
+    """Features of the target processor: this one, or the one in NUMBA_CPU_FEATURES."""
     written = cpu_target.target_context.codegen().magic_tuple()[2]
     return {name[1:]: name[0] == "+" for name in written.split(",") if name}
 
@@ -67,7 +67,7 @@ def constant(vec: Vec, value: float) -> ir.Constant:
 
 
 def suffix(vec: Vec) -> str:
-    """How LLVM names its functions on such vectors."""
+    """Suffix of LLVM's functions for such vectors."""
     return f"v{vec.lanes}f{vec.scalar.bitwidth}"
 
 

@@ -28,7 +28,7 @@ _CHUNK_NUMBERS = 1_500_000
 
 
 class Saved(NamedTuple):
-    """What the gradient needs besides the arguments; the rest of a step is computed again.
+    """Values that the gradient needs besides the arguments; the rest is recomputed.
 
     Without keys and values the input side was :class:`Joined`, and its gradient is.
     """
@@ -57,8 +57,8 @@ def forward(
 ) -> tuple[Sequence, Saved | None]:
     """Run ``input`` (T, B, I) and, if ``save``, keep what :func:`backward` needs.
 
-    Whether the input needs a gradient counts for the order of products alone. Without ``join``
-    keys and values of the input are always kept.
+    ``input_needs_grad`` only changes the order of products. Without ``join`` keys and values of
+    the input are always kept.
     """
     with _exactly(input):
         rows, w = input.shape[:-1].numel(), recurrence.w
@@ -125,7 +125,7 @@ def backward(
 
 
 class _Back:
-    """The way back through the chunks of a sequence."""
+    """Backward pass through the chunks of a sequence."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
 
 
 def _steps(sequence: Tensor, first: int, last: int) -> Tensor:
-    """These steps; no slice if it is all of them, which would cost as much as a short product."""
+    """These steps, without slicing if they are all: a slice costs as much as a short product."""
     return sequence if last - first == sequence.shape[0] else sequence[first:last]
 
 
@@ -198,7 +198,7 @@ def _placed(inputs: Hoisted, place: Tensor) -> Hoisted:
 
 
 def _exactly(input: Tensor) -> AbstractContextManager[object]:
-    """The types are settled by now: autocast would change them again."""
+    """Autocast off: the types are already chosen."""
     device = input.device.type
     return torch.autocast(device, enabled=False) if is_autocasting(device) else nullcontext()
 
@@ -215,11 +215,11 @@ def _empty_sequence(recurrence: Recurrence, input: Tensor, steps: int) -> Sequen
 
 
 def _room(sequence: Tensor, w: Weights, length: int) -> Hoisted:
-    """For gradients of the input side of ``length`` steps of ``sequence``, (T, B, ...)."""
+    """Memory for gradients of the input side of ``length`` steps of ``sequence``, (T, B, ...)."""
     (n, gates, d), rows = w.hh.shape, length * sequence.shape[1]
     sizes = n * d, n * gates
-    # In one piece, which the allocator hands out again and again; single large arrays it would
-    # return to the system every time, and fetching them anew costs as much as filling them.
+    # One piece, which the allocator reuses. It would return single large arrays to the system each
+    # time, and getting them again costs as much as filling them.
     pieces = sequence.new_empty(rows * sum(sizes)).split_with_sizes([rows * s for s in sizes])
     return Hoisted(*(piece.view(length, -1, s) for piece, s in zip(pieces, sizes, strict=True)))
 

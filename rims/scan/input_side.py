@@ -34,7 +34,7 @@ class InputSide:
         self._so_far = 0.0  # what the sums count for: nothing before the first rows
 
     def room(self, input: Tensor, *lead: int) -> tuple[Tensor | None, Hoisted]:
-        """Where :meth:`project` can write for as many inputs."""
+        """Memory for :meth:`project`, for inputs of the leading shape ``lead``."""
         kept = self._room_to_keep(input, *lead)
         sides = (input.new_empty(*lead, weight.shape[0]) for weight in (self.query, self.ih))
         return kept, Hoisted(*sides)
@@ -56,7 +56,7 @@ class InputSide:
         raise NotImplementedError
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of W^k, W^v, Q and W_ih in the shapes of the parameters."""
+        """Gradients of W^k, W^v, Q and W_ih in the shapes of the parameters."""
         raise NotImplementedError
 
 
@@ -124,7 +124,7 @@ class Apart(InputSide):
 
 
 class Joined(InputSide):
-    """From the input to U and G at once; nothing is kept."""
+    """Projects the input to U and G in one product each; nothing is kept."""
 
     @cached_property
     def _sums(self) -> tuple[Tensor, Tensor]:

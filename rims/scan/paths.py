@@ -1,4 +1,4 @@
-"""The ways to compute a sequence, and which one is taken."""
+"""The paths that compute a sequence, and the choice between them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 class _Forced:
-    """Where :func:`scan_path` leaves its argument; TorchDynamo traces no context variables."""
+    """Holds the argument of :func:`scan_path`; TorchDynamo cannot trace context variables."""
 
     path: Path | None = None
 
@@ -36,20 +36,20 @@ _forced = _Forced()
 
 @contextmanager
 def scan_path(path: Path | None) -> Iterator[None]:
-    """Compute sequences one particular way while open; ``None`` is the choice made by default.
+    """Compute sequences by one path while open; ``None`` restores the default choice.
 
-    By default a RIM layer takes the fastest way there is for its device, type and options. The
-    setting holds for the whole process.
+    By default a RIM layer takes the fastest path for its device, type and options. The setting
+    holds for the whole process.
 
     Args:
-        path: ``"reference"`` loops over the cell and is differentiated by autograd: slow, and
-            what all others are tested against. ``"torch"`` has the input side before the loop and
+        path: ``"reference"`` loops over the cell and is differentiated by autograd; it is slow,
+            and all others are tested against it. ``"torch"`` has the input side before the loop and
             a gradient of its own, in PyTorch on any device. ``"native"`` is machine code for the
             CPU, compiled by Numba on first use. ``"triton"`` runs on CUDA, and only if asked for.
 
     Raises:
         ValueError: for another name.
-        RuntimeError: when a layer runs that this way cannot compute, naming the reason.
+        RuntimeError: when a layer runs that this path cannot compute; the message names why.
 
     Example:
         >>> import rims
@@ -72,12 +72,12 @@ def choose(
     p: Parameters | None = None,
     others: Sequence[Tensor | None] = (),
 ) -> Path:
-    """The way to run ``cell``, whose parameters are ``p``, over ``input``, (T, B, I).
+    """The path to run ``cell``, whose parameters are ``p``, over ``input``, (T, B, I).
 
-    ``others`` are what else it is called with: states and flags.
+    ``others`` are its other arguments: states and flags.
 
     Raises:
-        RuntimeError: if a way is asked for that cannot be taken.
+        RuntimeError: if a path is forced that is unavailable.
     """
     forced = _forced.path
     if forced == "reference":
@@ -91,7 +91,7 @@ def choose(
         return forced
     if obstacle:
         return "reference"
-    # Triton's kernels are taken only when asked for: they have not been run on a real GPU yet.
+    # Triton's kernels run only if forced: they have not been tested on a real GPU yet.
     return "native" if unavailable("native", input, cell) is None else "torch"
 
 
@@ -121,7 +121,7 @@ def native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
 
 
 def recurrence(path: str, like: Tensor, name: Literal["forward", "back"]) -> type[Recurrence]:
-    """What computes the recurrent part (or its gradients) on a path, for tensors such as ``like``.
+    """Class that computes the recurrent part, or its gradient, for tensors such as ``like``.
 
     An exported program names the path of the machine it was made on; where that path is unavailable
     PyTorch computes the same.
@@ -139,7 +139,7 @@ def recurrence(path: str, like: Tensor, name: Literal["forward", "back"]) -> typ
 
 
 def _obstacle(input: Tensor, p: Parameters, others: Sequence[Tensor | None]) -> str | None:
-    """What about a call, not its layer, only the readable loop can compute."""
+    """Why only the readable loop can compute a call, whatever the layer; None if others can."""
     obstacle = why_not_eager(input, *p, *others)
     if obstacle or torch.compiler.is_compiling():
         return obstacle

@@ -1,4 +1,4 @@
-"""What a fast path gets instead of a cell: plain tensors and a few numbers.
+"""Arguments of a fast path instead of a cell: plain tensors and a few numbers.
 
 A custom operator takes tensors, not modules. This is the form they have on the way there.
 """
@@ -59,7 +59,7 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, given: RIMCell | Parameters) -> Weights:
-        """Those of a cell or of its parameters."""
+        """The weights of a cell or of its parameters."""
         p = given if isinstance(given, Parameters) else Parameters.of(given)
         return cls(
             p.key_weight,
@@ -88,7 +88,7 @@ class Rules(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """What interrupts a sequence, each bool (T, B) or absent."""
+    """Flags that interrupt a sequence, each bool (T, B) or absent."""
 
     reset: Tensor | None  # the state starts anew before the step
     valid: Tensor | None  # false: padding, the state stays as it was
@@ -104,7 +104,7 @@ class States(NamedTuple):
 
 
 def why_not(cell: RIMCell) -> str | None:
-    """What about ``cell`` only the readable loop can do, its option or change; None if nothing."""
+    """Option or change of ``cell`` that only the readable loop supports; None if none."""
     if not (
         type(cell).step is RIMCell.step
         and type(cell).candidate in (RIM_LSTMCell.candidate, RIM_GRUCell.candidate)

@@ -1,4 +1,4 @@
-"""What computes the recurrent part of a sequence, whatever it is written in."""
+"""Interface of all implementations of the recurrent part of a sequence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rims.scan.problem import Flags, Rules, States, Weights
 
 
 class Sequence(NamedTuple):
-    """A whole sequence: what every step became."""
+    """Results of all steps of a sequence."""
 
     h: Tensor  # (T, B, D) after every step
     c: Tensor | None  # (T, B, D); a GRU has none
@@ -65,20 +65,19 @@ def new_carry(grad_h: Tensor, grad_c: Tensor | None) -> Carry:
 class Recurrence(ABC):
     """The recurrent part of one sequence, computed a range of steps at a time.
 
-    Made anew for every sequence, so that an implementation can pack weights once for all ranges.
+    Every sequence has its own, so an implementation can pack weights once for all ranges.
     """
 
-    #: What it holds besides the tensors it was made with.
+    #: Bytes it holds besides the tensors it was made with.
     num_bytes = 0
 
     def __init__(self, w: Weights, rules: Rules, states: States, flags: Flags) -> None:
         self.w, self.rules, self.states, self.flags = w, rules, states, flags
 
     def is_stale(self) -> bool:
-        """Whether a tensor it was made with has other memory since, as ``parameter.data = ...``.
+        """Whether a tensor it was made with has other memory now, as after ``parameter.data = ...``.
 
-        Values that change in the same memory are autograd's to notice, which it does but for those
-        changed through ``.data``.
+        Autograd notices values that change in the same memory, except changes through ``.data``.
         """
         return False
 
@@ -96,7 +95,7 @@ class Recurrence(ABC):
         carry: Carry,
         out: Hoisted,
     ) -> None:
-        """Fill ``out``, gradients of ``inputs``; take ``carry`` from after these steps to before.
+        """Fill ``out`` with gradients of ``inputs``; move ``carry`` from after these steps to before.
 
         ``grad_output`` (L, B, D) is the gradient of these steps' outputs. Ranges come from the last
         to the first.
@@ -104,4 +103,4 @@ class Recurrence(ABC):
 
     @abstractmethod
     def gradients(self) -> LoopWeights:
-        """Of the weights, once all ranges have been gone through; none in memory of another."""
+        """Gradients of the weights, after all ranges; no two share memory."""

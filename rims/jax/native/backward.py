@@ -47,7 +47,7 @@ class _Carry(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """What all chunks have in common."""
+    """Values that all chunks share."""
 
     w: Weights
     sizes: Sizes
@@ -122,7 +122,7 @@ def _chunk(way: _Way, length: int, carry: _Carry, first: Any) -> tuple[_Carry, A
 
 
 def _written(sizes: Sizes, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the kernel writes: rows, and sums over them in the shapes of the weights."""
+    """Arrays that the kernel writes: rows, and sums over rows in the shapes of the weights."""
     s, rows = sizes.layout.sizes, length * sizes.batch
     n, d, gates, keys, values = s["n"], s["d"], s["g"] * s["d"], sizes.keys, sizes.values
     return {

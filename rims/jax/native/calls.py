@@ -23,7 +23,7 @@ from rims.scan.problem import Rules
 
 
 class Sizes(NamedTuple):
-    """What the layout of a table depends on."""
+    """Sizes that determine the layout of a table."""
 
     batch: int
     hh: tuple[int, ...]  # (N, G d, d)
@@ -102,7 +102,7 @@ def _plan(
     results: list[str],
     scratch: list[tuple[int, int]],
 ) -> np.ndarray:
-    """What a handler makes the table from; see :mod:`rims.jax.native.handler`."""
+    """Numbers from which a handler builds the table; see :mod:`rims.jax.native.handler`."""
     entries = list(layout.entries)
     entries[e.INDEX["is_end"]] = 1  # every call gives the sums of its own steps
     flags = {"has_reset": "reset", "has_valid": "valid", "has_fresh": "fresh_h"}

@@ -18,7 +18,7 @@ from rims.scan.problem import Rules
 
 
 class Given(NamedTuple):
-    """What a sequence is computed from."""
+    """Arguments of a sequence."""
 
     p: Parameters
     input: Array  # (T, B, I)
@@ -28,7 +28,7 @@ class Given(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What is asked for."""
+    """Result of a sequence."""
 
     output: Array  # (T, B, D)
     rest: State  # the last c, where there is one
@@ -36,7 +36,7 @@ class Result(NamedTuple):
 
 
 class Did(NamedTuple):
-    """What a sequence leaves for its gradient besides the result."""
+    """Values of a sequence that its gradient needs, besides the result."""
 
     c: Array | None  # (T, B, D)
     key_value: Array  # (T B, dk + A)
@@ -60,7 +60,7 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, p: Parameters) -> Weights:
-        """Those of a cell."""
+        """The weights of a cell."""
         n, gates, d = p.weight_hh.shape
         none = jnp.zeros((n, gates), p.weight_hh.dtype)
         bias_ih, bias_hh = (none if bias is None else bias for bias in (p.bias_ih, p.bias_hh))
@@ -82,7 +82,7 @@ class Weights(NamedTuple):
 
 
 def sizes_of(given: Given) -> Sizes:
-    """What the kernels' tables depend on."""
+    """The sizes that determine the kernels' tables."""
     p = given.p
     rules = Rules(p.spec.k, p.spec.num_comm_heads, p.spec.comm_reads == "state")
     keys, values = p.comm_key_weight.shape[2], p.comm_value_weight.shape[2]
@@ -90,7 +90,7 @@ def sizes_of(given: Given) -> Sizes:
 
 
 def chunks(length: int, steps: int) -> tuple[int, int]:
-    """How many chunks of ``length`` steps there are, and how many steps remain."""
+    """Number of chunks of ``length`` steps, and of steps that remain."""
     return steps // length, steps % length
 
 
@@ -119,7 +119,7 @@ def forward(length: int, given: Given) -> Result:
 
 
 def forward_kept(given: Given) -> tuple[Result, Did]:
-    """The same with what its gradient needs."""
+    """As :func:`forward`, with the values that the gradient needs."""
     w = Weights.of(given.p)
     key_value, *side = input_side(w, given.input)
     sides = zip(("query_side", "gate_side"), map(Operand, side), strict=True)
@@ -131,7 +131,7 @@ def forward_kept(given: Given) -> tuple[Result, Did]:
 
 
 def _written(given: Given) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the kernel writes."""
+    """Arrays that the kernel writes."""
     lead, spec = given.input.shape[:2], given.p.spec
     sequence = unwritten((*lead, spec.hidden_size), given.input.dtype)
     flags = unwritten((*lead, spec.num_rims), jnp.dtype(bool))
@@ -148,7 +148,7 @@ def input_side(w: Weights, input: Array) -> tuple[Array, Array, Array]:
 
 
 def operands(given: Given, w: Weights) -> dict[str, Operand]:
-    """What the kernels read of every sequence, on both ways."""
+    """Arrays that the kernels read, forward and back."""
     s, batch = sizes_of(given).layout.sizes, given.input.shape[1]
     fresh = (jnp.broadcast_to(part, (batch, *part.shape)) for part in w.fresh)
     arrays = {

@@ -127,7 +127,7 @@ def handle(frame_address: int, kernel: int, helper: int) -> int:
 
 
 def help_out(job_address: int) -> None:
-    """What another thread does for a job."""
+    """The part of another thread in a job."""
     _work(_at(job_address))
 
 
@@ -199,7 +199,7 @@ def _num_helpers(frame: Any, plan: Any, job: Any) -> int:
 
 @kernel
 def _schedule(frame: Any, job: Any, helper: int) -> None:
-    """Have XLA's pool run ``helper`` on the job."""
+    """Schedule ``helper`` for the job on XLA's pool."""
     arguments = _room()
     arguments[0], arguments[1], arguments[2] = 40, 0, frame[_CONTEXT]
     arguments[3], arguments[4] = helper, _address(job, 0)

@@ -14,7 +14,7 @@ _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def fault() -> str | None:
-    """What is wrong with the handler on this machine; None if nothing."""
+    """Describe what is wrong with the handler on this machine; None if nothing is."""
     handle, help_out = handler.parts()
     what = "calls from XLA"
     return trust.fault(handle, [_handled(handle.address)], what) or trust.fault(

@@ -52,7 +52,7 @@ def _sequence(length: int, given: Given) -> Result:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sequence_kept(length: int, given: Given) -> tuple[Result, Did]:
-    """The same and what the gradient needs, which itself has none."""
+    """Result and the values that the gradient needs; these have no gradient."""
     found: tuple[Result, Did] = lax.platform_dependent(
         given, cpu=forward_kept, default=_kept_elsewhere
     )

@@ -69,7 +69,7 @@ def head_by_head(b: Any, one: Any, other: Any, size: int, out: Any) -> None:
 
 @inlined
 def product(one: Any, other: Any, place: int, left: int) -> Any:
-    """Of two vectors, of which ``left`` entries count."""
+    """Product of two vectors, of which ``left`` entries count."""
     return load_up_to(one, place, left) * load_up_to(other, place, left)
 
 
@@ -77,7 +77,7 @@ def product(one: Any, other: Any, place: int, left: int) -> Any:
 def mixed(
     b: Any, count: int, weights: Any, step: int, rows: Any, row_step: int, size: int, out: Any
 ) -> None:
-    """Head by head the sum of ``count`` rows, each with weights (M,) of its own, to ``out``."""
+    """Weighted sum of ``count`` rows for every head, to ``out``; a row has weights (M,)."""
     head, heads = 0, b.m
     while head + 4 <= heads:
         for j in range(0, size, b.lanes):
@@ -123,7 +123,7 @@ def softmax(b: Any, values: Any) -> None:
 
 @kernel
 def attention_gradient(b: Any, base: int) -> None:
-    """Through the attention of active readers: gradients of queries, keys and values."""
+    """Gradients of queries, keys and values, from active readers."""
     n, width = b.n, 2 * b.m * b.dk + b.m * b.dv
     for r in range(b.rows):
         own = shifted(b.d_qkv, (base + r) * n * width)
@@ -144,7 +144,7 @@ def attention_gradient(b: Any, base: int) -> None:
 
 @kernel
 def weight_gradient(b: Any, r: int) -> None:
-    """Of the weights, to D_ALPHA (N, k M)."""
+    """Gradient of the attention weights, to D_ALPHA (N, k M)."""
     values = shifted(b.s_qkv, r * b.width + 2 * b.m * b.dk)
     for a in range(b.k):
         d_read = shifted(b.s_d_read, (r * b.k + a) * b.heads)
@@ -155,7 +155,7 @@ def weight_gradient(b: Any, r: int) -> None:
 
 @kernel
 def value_gradient(b: Any, r: int, weights: Any, own: Any, width: int) -> None:
-    """Of values, to ``own`` (N, W)."""
+    """Gradient of the values, to ``own`` (N, W)."""
     d_read, values = shifted(b.s_d_read, r * b.k * b.heads), shifted(own, 2 * b.m * b.dk)
     for m in range(b.n):
         d_value = shifted(values, m * width)
@@ -164,7 +164,7 @@ def value_gradient(b: Any, r: int, weights: Any, own: Any, width: int) -> None:
 
 @kernel
 def score_gradient(b: Any, weights: Any) -> None:
-    """From the weights to the scores before the softmax, in place; a lane is a column."""
+    """Gradient of the scores from that of the weights, in place; a lane is a column."""
     n, lines, d_weights, scale = b.n, b.lines, b.s_d_alpha, splat(b.scale)
     for j in range(0, lines, b.lanes):
         mean = b.zero
@@ -178,7 +178,7 @@ def score_gradient(b: Any, weights: Any) -> None:
 
 @kernel
 def query_gradient(b: Any, r: int, own: Any, width: int) -> None:
-    """Of the queries of active mechanisms, to ``own``."""
+    """Gradient of the queries of active mechanisms, to ``own``."""
     keys, step = shifted(b.s_qkv, r * b.width + b.m * b.dk), b.block_rows * b.width
     for a in range(b.k):
         d_query = shifted(own, b.s_picked[r * b.k + a] * width)
@@ -187,7 +187,7 @@ def query_gradient(b: Any, r: int, own: Any, width: int) -> None:
 
 @kernel
 def key_gradient(b: Any, r: int, own: Any, width: int) -> None:
-    """Of keys, to ``own``."""
+    """Gradient of the keys, to ``own``."""
     size, queries = b.m * b.dk, b.s_queries
     for a in range(b.k):  # side by side, readers are not neighbours in QKV
         query = shifted(b.s_qkv, (b.s_picked[r * b.k + a] * b.block_rows + r) * b.width)

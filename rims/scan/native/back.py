@@ -115,7 +115,7 @@ def receive(b: Any, t: int, base: int) -> None:
 
 @kernel
 def output_gradient(b: Any, base: int) -> None:
-    """Through output and gate of the communication of active mechanisms."""
+    """Gradients of output and gate of the communication, for active mechanisms."""
     n, d, k, rows = b.n, b.d, b.k, b.rows
     grad, out = b.s_grad_h, b.s_out
     d_pair = shifted(b.d_output_gate, base * k * 2 * d)
@@ -209,7 +209,7 @@ def gru_gradient(b: Any, base: int) -> None:
 
 @kernel
 def candidate_bias(b: Any) -> None:
-    """Of the input's half of a GRU's n, to its bias; that of every other gate is its state's."""
+    """Gradient of the input's bias of a GRU's n; other gates have the same one for both biases."""
     d, chosen, aux = b.d, b.s_chosen, b.s_aux
     for m in range(b.n):
         for j in range(0, d, b.lanes):
@@ -224,7 +224,7 @@ def candidate_bias(b: Any) -> None:
 
 @kernel
 def input_gradient(b: Any, t: int, base: int) -> None:
-    """Of the input's half of the gates: to G and to the score."""
+    """Gradients of G and of the score, from that of the input's half of the gates."""
     n, d, gates = b.n, b.d, b.g * b.d
     side, d_side = b.gate_side, b.d_gate_side
     d_state, aux = b.d_state_gates, b.s_aux

@@ -13,7 +13,7 @@ from rims.scan.native.table import as_table
 
 
 def address(name: str, double: bool) -> int:
-    """Where the machine code of ``entry.<name>`` begins, for double or single precision."""
+    """Address of the machine code of ``entry.<name>``, for double or single precision."""
     return code(name, double).address
 
 

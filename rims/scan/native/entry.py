@@ -6,7 +6,7 @@ from typing import Any
 
 from rims.native.simd import kernel
 from rims.scan.native.back import carry, retreat
-from rims.scan.native.forward import advance, begin, commit, restore
+from rims.scan.native.forward import advance, begin, keep_or_change, restore
 from rims.scan.native.pack import pack, pack_back
 from rims.scan.native.sums import add_groups, add_rows, clear
 from rims.scan.native.table import count_done, first_block, own_block, take_next
@@ -28,7 +28,7 @@ def forward(a: Any) -> None:
             for t in range(b.first, b.last):
                 begin(b, t)
                 advance(b, t)
-                commit(b, t)
+                keep_or_change(b, t)
 
 
 @kernel

@@ -79,9 +79,9 @@ def advance(b: Any, t: int) -> None:
             b.p_hh, d * gate, gate,
             b.s_pre, block * gate, gate, rows, d, b.g * d)  # fmt: skip
     if b.is_lstm:
-        lstm(b, t)
+        lstm_candidate(b, t)
     else:
-        gru(b, t)
+        gru_candidate(b, t)
     if b.reads_state:
         keep_idle(b)
     keys, values = b.m * b.dk, b.m * b.dv
@@ -130,7 +130,7 @@ def compete(b: Any, t: int) -> None:
 
 @inlined
 def rank(score: Any, n: int, m: int) -> int:
-    """How many come before ``m``: larger ones, and equal ones of a lower index. NaN is largest.
+    """Rank of ``m``: number of larger scores, and of equal ones of a lower index. NaN is largest.
 
     Counted, not sorted, and without branches, which nothing could predict.
     """
@@ -144,7 +144,7 @@ def rank(score: Any, n: int, m: int) -> int:
 
 
 @kernel
-def lstm(b: Any, t: int) -> None:
+def lstm_candidate(b: Any, t: int) -> None:
     """Candidates. Leaves i, f, g, o in PRE and tanh(c) in AUX."""
     n, d = b.n, b.d
     pre, share = b.s_pre, b.s_share
@@ -183,7 +183,7 @@ def gate_of(gates: Any, side: Any, origin: int, bias: Any, share: Any, j: int, l
 
 
 @kernel
-def gru(b: Any, t: int) -> None:
+def gru_candidate(b: Any, t: int) -> None:
     """Candidates. Leaves r, z, n in PRE and the state's half of n in AUX."""
     n, d = b.n, b.d
     pre, share = b.s_pre, b.s_share
@@ -217,7 +217,7 @@ def gru(b: Any, t: int) -> None:
 
 @kernel
 def keep_idle(b: Any) -> None:
-    """Let the others read of an idle mechanism the state it keeps."""
+    """Replace the candidate of idle mechanisms by the kept state, as input of the communication."""
     h, h_cand = b.s_h, b.s_cand_h
     chosen = b.s_chosen
     for m in range(b.n):
@@ -230,7 +230,7 @@ def keep_idle(b: Any) -> None:
 
 @kernel
 def gate_output(b: Any) -> None:
-    """What communication adds, as its two factors in place: tanh(output) beside sigmoid(gate)."""
+    """The two factors of the update, in place: tanh(output) beside sigmoid(gate)."""
     d, bias = b.d, b.p_b_out
     for line in range(b.rows * b.k):
         pair = shifted(b.s_out, line * b.pair)
@@ -243,7 +243,7 @@ def gate_output(b: Any) -> None:
 
 
 @kernel
-def commit(b: Any, t: int) -> None:
+def keep_or_change(b: Any, t: int) -> None:
     """Give active mechanisms of real steps their new state; write step ``t`` of the sequence."""
     n, d, k, block = b.n, b.d, b.k, b.block_rows
     is_lstm = b.is_lstm

@@ -1,4 +1,4 @@
-"""What of a kernel's table depends on sizes alone."""
+"""Entries of a kernel's table that depend on sizes alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THREAD_GROUPS = 4
 
 
 class Layout(NamedTuple):
-    """What of a table depends on sizes alone."""
+    """Entries of a table that depend on sizes alone."""
 
     sizes: dict[str, int]
     counts: dict[str, int]  # see _given_counts

@@ -68,7 +68,7 @@ def _make_tile(rows: int, vectors: int) -> Any:
 
 
 def vector_starts(builder: ir.IRBuilder, vec: Vec, line: Any, vectors: int) -> list[Any]:
-    """Where the vectors of a line begin."""
+    """Starts of the vectors of a line."""
     return [builder.add(line, I64(v * vec.lanes)) for v in range(vectors)]
 
 

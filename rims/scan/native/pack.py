@@ -72,7 +72,7 @@ def copied(a: Any, source: Any, lines: int, count: int, target: Any, room: int) 
 
 @kernel
 def turned(a: Any, source: Any, lines: int, count: int, target: Any, room: int) -> None:
-    """The same to columns."""
+    """Copy a matrix transposed."""
     for j in range(count):
         for i in range(lines):
             target[j * room + i] = source[i * count + j]

@@ -45,7 +45,7 @@ _DENSE = torch.contiguous_format
 
 
 class NativeRecurrence(Recurrence):
-    """In machine code for the CPU, float32 and float64; threads as PyTorch is set to use."""
+    """Machine code for the CPU, float32 and float64, on as many threads as PyTorch uses."""
 
     def __init__(
         self, w: Weights, rules: Rules, states: States, flags: Flags, *, shares: int | None = None

@@ -30,7 +30,7 @@ NATIVE: _Kind = partial(NativeRecurrence, shares=2)
 
 
 def fault(name: Literal["forward", "back"], double: bool) -> str | None:
-    """What is wrong with a kernel on this machine; None if nothing."""
+    """Describe what is wrong with a kernel on this machine; None if nothing is."""
     code = build.code(name, double)
     what = f"{'gradients of ' if name == 'back' else ''}RIM layers, float{64 if double else 32}"
     return trust.fault(code, _pairs(name, torch.float64 if double else torch.float32), what)
@@ -58,7 +58,7 @@ class Case(NamedTuple):
     grad_output: Tensor
 
     def sequence(self, kind: _Kind) -> Sequence:
-        """What every step becomes."""
+        """Run the sequence with one implementation."""
         empty, steps = torch.empty_like, self.grad_output
         active = torch.empty(_STEPS, BATCH, self.w.num_rims, dtype=torch.bool, device="cpu")
         out = Sequence(empty(steps), None if self.states.c is None else empty(steps), active)

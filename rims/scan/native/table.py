@@ -165,7 +165,7 @@ def _entries(typingctx: Any, table: Any, index: Any) -> Any:
 
 @inlined
 def first_block(a: Any, group: int) -> Any:
-    """Of a group, or of the one that would follow the last."""
+    """First block of a group, or of the one that would follow the last."""
     return group * a.blocks // a.groups
 
 

@@ -15,7 +15,7 @@ from rims.scan.recurrence import Carry, Hoisted, LoopWeights, Recurrence, Sequen
 
 
 class LoopGradients(NamedTuple):
-    """What the loop leaves of consecutive steps for products over all of them at once.
+    """Values that the loop stores of consecutive steps, for products over all of them at once.
 
     A gradient of a weight is a product of one of these with another.
     """
@@ -47,7 +47,7 @@ class ProductRecurrence(Recurrence):
         carry: Carry,
         out: LoopGradients,
     ) -> None:
-        """As :meth:`backward`, but for the products."""
+        """As :meth:`backward`, without the products."""
 
     def backward(
         self,
@@ -85,7 +85,7 @@ def empty_gradients(out: Hoisted, w: Weights, bias_ih: Tensor) -> LoopGradients:
 
 
 def _shapes(w: Weights) -> list[tuple[int, ...]]:
-    """Of a step and sample, in the order of LoopGradients from ``state_gates`` on."""
+    """Shapes per step and sample, in the order of LoopGradients from ``state_gates`` on."""
     state, head_values = w.num_rims * w.unit_size, w.comm_value.shape[2]
     gates = w.num_rims * w.hh.shape[1]
     qkv = w.comm_query.shape[2] + w.comm_key.shape[2] + head_values

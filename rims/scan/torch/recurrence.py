@@ -11,7 +11,7 @@ from rims.scan.torch.products import LoopGradients, ProductRecurrence
 
 
 class TorchRecurrence(ProductRecurrence):
-    """In PyTorch, on any device and in any type."""
+    """PyTorch, on any device and in any type."""
 
     def forward(self, first: int, inputs: Hoisted, out: Sequence) -> None:
         """See :meth:`Recurrence.forward`."""

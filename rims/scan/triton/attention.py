@@ -101,7 +101,7 @@ def in_qkv(
 
 @jit
 def real_heads(inside, size: tl.constexpr, padded: tl.constexpr, s: tl.constexpr):
-    """Which of (rows, heads, ``padded``) the caller knows."""
+    """Mask of (rows, heads, ``padded``) that is false in the padding."""
     head, column = tl.arange(0, s.heads)[:, None], tl.arange(0, padded)[None, :]
     return inside[:, None, None] & ((head < s.num_heads) & (column < size))[None, :, :]
 

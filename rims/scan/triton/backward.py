@@ -11,6 +11,7 @@ from rims.scan.triton.attention import (
     reader_gradient,
     source_gradient,
 )
+from rims.scan.triton.candidate import candidate_gradient, state_gradient
 from rims.scan.triton.phases import gate_halves, load_before, project_qkv
 from rims.scan.triton.shape import jit, kernel
 from rims.scan.triton.tiles import (
@@ -26,7 +27,6 @@ from rims.scan.triton.tiles import (
     tanh,
     zeros,
 )
-from rims.scan.triton.update import state_gradient, update_gradient
 
 
 @jit
@@ -97,7 +97,7 @@ def compete_again(
 
 
 @jit
-def update_again(
+def candidate_again(
     gate_side, done_c, before_c, fresh_c, active, hh, bias_x,
     bias_h, comm_input, tiles, gates, row, at, inside, batch,
     renew, shares, has_reset: tl.constexpr, s: tl.constexpr,
@@ -204,7 +204,7 @@ def backward_kernel(
         )  # fmt: skip
         shares = sigmoid(scores)
         tl.debug_barrier()
-        update_again(
+        candidate_again(
             gate_side, done_c, before_c, fresh_c, done_active, hh, bias_x, bias_h, comm_input,
             tiles, gates, row, at, inside, batch, renew, shares, has_reset, s,
         )  # fmt: skip
@@ -236,7 +236,7 @@ def backward_kernel(
             done_active, qkv, packed_qkv, d_packed_qkv, d_reads, pairs, d_pairs, at, inside, s
         )
         tl.debug_barrier()
-        d_scores = update_gradient(
+        d_scores = candidate_gradient(
             gate_side, done_c, before_c, fresh_c, done_active, comm_back, d_gate_side, state_gates,
             bias_sum, tiles, gates, d_packed_qkv, row, at, inside, batch, renew, shares,
             has_reset, s,

@@ -62,7 +62,7 @@ def compete(
 
 
 @jit
-def update(
+def candidate(
     gate_side, fresh_c, hh, bias_x, bias_h, out_c, tiles,
     row, at, inside, renew, scores, active, change,
     has_reset: tl.constexpr, s: tl.constexpr,
@@ -173,7 +173,7 @@ def forward_kernel(
             mask=inside[:, None] & (mechanism < s.num_rims),
         )
         tl.debug_barrier()
-        update(
+        candidate(
             gate_side, fresh_c, hh, bias_x, bias_h, out_c, tiles, row, at, inside, renew,
             scores, active, change, has_reset, s,
         )  # fmt: skip

@@ -35,7 +35,7 @@ _NUM_WARPS = 8
 
 
 def why_not(device: torch.device, dtype: torch.dtype, w: Weights) -> str | None:
-    """What keeps these weights from being run by :class:`TritonRecurrence`; None if nothing."""
+    """Why :class:`TritonRecurrence` cannot run these weights; None if it can."""
     return _no_triton() or _no_device(device) or _not_fitting(dtype, w)
 
 
@@ -75,7 +75,7 @@ def _not_fitting(dtype: torch.dtype, w: Weights) -> str | None:
 
 
 class TritonRecurrence(ProductRecurrence):
-    """In Triton: one kernel for a range of steps, and one for its gradient.
+    """Triton: one kernel for a range of steps, and one for its gradient.
 
     Arithmetic and, within a range, the state are in float32 for every type but float64; what is
     stored of a step has the type of the input.
@@ -175,7 +175,7 @@ class _Packed(NamedTuple):
 
 
 class _PackedBack(NamedTuple):
-    """The same for the products of the gradient."""
+    """Weights packed for the products of the gradient."""
 
     hh: Tensor  # (N, G, width, stride)
     comm: Tensor  # (N, packed, stride)

@@ -1,4 +1,4 @@
-"""Sizes known when a kernel is compiled, and where that is asked for."""
+"""Sizes known when a kernel is compiled, and the decorators that compile it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """The same for what is launched.
+    """Compile a function that is launched.
 
     Ranges of steps begin anywhere and may have any length; none of that is worth a compilation.
     """

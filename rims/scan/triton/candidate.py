@@ -89,7 +89,7 @@ def gate_gradient(
 
 
 @jit
-def update_gradient(
+def candidate_gradient(
     gate_side, done_c, before_c, fresh_c, active, comm_back,
     d_gate_side, state_gates, bias_sum, tiles, gates, d_packed_qkv,
     row, at, inside, batch, renew, shares,
