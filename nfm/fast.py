@@ -219,8 +219,5 @@ def _mix(weights: Tensor, value: Tensor, meeting: _Meeting) -> Tensor:
     value = torch.unflatten(value, 1, (weights.shape[1], -1))
     split = meeting.slots_to_windows(weights).unsqueeze(2)
     mixed = (split * meeting.of_source(value)).sum([5 + 3 * i for i in range(len(meeting.axes))])
-    return mixed.reshape(*value.shape[:3], *_size(meeting))
-
-
-def _size(meeting: _Meeting) -> list[int]:
-    return [axis.outer * axis.repeat for axis in meeting.axes]
+    size = [axis.outer * axis.repeat for axis in meeting.axes]
+    return mixed.reshape(*value.shape[:3], *size)

@@ -23,7 +23,7 @@ class Surroundings(NamedTuple):
     @classmethod
     def now(cls) -> Self:
         """The surroundings of the caller."""
-        if torch.compiler.is_compiling():  # which sees to these itself
+        if torch.compiler.is_compiling():  # which handles these itself
             return cls(True, 0, 0)
         level = torch._C._functorch.maybe_current_level() or 0
         return cls(torch.is_grad_enabled(), num_checkpoints(), level)
@@ -52,11 +52,6 @@ def num_checkpoints() -> int:
         count += frame.f_globals.get("__name__") == torch.utils.checkpoint.__name__
         frame = frame.f_back
     return count
-
-
-def is_recomputed() -> bool:
-    """Whether what the caller computes was computed before, and is needed again for a gradient."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def refuse_checkpoint(where: str, what: str) -> None:

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from nfm.attention import Memory, SlotRead
 from nfm.module import NFM, SlotAttention
 from nfm.rescale import window_size
-from nfm.surroundings import is_recomputed
+from rims.native.eager import is_recomputing
 
 
 class Reading(NamedTuple):
@@ -117,7 +117,7 @@ def random_attention(network: nn.Module) -> Iterator[None]:
 
 
 def _without_compiled_code() -> AbstractContextManager[Any]:
-    """Compiled code does not look whether there are hooks by now."""
+    """Compiled code does not check for hooks added since."""
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -148,7 +148,7 @@ class _Watch(threading.local):
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """An NFM is called; with an empty memory, forget those before."""
-        if _memory(args, kwargs) or is_recomputed():
+        if _memory(args, kwargs) or is_recomputing():
             return
         self.writers = []
         if not self.outer and next(iter(self.visits), name) == name:  # a part is called alone
@@ -156,7 +156,7 @@ class _Watch(threading.local):
 
     def read(self, name: str, module: nn.Module, args: tuple[Any, ...], out: SlotRead) -> None:
         """Its attention has read."""
-        if is_recomputed():
+        if is_recomputing():
             return
         if torch._C._functorch.is_functorch_wrapped_tensor(out.weights):
             raise RuntimeError(
@@ -187,7 +187,7 @@ class _Watch(threading.local):
         out: tuple[Tensor, Memory],
     ) -> None:
         """The call of an NFM has ended."""
-        if is_recomputed():
+        if is_recomputing():
             return
         self.visits[name] = self.visits.get(name, 0) + 1
         if len(out[1]) > len(_memory(args, kwargs)):

@@ -25,7 +25,8 @@ from rims.layout.batching import (
     to_time_major,
 )
 from rims.layout.hidden_state import Stacked, join_states, split_hx
-from rims.scan import Over, ScanOutput, is_recomputing
+from rims.native.eager import is_recomputing
+from rims.scan import Over, ScanOutput
 from rims.step import CellOptions, RIMCell, State
 
 #: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.

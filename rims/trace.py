@@ -90,7 +90,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
 
     Recorded tensors are detached. A layer that is not being traced does no extra work, and one
     that is gives the same numbers as without. What activation checkpointing computes again on the
-    way back is not recorded again.
+    backward pass is not recorded again.
 
     Args:
         model: any module with :class:`rims.RIM_LSTM` or :class:`rims.RIM_GRU` layers inside.

@@ -251,7 +251,7 @@ def test_want_of_memory_leaves_a_case_out(rims: Rims, monkeypatch: pytest.Monkey
     monkeypatch.setattr(run, "time_case", fail)
     result = rims(*ONE, "--steps", "1,2")
     assert result.code == 0
-    assert "Left out for want of memory: " in result.err
+    assert "Skipped, not enough memory: " in result.err
     assert [row["steps"] for row in written()["rows"]] == [2]
 
 

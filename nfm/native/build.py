@@ -14,14 +14,9 @@ from rims.native.build import Code, compiled
 from rims.native.once import once
 
 
-def address(name: Literal["forward", "back"], double: bool) -> int:
-    """Address of the machine code, for double or single precision."""
-    return code(name, double).address
-
-
 @once
-def code(name: str, double: bool) -> Code:
-    """The machine code of reading or of its gradient."""
+def code(name: Literal["forward", "back"], double: bool) -> Code:
+    """The machine code of reading or of its gradient, for double or single precision."""
     return compiled(_ENTRIES[name], double, Path(__file__).parent)
 
 

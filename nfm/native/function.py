@@ -18,7 +18,7 @@ from rims.native import threads
 from rims.native.eager import needs_autograd
 from rims.native.memory import address
 
-#: Less work than so many products is done by the thread at hand: waking others takes longer.
+#: Fewer products than this are computed by the calling thread: waking others takes longer.
 _MIN_PRODUCTS = 200_000
 
 
@@ -192,5 +192,5 @@ def _run(name: Literal["forward", "back"], layout: plan.Plan, arrays: dict[int, 
     table[e.SCRATCH] = -(-scratch.ctypes.data // 64) * 64
     products = query.numel() * layout.num_slots
     count = layout.num_threads if products >= _MIN_PRODUCTS else 1
-    code = build.address(name, query.dtype == torch.float64)
+    code = build.code(name, query.dtype == torch.float64).address
     threads.run(code, table.ctypes.data, count)

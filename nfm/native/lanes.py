@@ -57,7 +57,7 @@ def where_equal(typingctx: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
 def expect(typingctx: Any, base: Any, index: Any) -> Any:
     """Fetch what lies at ``index`` into the second-level cache; it is needed soon.
 
-    Rows of a map are too far apart for the processor to foresee them by itself.
+    Rows of a map are too far apart for the processor to prefetch them itself.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:

@@ -121,7 +121,7 @@ class _Scratch:
 
 
 def _tile(size: tuple[int, ...]) -> int:
-    """Points of a tile: one whole row where that is possible, or several short ones.
+    """Points of a tile: one whole row if possible, or several short ones.
 
     Rows of a map that is repeated are then gathered once for all rows of the reader they serve.
     """

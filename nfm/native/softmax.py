@@ -1,4 +1,4 @@
-"""From scores to weights and back, for a tile of points at a time: all lanes choose for themselves.
+"""Softmax over slots and its gradient, for a tile of points; every lane chooses its own slots.
 
 Arrays of a tile are (slots, width). The rules are those of
 :func:`rims.functional.attention_weights`, and

@@ -79,7 +79,7 @@ def _measure(case: Case, settings: Settings, say: Say) -> Row | None:
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        say(f"Left out for want of memory: {case}")
+        say(f"Skipped, not enough memory: {case}")
         return None
     return Row(
         case,

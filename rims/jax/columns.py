@@ -151,7 +151,7 @@ def step_back(
     comm_input = jnp.where(on, h_cand, h) if rules.reads_state else h_cand
     comm = _communicate(comm_input, w, rules)
 
-    # An idle mechanism kept its state: its gradient goes straight there, and nothing else.
+    # An idle mechanism kept its state, so the state's gradient passes through unchanged.
     new = tuple(jnp.where(on, g, 0) for g in grad)
     room, d_comm_input = _communicate_back(new[0], comm, turned, room)
     d_cand = (jnp.where(on, new[0] + d_comm_input, 0), *new[1:])

@@ -1,4 +1,4 @@
-"""A cell over a sequence by a loop over its step: what the faster ways are compared with."""
+"""A cell over a sequence by a loop over its step: the oracle of the faster paths."""
 
 from __future__ import annotations
 

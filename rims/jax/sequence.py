@@ -140,7 +140,7 @@ def _why_not(p: Parameters, key: Array | None, record: bool) -> str | None:
 
 
 def _one_type(p: Parameters, input: Array, state: State) -> tuple[Parameters, Array, State]:
-    """Everything in the type that all together have: a loop cannot change it on the way."""
+    """Everything in the common type: a loop cannot change types."""
     dtype = jnp.result_type(input, *state, *p.arrays().values())
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"scan: parameters, input and state must be real floats; got {dtype}.")

@@ -50,7 +50,7 @@ def unrepeat(
 
 
 class TimeMajor(NamedTuple):
-    """A batch of sequences as (T, B, I), and the way back to what the caller gave."""
+    """A batch of sequences as (T, B, I), and how to restore the caller's form."""
 
     input: Tensor  # (T, B, I)
     restore: Callable[[Tensor], Any]  # output (T, B, D) -> the caller's form

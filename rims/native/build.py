@@ -20,7 +20,7 @@ from rims.native import compiler, store
 
 _ENTRY = types.void(types.CPointer(types.int64))
 
-#: Makes what threads enter, a function of a table's address, from a number of the type computed in.
+#: Makes the function that threads enter, of a table's address, from a number of the compute type.
 Maker = Callable[[Any], Callable[[Any], None]]
 
 
@@ -37,25 +37,25 @@ def compiled(make: Maker, double: bool, folder: Path) -> Code:
     Args:
         make: see :data:`Maker`.
         double: the precision.
-        folder: where the kernels are written. Those of this package count too.
+        folder: of the kernels' source. This package counts too.
     """
     function = make(np.float64(0) if double else np.float32(0))
     name = f"{folder.parent.name}-{function.__name__}-{64 if double else 32}"
     return machine_code(name, _ENTRY, function, folder)
 
 
-#: What machine code lives in. None is let go: a thread may be in it, or a library have its address.
+#: Owners of machine code. None is freed: a thread may run it, or a library have its address.
 _alive: list[Any] = []
 
 
 def machine_code(name: str, signature: Any, function: Callable[..., Any], folder: Path) -> Code:
-    """``function`` as machine code, from disk if it is there; each call makes another one.
+    """``function`` as machine code, from disk if it is there; every call loads it anew.
 
     Args:
         name: of its file, for people. It and ``folder`` say which function it is.
         signature: Numba's, of the function.
         function: what Numba can compile.
-        folder: where it and all it calls are written, besides this package.
+        folder: of the source of it and all it calls, besides this package.
     """
     key = _key(name, signature, folder)
     path = store.path_of(name, key)
@@ -65,7 +65,7 @@ def machine_code(name: str, signature: Any, function: Callable[..., Any], folder
             plain = cfunc(signature)(function)
         _alive.append(plain)
         return Code(int(plain.address), None)
-    # What was compiled a moment ago takes the same way as what another process has compiled.
+    # Code compiled just now is loaded in the same way as code that another process compiled.
     return Code(address_in(_loaded(code), compiler.ENTRY), path)
 
 
@@ -91,7 +91,7 @@ def _key(name: str, signature: Any, folder: Path) -> str:
 
 
 def _loaded(code: bytes) -> Any:
-    """An engine of its own for an object: no name in it can meet one of another object."""
+    """A new engine for an object: its names cannot clash with those of other objects."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine()

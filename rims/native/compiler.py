@@ -1,4 +1,4 @@
-"""Machine code of a function and of everything it calls, as one object that needs no other.
+"""Machine code of a function and of everything it calls, as one object that needs no others.
 
 Numba makes machine code of every function alone and names it by a counter of the process. Objects
 of two processes therefore share names for different functions, and what is loaded second would call
@@ -43,10 +43,10 @@ POSSIBLE = (
 
 
 def object_code(signature: Any, function: Callable[..., Any]) -> bytes | None:
-    """An object file with ``function`` as :data:`ENTRY`; None where it would need something else.
+    """An object file with ``function`` as :data:`ENTRY`; None if it would need another object.
 
-    Functions that are compiled for its sake can afterwards be called from what Numba compiles, and
-    not from Python.
+    Functions compiled with it can afterwards be called from code that Numba compiles, but not from
+    Python.
 
     Raises:
         RuntimeError: while another thread or an outer call compiles.
@@ -58,7 +58,7 @@ def object_code(signature: Any, function: Callable[..., Any]) -> bytes | None:
         library: Any = entry._library
         module = _made_private(library._final_module, entry.native_name)
         _Library._optimize_final_module(library)
-        module = library._final_module  # some versions put another one in its place
+        module = library._final_module  # some versions replace it
         _number_parts(module)
         module.verify()
         if library.has_dynamic_globals or _needs_python(module):
@@ -82,7 +82,7 @@ def _number_parts(module: Any) -> None:
 
 
 def _needs_python(module: Any) -> bool:
-    """Whether it calls or reads something that is at home in one process alone."""
+    """Whether it calls or reads something that exists in one process only."""
     outside = (*module.functions, *module.global_variables)
     return any(
         part.is_declaration and part.name.startswith(("numba", "NRT_", "Py", "_Py", "_ZN", "."))
@@ -119,7 +119,7 @@ _get_executable: Any = getattr(cpu.CPUContext, "get_executable", None)
 
 @contextmanager
 def _in_parts() -> Iterator[None]:
-    """Whatever is compiled is a part of something."""
+    """Compile everything as a part of the entry."""
     if isinstance(vars(_Codegen).get("create_library"), partialmethod):
         raise RuntimeError("object_code: another entry is being compiled.")
     _Codegen.create_library = partialmethod(_create)

@@ -52,3 +52,8 @@ def needs_autograd(*grads: Tensor | None) -> bool:
         )
         for grad in grads
     )
+
+
+def is_recomputing() -> bool:
+    """Whether a backward pass is running, in which checkpointing recomputes a forward pass."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,4 +1,4 @@
-"""Object files on disk: found by what they were made from, and never trusted unseen.
+"""Object files on disk: named by a hash of all they are made from, and checked when read.
 
 A file holds a mark, a SHA-256 and the object; the hash is of the key and the object. So a file that
 was cut, changed, renamed or written by something else is noticed, and its object is compiled again.
@@ -91,9 +91,9 @@ def _read(path: Path) -> bytes:
 
 @contextmanager
 def compiling(path: Path) -> Iterator[None]:
-    """Wait until no other process compiles the object of this file, and keep others waiting.
+    """Wait until no other process compiles the object of this file, and make others wait.
 
-    Where files cannot be locked, and after a minute, everybody compiles.
+    Processes do not wait where files cannot be locked, or longer than a minute.
     """
     lock = FileLock(path.with_name(path.stem.rpartition("-")[2] + _LOCK))
     try:
@@ -109,7 +109,7 @@ def compiling(path: Path) -> Iterator[None]:
 
 
 def save(path: Path, key: str, code: bytes) -> None:
-    """Keep an object. Where that is impossible a warning says so, and work goes on."""
+    """Keep an object; warn if that is impossible."""
     unfinished = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def save(path: Path, key: str, code: bytes) -> None:
 
 
 def _tidy(place: Path) -> None:
-    """Remove what killed processes left, and kernels of versions long gone."""
+    """Remove files that killed processes left, and kernels that nothing has used for long."""
     now = time.time()
     for suffix, age in ((_UNFINISHED, _ABANDONED), (_LOCK, _ABANDONED), (_SUFFIX, _UNUSED)):
         for file in place.glob(f"*{suffix}"):

@@ -142,7 +142,7 @@ class _Back:
         self.buffer = _room(grad_output, w, _chunk_length(w, batch, steps))
 
     def each_step(self, input: Tensor, input_needs_grad: bool) -> Tensor | None:
-        """Every step has an input of its own; returns its gradient."""
+        """Backward pass if every step has its own input; returns the gradient of the input."""
         grad_input = torch.empty_like(input) if input_needs_grad else None
         key_value, inputs = self.saved.key_value, self.saved.inputs
         for first, last in self._chunks():
@@ -155,7 +155,7 @@ class _Back:
         return grad_input
 
     def repeated(self, input: Tensor, place: Tensor, input_needs_grad: bool) -> Tensor | None:
-        """Steps share inputs: their gradients are summed before they go through the weights."""
+        """Backward pass if steps share inputs, whose gradients are summed before the products."""
         d = Hoisted(*(torch.zeros_like(part) for part in self.saved.inputs))
         for first, last in self._chunks():
             read = place[first:last]

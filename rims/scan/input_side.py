@@ -1,4 +1,4 @@
-r"""The input side of a sequence: what all steps read of the input, and the gradients of that.
+r"""The input side of a sequence: products of the input for all steps, and their gradients.
 
 .. math:: U = x W^k Q^T / \sqrt{d_k}, \qquad G = x W^v W_{ih}^T
 
@@ -43,7 +43,7 @@ class InputSide:
         raise NotImplementedError
 
     def project(self, input: Tensor, kept: Tensor | None, out: Hoisted) -> None:
-        """Fill ``out``, and what the gradient needs besides, from ``input`` (..., I)."""
+        """Fill ``out``, and what else the gradient needs, from ``input`` (..., I)."""
         raise NotImplementedError
 
     def add(
@@ -185,7 +185,7 @@ def choose(w: Weights, rows: int, save: bool, input_needs_grad: bool) -> type[In
     Args:
         w: the weights.
         rows: of the input, all of which differ.
-        save: whether the way back counts too.
+        save: whether the backward pass counts too.
         input_needs_grad: whether the input's gradient does.
 
     Example:

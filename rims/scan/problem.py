@@ -1,6 +1,6 @@
 """Arguments of a fast path instead of a cell: plain tensors and a few numbers.
 
-A custom operator takes tensors, not modules. This is the form they have on the way there.
+A custom operator takes tensors, not modules. Here a cell is tensors and numbers.
 """
 
 from __future__ import annotations

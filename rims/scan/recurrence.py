@@ -75,7 +75,7 @@ class Recurrence(ABC):
         self.w, self.rules, self.states, self.flags = w, rules, states, flags
 
     def is_stale(self) -> bool:
-        """Whether a tensor it was made with has other memory now, as after ``parameter.data = ...``.
+        """Whether a tensor it was made with has new memory, as after ``parameter.data = ...``.
 
         Autograd notices values that change in the same memory, except changes through ``.data``.
         """
@@ -95,7 +95,7 @@ class Recurrence(ABC):
         carry: Carry,
         out: Hoisted,
     ) -> None:
-        """Fill ``out`` with gradients of ``inputs``; move ``carry`` from after these steps to before.
+        """Fill ``out``, gradients of ``inputs``; move ``carry`` from after these steps to before.
 
         ``grad_output`` (L, B, D) is the gradient of these steps' outputs. Ranges come from the last
         to the first.

@@ -1,4 +1,4 @@
-"""The readable way through a sequence: a loop over the cell, differentiated by autograd."""
+"""The readable path: a loop over the cell, differentiated by autograd."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def loop(
         reset: bool ``(T, B)``; where true the state starts anew before that step.
         valid: bool ``(T, B)``; where false the step is padding and the state stays as it was.
         record: also return both attentions of every step, detached.
-        active: bool ``(T, B, N)``, who was active, where that is known.
+        active: bool ``(T, B, N)``, the active mechanisms if they are known.
 
     Returns:
         ``ScanOutput``; the attentions are ``None`` unless recorded.

@@ -127,11 +127,6 @@ def _has_pre_hooks(cell: RIMCell) -> bool:
     return bool(cell._forward_pre_hooks or torch.nn.modules.module._global_forward_pre_hooks)
 
 
-def is_recomputing() -> bool:
-    """Whether a backward pass is running, in which checkpointing recomputes a forward pass."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 def _scan_fast(
     path: paths.Path,
     cell: RIMCell,

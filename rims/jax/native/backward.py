@@ -1,4 +1,4 @@
-"""The way back: the kernel over a chunk of steps at a time, then gradients of its input side."""
+"""Backward pass: the kernel over a chunk of steps at a time, then gradients of its input side."""
 
 from __future__ import annotations
 

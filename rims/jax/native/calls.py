@@ -149,7 +149,7 @@ def _target(kernel: str, double: bool) -> str:
     """
     version = zlib.crc32(" ".join((*e.NAMES, str(handler.PLAN_VERSION))).encode())
     name = f"rims_{kernel}_{64 if double else 32}_{VECTOR_BYTES}_{version:08x}"
-    address = handler.entering(build.address(kernel, double))
+    address = handler.entering(build.code(kernel, double).address)
     capsule = jax.ffi.pycapsule(ctypes.c_void_p(address))  # type: ignore[no-untyped-call]
     jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return name

@@ -1,4 +1,4 @@
-"""The way there: the input side as products over many rows, then the kernel over all steps."""
+"""Forward pass: the input side as products over many rows, then the kernel over all steps."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _schedule(frame: Any, job: Any, helper: int) -> None:
 
 @kernel
 def _failed(api: int, function: int, arguments: Any) -> bool:
-    """Call a function of the API; whether there was an error, which is done away with."""
+    """Call a function of the API; return whether it failed. The error is freed."""
     error = _call(_at(api)[function], _address(arguments, 0))
     if error == 0:
         return False

@@ -50,7 +50,7 @@ class ScanFunction(torch.autograd.Function):
         )
         assert saved is not None
         ctx.rules, ctx.path = rules, path
-        # For the way back, unless it is more than what is kept anyway, as of single steps.
+        # Kept for the backward pass unless it is larger than what is saved anyway, as for one step.
         if recurrence.num_bytes <= _num_bytes(out.h, out.c, saved.key_value, *saved.inputs):
             ctx.recurrence = recurrence
         ctx.mark_non_differentiable(out.active)
@@ -69,7 +69,7 @@ class ScanFunction(torch.autograd.Function):
         sequence, key_value = Sequence(*rest[:3]), rest[3]
         inputs, w = Hoisted(*rest[4:6]), Weights(*rest[6:])
         nothing = (None,) * (_HEAD - _DIFFERENTIABLE)
-        # What it has packed must not outlive the way back; a second one packs anew.
+        # Its packed weights are freed after this backward pass; a second one packs them again.
         recurrence = vars(ctx).pop("recurrence", None)
         if needs_autograd(grad_output, grad_h, grad_c):
             grads = (grad_output, grad_h, grad_c)

@@ -27,8 +27,8 @@ from rims.native.simd import (
 def attend(b: Any) -> None:
     """Communication of active mechanisms: weights in ALPHA (R, N, k M), what is read in READ.
 
-    In three passes over the readers of a sample, so that no number is fetched as part of a vector
-    just after it was written by itself, which would stall.
+    Three passes over the readers of a sample: a number written alone and at once read as part of a
+    vector would stall.
     """
     step = b.block_rows * b.width
     for r in range(b.rows):

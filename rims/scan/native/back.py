@@ -1,7 +1,7 @@
-"""Kernels of the way back: one step of a block, as :func:`rims.scan.torch.loop.step_gradient`.
+"""Kernels of the backward pass: one step of a block, as :func:`rims.scan.torch.loop.step_gradient`.
 
-The step is computed again from the state before it, which is cheaper than having kept what it
-left: that would come back from memory, this never leaves the cache.
+The step is computed again from the state before it. That is cheaper than storing its values, which
+would come back from memory; recomputed ones never leave the cache.
 """
 
 from __future__ import annotations

@@ -12,14 +12,9 @@ from rims.scan.native import entry
 from rims.scan.native.table import as_table
 
 
-def address(name: str, double: bool) -> int:
-    """Address of the machine code of ``entry.<name>``, for double or single precision."""
-    return code(name, double).address
-
-
 @once
 def code(name: str, double: bool) -> Code:
-    """The machine code of ``entry.<name>``."""
+    """The machine code of ``entry.<name>``, for double or single precision."""
     return compiled(_ENTRIES[name], double, Path(__file__).parent)
 
 

@@ -1,4 +1,4 @@
-"""Kernels of the way there: one step of a block of samples, as :func:`rims.scan.torch.loop.step`.
+"""Kernels of the forward pass: one step of a block, as :func:`rims.scan.torch.loop.step`.
 
 A block is R samples that one thread takes through all steps, so threads never wait for each other
 and what a step writes is read again from the nearest cache. ``b`` is the block's table

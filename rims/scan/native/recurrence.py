@@ -141,7 +141,7 @@ class NativeRecurrence(Recurrence):
         table[_NEXT] = table[_DONE] = 0
         place, _ = table.buffer_info()
         count = min(self.num_threads, self._layout.sizes["groups"])
-        threads.run(build.address(name, self.double), place, count)
+        threads.run(build.code(name, self.double).address, place, count)
 
     def _set_steps(self, first: int, inputs: Hoisted, did: Sequence) -> None:
         steps = inputs.query_side.shape[0]

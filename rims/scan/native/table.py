@@ -32,13 +32,13 @@ NUMBERS = [
 #: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
 BYTES = ["reset", "valid", "active"]
 INTEGERS = ["s_picked", "s_chosen"]
-#: What a cell gives: states, and weights as it has them.
+#: States and weights as the cell has them.
 GIVEN = [
     "h0", "c0", "fresh_h", "fresh_c",
     "w_hh", "w_query", "w_key", "w_value", "w_output", "w_gate",
     "b_ih", "b_hh", "b_output", "b_gate",
 ]
-#: Weights packed for the way there and the way back.
+#: Weights packed for the forward and the backward pass.
 PACKED = [
     "p_hh", "p_query", "p_key", "p_value", "p_out", "p_b_ih", "p_b_hh", "p_b_out",
     "p_hh_back", "p_qkv_back", "p_out_back",
@@ -72,7 +72,7 @@ SCRATCH = [
 ]
 # fmt: on
 
-#: All that is not made here.
+#: Arrays that the caller gives.
 OTHERS = [*GIVEN, *SEQUENCE, *INPUTS, *OF_STEPS, *CARRIED]
 NAMES = [*NUMBERS, "scale", *OTHERS, *PACKED, *SUMS, *HELD, *SCRATCH]
 INDEX = {name: index for index, name in enumerate(NAMES)}

@@ -116,7 +116,7 @@ def step_gradient(
     """Go back through one step from the gradients of its new state, each (B, N, d)."""
     is_active = did.active.unsqueeze(-1)
     zero = grad_h.new_zeros(())
-    # An idle mechanism kept its state: its gradient goes straight there, and nothing else.
+    # An idle mechanism kept its state, so the state's gradient passes through unchanged.
     grad_new = torch.where(is_active, grad_h, zero)
 
     # communication, of active readers only

@@ -52,7 +52,7 @@ def carry_out(
     carry, carry_fresh, region: tl.constexpr, fresh_region: tl.constexpr, tiles,
     row, inside, s: tl.constexpr,
 ):  # fmt: skip
-    """Hand on the gradients of the state before the range and of what resets put in its place."""
+    """Write the gradients of the state before the range and of the fresh states of resets."""
     for m in range(s.num_rims):
         for j in range(s.chunks):
             column = columns(j, s)

@@ -21,7 +21,7 @@ from rims.scan.triton.tiles import (
 
 @jit
 def restarted(state, fresh, where, fits, renew):
-    """``state`` with what a reset puts in its place."""
+    """``state``, replaced by the fresh state where there is a reset."""
     if fresh is not None:
         new = tl.load(fresh + where, mask=fits, other=0.0).to(state.dtype)
     else:

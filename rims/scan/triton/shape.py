@@ -67,12 +67,12 @@ class Shape:
 
     @property
     def all_keys(self) -> int:
-        """M dc padded, every head by itself."""
+        """M dc, every head padded."""
         return self.heads * self.keys
 
     @property
     def all_values(self) -> int:
-        """M dv padded, every head by itself."""
+        """M dv, every head padded."""
         return self.heads * self.values
 
     @property
