@@ -25,8 +25,7 @@ from rims.layout.batching import (
     to_time_major,
 )
 from rims.layout.hidden_state import Stacked, join_states, split_hx
-from rims.native.eager import is_recomputing
-from rims.scan import Over, ScanOutput
+from rims.scan import Over, ScanOutput, is_recomputing
 from rims.step import CellOptions, RIMCell, State
 
 #: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.
@@ -113,11 +112,11 @@ class RIMLayer(nn.Module):
         """The cells of all layers and directions; each layer reads the outputs of the one below."""
         cells = nn.ModuleList()
         width = self.input_size
-        for layer, (size, *mechanisms) in enumerate(zip(sizes, counts, actives, strict=True)):
+        for layer, (size, num_rims, k) in enumerate(zip(sizes, counts, actives, strict=True)):
             input_slots = self.input_slots and layer == 0
             for _ in range(self.num_directions):
                 cell = self.cell_type(
-                    width, size, *mechanisms, self.bias, input_slots=input_slots, **options
+                    width, size, num_rims, k, self.bias, input_slots=input_slots, **options
                 )
                 cells.append(cell)
             width = (self.proj_size or size) * self.num_directions

@@ -15,7 +15,7 @@ from nfm.bench import memory
 from nfm.bench.contenders import CASES, NAMES, Case, Settings, contenders
 from rims.bench import machine
 from rims.bench.memory import can_measure
-from rims.bench.report import short
+from rims.bench.report import plural, short
 from rims.bench.results import replace_text
 from rims.bench.timing import Pair, alternate, summarise
 
@@ -122,7 +122,7 @@ _TEXT = """\
 
     {command}
 
-{processor}, {cores} cores, {threads} thread{s}, device {device}; {system}, torch {torch},
+{processor}, {cores} cores, {threads}, device {device}; {system}, torch {torch},
 Python {python}, numpy {numpy}; commit {commit}, {date}.
 
 PreActResNet-18 with {planes} planes, {batch} images of 32x32 at a time, without NFM and with it
@@ -136,7 +136,8 @@ before it, each figure of a fresh process, in MB of 10^6 bytes."""
 def to_markdown(about: dict[str, Any], settings: Settings, rows: Sequence[Row]) -> str:
     """The whole report."""
     given = {**about, "planes": settings.planes, "batch": settings.batch}
-    parts = [_TEXT.format(**given, s="s" * (settings.threads > 1))]
+    given["threads"] = plural(settings.threads, "thread")
+    parts = [_TEXT.format(**given)]
     for row in rows:
         rounds = len(row.rounds)
         lines = [

@@ -14,7 +14,7 @@ _TEXT = """\
 
     {command}
 
-{processor}, {cores} cores, {threads} thread{s}, device {device}; {system}, torch {torch},
+{processor}, {cores} cores, {threads}, device {device}; {system}, torch {torch},
 Python {python}, numpy {numpy}; commit {commit}, {date}.
 
 Times are medians of single calls in milliseconds. The two layers of a row have the same input
@@ -39,8 +39,8 @@ def to_markdown(machine: dict[str, Any], rows: Sequence[Row]) -> str:
     """The whole report."""
     counts = sorted({len(row.pairs) for row in rows})
     rounds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "no"
-    plural = "s" * (machine["threads"] > 1)
-    parts = [_TEXT.format(**machine, rounds=rounds, s=plural)]
+    threads = plural(machine["threads"], "thread")
+    parts = [_TEXT.format(**machine | {"threads": threads}, rounds=rounds)]
     for size in dict.fromkeys(row.case.size for row in rows):
         of_size = [row for row in rows if row.case.size == size]
         parts += [f"## {_title(size)}", _time_table(of_size)]
@@ -63,6 +63,11 @@ def progress_line(row: Row) -> str:
         ours, baseline = map(short, row.memory)
         line += f"; {ours} MB, {baseline} MB"
     return line
+
+
+def plural(count: int, noun: str) -> str:
+    """Count and noun: ``1 thread``, ``2 threads``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def short(value: float) -> str:

@@ -19,7 +19,7 @@ from flax import nnx
 from rims.bench import machine
 from rims.bench.cases import Case, Device
 from rims.bench.cases import Settings as Grid
-from rims.bench.report import short
+from rims.bench.report import plural, short
 from rims.bench.results import replace_text
 from rims.bench.timing import Contender, Pair, alternate, summarise
 from rims.jax.layers import RIM_GRU, RIM_LSTM
@@ -54,8 +54,8 @@ class Contest(NamedTuple):
     def title(self) -> str:
         """The computation that is timed, in words."""
         size = ", ".join(map(str, self.case.size))
-        work = f"{self.case.work}{', gradient of the input too' * self.input_too}"
-        return f"({size}), B={self.case.batch}, T={self.case.steps}, {work}"
+        too = ", gradient of the input too" if self.input_too else ""
+        return f"({size}), B={self.case.batch}, T={self.case.steps}, {self.case.work}{too}"
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ _TEXT = """\
 
     {command}
 
-{processor}, {cores} cores, {threads} thread{s} for torch, device {device}; {system}, jax {jax},
+{processor}, {cores} cores, {threads} for torch, device {device}; {system}, jax {jax},
 flax {flax}, torch {torch}, Python {python}; commit {commit}, {date}.
 
 Flax's cells are scanned by `nnx.RNN`; what is of JAX is jitted, compiled before the first round,
@@ -241,7 +241,7 @@ gradients of the weights."""
 
 def to_markdown(about: dict[str, Any], rows: Sequence[Row]) -> str:
     """The whole report."""
-    parts = [_TEXT.format(**about, s="s" * (about["threads"] > 1))]
+    parts = [_TEXT.format(**about | {"threads": plural(about["threads"], "thread")})]
     for row in rows:
         lines = [
             f"## {row.contest.title}: {len(row.rounds)} rounds",
