@@ -24,7 +24,7 @@ class MemoryEntry(NamedTuple):
     value: Tensor  # (B, M * dv, *source)
 
 
-#: Everything written so far, oldest first. Never changed in place: writing makes a longer one.
+#: All entries so far, oldest first. Never changed in place: writing makes a longer memory.
 Memory = tuple[MemoryEntry, ...]
 
 
@@ -59,7 +59,7 @@ def attend_plainly(
         top_k: slots kept per point and head; ``None`` (default) keeps all.
         topk_rule: how, see :func:`rims.functional.attention_weights`. Default ``"softmax"``.
         rescale: how a larger entry is read, see :func:`nfm.rescale.to_slots`.
-        null_slot: whether there is a slot that says nothing. Default true.
+        null_slot: whether there is a slot with zero key and value. Default true.
 
     Returns:
         ``SlotRead(read (B, M * dv, *size), weights (B, M, S, *size))``.

@@ -12,7 +12,7 @@ from nfm.module import NFM
 
 
 def load_authors_weights(modules: Sequence[NFM], arrays: Mapping[str, ArrayLike]) -> None:
-    """Put the weights of the authors' NFM layers into modules of ours, one per position.
+    """Copy the weights of the authors' NFM layers into our modules, one per position.
 
     Position p has arrays ``p.query.weight``, ``p.key.bias``, ``p.out.conv1.weight``,
     ``p.out.norm.running_mean``, ``p.gamma`` and so on, as a module's ``state_dict`` has them
@@ -44,7 +44,7 @@ def load_authors_weights(modules: Sequence[NFM], arrays: Mapping[str, ArrayLike]
         module.load_state_dict(state)
 
 
-with torch.device("meta"):  # where no random numbers are drawn
+with torch.device("meta"):  # draws no random numbers
     #: Of a module that reads and writes. The count of batches is not in the authors' files.
     _ALL_NAMES = frozenset(NFM(1).state_dict()) - {"out.norm.num_batches_tracked"}
 _TO_WRITE = frozenset(name for name in _ALL_NAMES if name.startswith(("key.", "value.")))

@@ -3,9 +3,9 @@
 On the CPU it is machine code, :mod:`nfm.native`. What follows is the form for everything else, in
 PyTorch: other devices and types, graphs that are compiled or exported, function transforms.
 
-A map that is repeated is not repeated, and windows are not cut out: reader and source are looked at
-as blocks of points, and what would be copied is broadcast. Along each axis, a point of the reader
-is ``(outer, repeat)`` and a point of the source ``(outer, window)``:
+Repeated maps and windows are not copied: reader and source are viewed as blocks of points, and
+broadcast. Along each axis, a point of the reader is ``(outer, repeat)`` and a point of the source
+``(outer, window)``:
 
 ====================== ======= ======= =======
 reader n, source m      outer  repeat  window
@@ -108,7 +108,7 @@ def attend(
         top_k: slots kept per point and head.
         topk_rule: how.
         rescale: how a larger entry is read.
-        null_slot: whether there is a slot that says nothing.
+        null_slot: whether there is a slot with zero key and value.
         random_scores: draw the scores from a standard normal distribution instead.
 
     Returns:

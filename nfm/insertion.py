@@ -1,4 +1,4 @@
-"""Putting NFM into a network that exists, without rewriting it."""
+"""Insert NFM into an existing network without rewriting it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Call:
         self.called: set[int] = set()  # places, in this pass
 
     def reach(self, place: int, output: Any) -> Any:
-        """A place has returned ``output``; what is to be used in its stead."""
+        """Return what replaces ``output``, which a place has returned."""
         name = self.at[place]
         if place in self.called:
             raise RuntimeError(f"insert: submodule {name!r} was called twice in a pass.")
@@ -47,9 +47,9 @@ class _Call:
 
 
 class _PassEnd(BaseException):
-    """Raised inside a pass that is not the last: nothing of what would follow is used.
+    """Ends a pass that is not the last: the rest of the network is not needed.
 
-    No ``Exception``, so that a network that catches those does not go on.
+    Not an ``Exception``, so a network that catches those does not continue.
     """
 
     def __init__(self, call: _Call) -> None:
@@ -57,9 +57,9 @@ class _PassEnd(BaseException):
 
 
 class _Tape(threading.local):
-    """The call of one network that is going on in this thread, if any.
+    """The running call of one network in this thread, if any.
 
-    The submodules of a foreign network can be handed nothing by argument.
+    Submodules of a foreign network cannot receive it as an argument.
     """
 
     def __init__(self) -> None:
@@ -106,8 +106,8 @@ class NFMInserted(nn.Module):
         self.at = tuple(at)
         self.nfms = Passes(channels, **options)
         copies = 1 if self.nfms.share else len(self.nfms)
-        # What only comes after the last place is not copied: in all but the last pass it would be
-        # a parameter without a gradient.
+        # Parameters after the last place are not copied: copies would have no gradient, as only the
+        # last pass uses them.
         self.models = nn.ModuleList(
             copy.deepcopy(model, {id(p): p for p in unused}) for _ in range(copies - 1)
         )
@@ -129,7 +129,7 @@ class NFMInserted(nn.Module):
                 try:
                     output = model(*given[0], **given[1])
                 except _PassEnd as end:
-                    if end.call is not call:  # but of a network around this one
+                    if end.call is not call:  # it ends a pass of an outer network
                         raise
                 if not call.called:
                     raise RuntimeError(
@@ -164,7 +164,7 @@ def insert(
             axes, or a tuple or list that begins with one, each once per call.
         at: their names, as in ``model.named_modules()``.
         example: what the network takes: a tensor, a sequence of positional arguments or a mapping
-            of named ones. One dry run on a copy, in evaluation mode, tells the shapes.
+            of named ones. One dry run on a copy, in evaluation mode, finds the shapes.
         options: see :class:`nfm.NFMOptions`: ``passes=2``, ``share``, ``top_k`` and so on.
 
     Returns:
@@ -195,7 +195,7 @@ def insert(
     first = next(model.parameters(), None)
     if first is not None and first.is_floating_point():
         wrapped.nfms.to(first)
-    wrapped.training = model.training  # whose own parts stay as they are
+    wrapped.training = model.training  # its submodules keep their modes
     wrapped.nfms.train(model.training)
     return wrapped
 
@@ -277,7 +277,7 @@ def _split(output: Any, name: str = "") -> tuple[Tensor, Any]:
 
 
 def _join(map: Tensor, output: Any) -> Any:
-    """``output`` with ``map`` in the place of its map."""
+    """``output`` with its map replaced by ``map``."""
     if isinstance(output, Tensor):
         return map
     rest = (map, *output[1:])

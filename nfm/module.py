@@ -144,7 +144,7 @@ class NFM(nn.Module):
         self.reads, self.writes = read, write
         conv, norm = _CONV[spatial_dims], _NORM[spatial_dims]
         same = {"kernel_size": out_kernel_size, "padding": out_kernel_size // 2}
-        if write:  # what is not used is not there: it would be a parameter without gradient
+        if write:  # else these parameters would never get a gradient
             self.key = conv(channels, num_heads * key_size, 1)
             self.value = conv(channels, num_heads * value_size, 1)
         if read:
@@ -172,8 +172,8 @@ class NFM(nn.Module):
         if input.dim() != 2 + self.spatial_dims:  # a convolution would take it for a batch of one
             axes = ("X", "Y, X", "Z, Y, X")[self.spatial_dims - 1]
             raise ValueError(f"NFM: input must be (B, C, {axes}); got {tuple(input.shape)}.")
-        # Gradients keep a copy: the input, and an output that is the input, belong to others, who
-        # may change them in place.
+        # Copied for the gradient: the caller may change in place the input, and an output that is
+        # the input.
         own = input.clone() if torch.is_grad_enabled() else input
         if write and self.writes:
             memory = (*memory, MemoryEntry(self.key(own), self.value(own)))

@@ -78,7 +78,7 @@ class Passes(nn.Module):
         self.share = options.pop("share", False)
         self.read = _per_pass("read", options.pop("read", None), count)
         self.write = _per_pass("write", options.pop("write", None), count)
-        # Whatever is left belongs to the modules.
+        # All other options are those of the modules.
         own: ModuleOptions = options
         if self.share:
             flags = [(any(self.read), self.read[-1], any(self.write))]
@@ -109,7 +109,7 @@ class Passes(nn.Module):
 
 
 def copy_of(arguments: _T) -> _T:
-    """Tensors, also in tuples, lists and mappings, that can be changed and leave these alone."""
+    """Copies of tensors, also in tuples, lists and mappings: changing them leaves these alone."""
     copied: _T = tree_map_only(Tensor, Tensor.clone, arguments)
     return copied
 
@@ -177,7 +177,7 @@ class NFMNetwork(nn.Module):
         self.stacks = nn.ModuleList([*(copy.deepcopy(last) for _ in range(copies - 1)), last])
 
     def forward(self, input: Tensor) -> Tensor:
-        """Run all passes; the output of the last."""
+        """Run all passes and return the output of the last."""
         memory: Memory = ()
         hidden = input
         for k, (one_pass, hidden) in enumerate(self.nfms.over(input)):

@@ -1,4 +1,4 @@
-"""Bringing an earlier map to the size of the one that reads it: "automatic type conversion". Pure.
+"""Earlier maps at the size of the one that reads them: "automatic type conversion". Pure.
 
 arXiv:2010.08012, section 3.2.2. Shapes: B batch, C channels, S slots, ``*size`` one to three axes.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-#: What becomes of a map larger than its reader, see :func:`to_slots`.
+#: How a map larger than its reader is read, see :func:`to_slots`.
 Rescale = Literal["space_to_depth", "nearest"]
 
 

@@ -1,7 +1,7 @@
 """Context that changes a call: gradients, recomputation, function transforms.
 
-A layer whose effect is not in its arguments alone has to know: what was around it in one moment
-need not be in the next, when the same is computed again.
+A layer that depends on more than its arguments needs this: the context of a recomputation can
+differ from that of the first computation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Surroundings(NamedTuple):
 def num_checkpoints() -> int:
     """Number of functions of :mod:`torch.utils.checkpoint` that the caller is inside of.
 
-    PyTorch does not say. What is computed again is inside of some, too.
+    PyTorch does not report this. Recomputed parts are inside of some, too.
     """
     if torch.compiler.is_compiling():  # there is no stack
         return 0
@@ -55,7 +55,7 @@ def num_checkpoints() -> int:
 
 
 def refuse_checkpoint(where: str, what: str) -> None:
-    """Raise where something would be computed again that cannot be the same.
+    """Raise if something would be recomputed that cannot be the same.
 
     Raises:
         RuntimeError: inside of :mod:`torch.utils.checkpoint`.

@@ -28,7 +28,7 @@ from rims.layout.hidden_state import Stacked, join_states, split_hx
 from rims.scan import Over, ScanOutput, is_recomputing
 from rims.step import CellOptions, RIMCell, State
 
-#: Takes the index of a cell, what it did, which steps count, and the caller's order of rows.
+#: Takes the index of a cell, its output, the valid steps, and the caller's order of rows.
 Recorder = Callable[[int, ScanOutput, Tensor | None, Tensor | None], None]
 
 #: One number for all layers, or one per layer.
@@ -172,7 +172,7 @@ class RIMLayer(nn.Module):
         mask: Tensor | None,
         repeated: RepeatedInput | None,
     ) -> tuple[Any, tuple[Stacked, ...]]:
-        """Everything but the form of hx, which LSTM and GRU have differently."""
+        """The forward pass, apart from the form of hx, which differs between LSTM and GRU."""
         where, unbatched_dim = type(self).__name__, 3 if self.input_slots else 2
         check_input(where, input, self.input_size, self.batch_first, unbatched_dim=unbatched_dim)
         cells = self.rim_cells
@@ -181,13 +181,12 @@ class RIMLayer(nn.Module):
             valid = time_major_flags(where, "mask", mask, batch)
             if self.bidirectional:
                 require_ends_only(where, valid)
-            # What a layer computes from padding is thrown away, but its gradient would not be:
-            # zero times NaN is NaN.
+            # Outputs of padding are discarded, but not their gradient: zero times NaN is NaN.
             skipped = ~valid.reshape(valid.shape + (1,) * (batch.input.dim() - 2))
             batch = batch._replace(valid=valid, input=batch.input.masked_fill(skipped, 0.0))
         reset_steps = None if reset is None else time_major_flags(where, "reset", reset, batch)
         states = split_hx(where, cells, hx, batch, self.num_directions)
-        # A packed nn.LSTM finds another type out later than the others, as another class.
+        # A packed nn.LSTM raises another class for a wrong type than the other layers.
         late = isinstance(input, PackedSequence) and self.cell_type.num_states == 2
         wrong_type = RuntimeError if late else ValueError
         record = bool(self.recorders) and not is_recomputing()
@@ -201,7 +200,7 @@ class RIMLayer(nn.Module):
             scans = []
             for direction in range(self.num_directions):
                 index = layer * self.num_directions + direction
-                # Called, not asked for its weights: tools act on what is called.
+                # The cell itself is called: tools (hooks, pruning) act on calls.
                 result: ScanOutput = cells[index](
                     sequence,
                     states[index],

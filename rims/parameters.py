@@ -71,11 +71,11 @@ def draw_(named: Mapping[str, Tensor], *, mechanism: int, output: int) -> None:
 
 
 def _is_of_mechanisms(name: str) -> bool:
-    """Whether a parameter is one of what mechanisms do on their own, not of the attentions."""
+    """Whether a parameter belongs to the mechanisms themselves, not to the attentions."""
     return name.startswith(("weight_", "bias_", "initial_"))
 
 
-#: Both attentions were modules once: what names in them began with, and begin with now.
+#: Both attentions were modules once: former prefixes of their names, and those of today.
 _FORMER = {"input_attention.": "", "communication.": "comm_"}
 
 
@@ -94,7 +94,7 @@ def from_former_names(state: Mapping[str, Tensor], prefix: str = "") -> dict[str
     for name, value in state.items():
         for former, now in _FORMER.items():
             renamed = prefix + now + name.removeprefix(prefix + former)
-            # With both names there, the former one stays, for others to refuse.
+            # If both names are there, the former one stays, and loading refuses it.
             if name.startswith(prefix + former) and renamed not in state:
                 name = renamed
                 break

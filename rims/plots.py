@@ -1,4 +1,4 @@
-"""Pictures of what a trace recorded. Matplotlib is imported when one is drawn."""
+"""Figures of a trace. Matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class CellStep(NamedTuple):
 
 
 class CellOptions(TypedDict, total=False):
-    """Keyword-only options every cell and layer takes; :class:`RIM_LSTMCell` documents them."""
+    """Keyword-only options of every cell and layer; :class:`RIM_LSTMCell` documents them."""
 
     num_input_heads: int
     input_key_size: int

@@ -14,10 +14,10 @@ from rims.checks import check_device, is_autocasting
 
 
 class RepeatedInput(NamedTuple):
-    """Sequences in which the same inputs come again and again, each different one given once.
+    """Sequences in which the same inputs recur, each distinct one given once.
 
-    For a layer it stands for ``rows[place]``, with the same output and gradients up to rounding;
-    what depends on the input alone is computed once for each row.
+    A layer treats it as ``rows[place]``, with the same output and gradients up to rounding. What
+    depends on the input alone is computed once per row.
 
     Example:
         >>> import rims
@@ -35,13 +35,13 @@ class RepeatedInput(NamedTuple):
         check_device("RepeatedInput", "place", self.place, self.rows)
         if self.rows.dim() != 2:
             return self.rows[self.place]
-        return F.embedding(self.place, self.rows)  # whose gradient is quicker
+        return F.embedding(self.place, self.rows)  # its gradient is faster
 
 
 def unrepeat(
     input: Tensor | PackedSequence | RepeatedInput,
 ) -> tuple[Tensor | PackedSequence, RepeatedInput | None]:
-    """The sequences, and their repeated form if there is one that can be made use of."""
+    """The sequences, and their repeated form if it can be used."""
     if not isinstance(input, RepeatedInput):
         return input, None
     # Autocast converts the sequences, not the rows.

@@ -43,7 +43,7 @@ def join_states(
     cells: Sequence[RIMCell], states: Sequence[State], batch: TimeMajor, directions: int
 ) -> tuple[Stacked, ...]:
     """Final states of all cells in the form of hx, rows in the caller's order."""
-    # Of the cells, not of the tensors: the sizes of those are no numbers while a graph is traced.
+    # Sizes of the cells, not of the tensors: those are not numbers while a graph is traced.
     sizes = zip(*(cell.state_sizes for cell in cells), strict=True)
     return tuple(
         _join(list(rows), _all_equal(widths), batch, directions)
@@ -79,7 +79,7 @@ def _split(
     sizes = [cell.state_sizes[which] for cell in cells]
     alike = _all_equal(sizes)
     if alike != isinstance(part, Tensor):
-        # nn.GRU asks a tuple, and nn.LSTM a None, for an attribute of tensors
+        # The class that nn.GRU raises for a tuple, and nn.LSTM for None
         kind = "a tensor" if alike else "a tuple of one tensor per layer"
         raise AttributeError(f"{expected} to be {kind}; got {type(part).__name__}.")
     lead = () if batch.unbatched else (batch.input.shape[1],)
