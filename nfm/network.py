@@ -87,8 +87,8 @@ class Passes(nn.Module):
             flags = list(zip(self.read, ends, self.write, strict=True))
         self.sets = nn.ModuleList(
             nn.ModuleList(
-                NFM(c, read=read_at_end if c_is_last else read, write=write, **own)
-                for c, c_is_last in _mark_last(channels)
+                NFM(c, read=read if place < len(channels) else read_at_end, write=write, **own)
+                for place, c in enumerate(channels, start=1)
             )
             for read, read_at_end, write in flags
         )
@@ -112,10 +112,6 @@ def copy_of(arguments: _T) -> _T:
     """Copies of tensors, also in tuples, lists and mappings: changing them leaves these alone."""
     copied: _T = tree_map_only(Tensor, Tensor.clone, arguments)
     return copied
-
-
-def _mark_last(channels: Sequence[int]) -> Iterator[tuple[int, bool]]:
-    return ((c, place == len(channels) - 1) for place, c in enumerate(channels))
 
 
 def _per_pass(name: str, flags: Sequence[bool] | None, count: int) -> tuple[bool, ...]:
