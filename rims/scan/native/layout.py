@@ -12,12 +12,12 @@ from rims.native.vectors import VECTOR_BYTES
 from rims.scan.native import table as e
 from rims.scan.problem import Rules
 
-#: Samples of a block at most: a weight fetched from the second-level cache serves so many, and
-#: what they leave within a step still fits there beside all weights.
+#: Largest number of samples of a block. They share each weight fetched from the second-level cache,
+#: where their values of one step still fit beside all weights.
 MAX_BLOCK_ROWS = 32
 #: Rows that a block holds, if it has fewer, before it multiplies them for the weights' gradients.
 HELD_ROWS = 32
-#: Groups of blocks per thread at most: enough to share them out evenly, and each has memory.
+#: Most groups of blocks per thread: enough for an even share; every group takes memory.
 THREAD_GROUPS = 4
 
 
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     entries: tuple[int, ...]
     scratch: tuple[tuple[int, int], ...]  # index of an entry, bytes from the arena's start
     arena_bytes: int
-    packed: tuple[tuple[int, int], ...]  # the same for packed weights, in memory of their own
+    packed: tuple[tuple[int, int], ...]  # the same for packed weights, in their own memory
     packed_bytes: int
     as_given: tuple[tuple[int, int], ...]  # entries of packed weights taken as they are, and whose
     held: tuple[
@@ -118,7 +118,7 @@ def _places(names: Iterable[str], bytes_: list[int]) -> tuple[tuple[int, int], .
 
 
 def _given_counts(s: dict[str, int]) -> dict[str, int]:
-    """Numbers in each array that is not made here: of one step, where there are steps."""
+    """Numbers in each array that the caller gives: of one step, if it has steps."""
     n, d, gates, batch = s["n"], s["d"], s["g"] * s["d"], s["batch"]
     keys, values = s["m"] * s["dk"], s["m"] * s["dv"]
     states = dict.fromkeys(e.OTHERS, batch * n * d)
@@ -149,7 +149,7 @@ def _packed_counts(s: dict[str, int]) -> dict[str, int]:
 
 
 def _as_given(s: dict[str, int]) -> tuple[str, ...]:
-    """Weights of the communication whose lines are whole vectors as they are."""
+    """Weights of the communication whose lines are whole vectors without padding."""
     whole_keys, whole_values = s["m"] * s["dk"] == s["key_row"], s["m"] * s["dv"] == s["heads"]
     return ("query", "key") * whole_keys + ("value",) * whole_values
 

@@ -23,7 +23,7 @@ from rims.native.vectors import (
 )
 
 _ARM = binding.get_process_triple().startswith(("aarch64", "arm64"))
-#: Vectors side by side in a tile at most: 4 rows of them, or 8 of half as many, and what feeds them
+#: Most vectors side by side in a tile: 4 rows of them, or 8 of half as many, and their operands
 #: must fit the registers.
 TILE_VECTORS = 4 if FEATURES.get("avx512f") or _ARM else 2
 TILE_ROWS = 4
@@ -114,7 +114,7 @@ def accumulated(
 
 
 def _make_band(vectors: int) -> Any:
-    # Sums enough to hide how long each addition takes: 4 rows of few vectors would not be.
+    # Enough sums to hide the latency of an addition; 4 rows of few vectors are too few.
     tall = 8 if vectors <= TILE_VECTORS // 2 else TILE_ROWS
     tallest, middle, row = (_make_tile(rows, vectors) for rows in (tall, TILE_ROWS, 1))
 
@@ -136,7 +136,7 @@ def _make_band(vectors: int) -> Any:
 
 
 _bands = [_make_band(vectors) for vectors in range(1, TILE_VECTORS + 1)]
-# Where a tile has two vectors the last two are never called, but Numba asks what they are.
+# If a tile has two vectors the last two are never called, but Numba needs their types.
 _one_wide, _two_wide, _three_wide, _four_wide = (_bands * 2)[:4]
 
 

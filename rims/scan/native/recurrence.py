@@ -51,7 +51,7 @@ class NativeRecurrence(Recurrence):
         self, w: Weights, rules: Rules, states: States, flags: Flags, *, shares: int | None = None
     ) -> None:
         """A batch is divided into ``shares``; by default one for every thread."""
-        # Held here: the table has addresses of all.
+        # Kept alive here: the table holds their addresses.
         w = Weights(*map(_dense, w))  # type: ignore[arg-type]
         states, flags = States(*map(_dense, states)), Flags(*map(_dense, flags))  # type: ignore[arg-type]
         super().__init__(w, rules, states, flags)
@@ -61,7 +61,7 @@ class NativeRecurrence(Recurrence):
             states.h.shape[0], w.hh.shape, w.comm_key.shape[2], w.comm_value.shape[2],
             rules, w.hh.element_size(), shares or self.num_threads,
         )  # fmt: skip
-        # A table that all share, and behind it room for one of each group.
+        # A table that all groups share, followed by one for each group.
         self._table = array("q", layout.entries) * (1 + layout.sizes["groups"])
         self._rooms = [
             self._room(layout.arena_bytes, layout.scratch),
@@ -77,7 +77,7 @@ class NativeRecurrence(Recurrence):
         self._sums: LoopWeights | None = None
 
     def _room(self, count: int, places: tuple[tuple[int, int], ...]) -> Tensor:
-        """So many bytes, with their addresses put into the table."""
+        """Allocate ``count`` bytes and put their addresses into the table."""
         room = torch.empty(count, dtype=torch.uint8, device="cpu")  # whatever the default device
         start = round_up(room.data_ptr(), 64)
         for index, offset in places:
@@ -159,7 +159,7 @@ class NativeRecurrence(Recurrence):
     def _places(
         self, entries: _Entries, tensors: Iterable[Tensor | None], steps: int = 1
     ) -> list[int]:
-        """Addresses for ``entries``; those of ``steps`` steps, where they have some."""
+        """Addresses for ``entries``, checked to hold ``steps`` steps if they have steps."""
         counts, dtype = self._layout.counts, self.w.hh.dtype
         return [
             address(tensor, torch.bool if name in e.BYTES else dtype, steps * counts[name])

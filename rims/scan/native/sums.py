@@ -32,7 +32,7 @@ _LINES = 8
 
 @kernel
 def clear(b: Any) -> None:
-    """Nothing is summed up yet."""
+    """Set all sums to zero."""
     n, d, gates, values = b.n, b.d, b.g * b.d, b.m * b.dv
     zeros(b, b.own_hh, n * gates * d)
     zeros(b, b.own_qkv, n * d * (2 * b.m * b.dk + values))
@@ -44,7 +44,7 @@ def clear(b: Any) -> None:
 
 @kernel
 def zeros(b: Any, target: Any, count: int) -> None:
-    """So many of them."""
+    """Set ``count`` numbers to zero."""
     for j in range(0, count, b.lanes):
         store_up_to(target, j, count - j, b.zero)
 
@@ -77,7 +77,7 @@ def add_groups(a: Any) -> None:
     over_groups(a, shifted(a.own_qkv, 2 * keys), width, values, n * d, a.sum_value, values)
     over_groups(a, a.own_out, 0, d * values, 1, a.sum_output, 0)
     over_groups(a, shifted(a.own_out, d * values), 0, d * values, 1, a.sum_gate, 0)
-    # Both biases are added to a gate, so that they have the same gradient, but for n of a GRU.
+    # Both biases are added to a gate and so have the same gradient, except for n of a GRU.
     over_groups(a, a.own_b_hh, 0, n * gates, 1, a.sum_b_hh, 0)
     over_groups(a, a.own_b_hh, 0, n * gates, 1, a.sum_b_ih, 0)
     if not a.is_lstm:
@@ -169,7 +169,7 @@ def _tile_code(
         for r in range(lines):
             yield builder.load(builder.gep(a, [builder.add(line, I64(r))]), align=vec.bytes)
 
-    # From zero, as a sum that has grown large would swallow the small terms one by one.
+    # From zero: adding small terms one by one to a large sum would lose them.
     zeros = [[constant(vec, 0.0)] * vectors for _ in range(lines)]
     sums = accumulated(builder, vec, zeros, depth, factors, columns)
     for r in range(lines):

@@ -29,7 +29,7 @@ NUMBERS = [
     "packs", "so_far", "is_end", "done", "held_steps",
     "unit", "gate", "key_row", "heads", "width", "pair", "lines", "scratch_bytes", "held_bytes",
 ]
-#: Flags of a byte each, and numbers of 8 bytes; every other array holds numbers computed with.
+#: Flags of one byte, and numbers of 8 bytes; other arrays hold numbers of the compute type.
 BYTES = ["reset", "valid", "active"]
 INTEGERS = ["s_picked", "s_chosen"]
 #: States and weights as the cell has them.
@@ -55,15 +55,15 @@ SUMS = [
     "sum_hh", "sum_query", "sum_key", "sum_value", "sum_output", "sum_gate",
     "sum_b_ih", "sum_b_hh", "sum_b_output", "sum_b_gate",
 ]
-#: What a group holds for the gradients of the weights: rows of up to ``held_steps`` steps, whose
-#: products are then added to its own sums.
+#: Values a group keeps for the gradients of the weights: rows of up to ``held_steps`` steps, whose
+#: products are then added to the group's sums.
 HELD = [
     "d_state_gates", "d_qkv", "d_output_gate", "h_prev", "comm_input", "read",
     "own_hh", "own_qkv", "own_out", "own_b_hh", "own_b_n", "own_b_out",
 ]
 SCRATCH = [
     *INTEGERS,
-    # state, candidates, and what lies between them
+    # state, candidates and gates
     "s_h", "s_c", "s_share", "s_score", "s_pre", "s_aux", "s_cand_h", "s_cand_c",
     # communication
     "s_qkv", "s_alpha", "s_read", "s_out",
@@ -137,7 +137,7 @@ def as_table(typingctx: Any, address: Any, like: Any) -> Any:
 def _counter(index: int, ordering: str) -> Any:
     @intrinsic
     def count(typingctx: Any, table: Any) -> Any:
-        """A number of the table, leaving one more there; safe between threads."""
+        """Return a number of the table and increment it there, atomically."""
 
         def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
             counter = builder.gep(args[0], [ir.IntType(64)(index)])
