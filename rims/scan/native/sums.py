@@ -1,7 +1,7 @@
-"""Kernels of the gradients of the loop's weights: products A^T B of what a few steps left.
+"""Kernels of the gradients of the loop's weights: products A^T B of the values of a few steps.
 
-A group of blocks adds them up for itself, while the rows are still in the cache; whoever is done
-last adds the groups.
+A group of blocks sums them up on its own, while the rows are still in the cache; the last group to
+finish adds all groups.
 """
 
 from __future__ import annotations
