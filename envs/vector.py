@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from envs.actions import action_names
-from envs.base import BackendName, EnvironmentFailed, VectorEnv
+from envs.backends.base import BackendName, EnvironmentFailed, VectorEnv
 from envs.ids import is_builtin, is_stock
 from envs.mission import UNKNOWN, encode_mission, words_of
 from envs.seeding import SEED_LIMIT, level_seeds
@@ -19,7 +19,7 @@ from envs.suites import Task, get_task
 from envs.view import STOCK_VIEW, View
 
 if TYPE_CHECKING:
-    from envs.gymnasium_backend import GymnasiumVectorEnv
+    from envs.backends.gymnasium_backend import GymnasiumVectorEnv
 
 __all__ = [
     "BackendChoice",
@@ -59,7 +59,7 @@ def resolve_backend(task: Task | str, backend: BackendChoice = "auto") -> Backen
             f"got {backend!r}."
         )
     if backend != "gymnasium":
-        from envs.envpool_backend import why_not
+        from envs.backends.envpool_backend import why_not
 
         reason = why_not(task)
         if reason is None:
@@ -144,14 +144,14 @@ def _make(
     task: Task, backend: BackendName, seeds: list[int], num_threads: int, view: View | None
 ) -> VectorEnv:
     if backend == "envpool":
-        from envs.envpool_backend import EnvPoolVectorEnv
+        from envs.backends.envpool_backend import EnvPoolVectorEnv
 
         if view is not None and view.shape == STOCK_VIEW.shape and not view.holds(STOCK_VIEW):
             raise ValueError(
                 f"{task.id} shows its agent what this one cannot read: {STOCK_VIEW}, not {view}."
             )
         return EnvPoolVectorEnv(task, seeds, num_threads)
-    from envs.gymnasium_backend import GymnasiumVectorEnv
+    from envs.backends.gymnasium_backend import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(task, seeds, view=view)
 
@@ -245,7 +245,7 @@ def make_drawable_env(task: Task | str, seed: int, view: View | None = None) -> 
     """
     task = _as_task(task)
     resolve_backend(task, "gymnasium")
-    from envs.gymnasium_backend import GymnasiumVectorEnv
+    from envs.backends.gymnasium_backend import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(task, [seed], drawable=True, view=view)
 
@@ -278,7 +278,7 @@ def _mission_varies(id: str, gym_kwargs: str, samples: int) -> bool:
 
 def _missions(task: Task, samples: int) -> Iterator[str]:
     """The missions of some levels."""
-    from envs.gymnasium_backend import make_env, quiet
+    from envs.backends.gymnasium_backend import make_env, quiet
 
     env = make_env(task)
     try:

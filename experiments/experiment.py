@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -223,7 +222,8 @@ class Experiment(ABC, Generic[Config, Batch]):
         """What tells the data from others that the same settings could find, in a few words.
 
         Kept with a run, which does not go on with other data. Empty (default): the data follow
-        from the settings. A task that reads files returns :func:`identity` of them.
+        from the settings. A task that reads files returns
+        :func:`experiments.data.common.identity` of them.
         """
         return ""
 
@@ -326,44 +326,6 @@ def make_optimizer(config: ExperimentConfig, model: nn.Module) -> Optimizer:
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **extra
     )
     return made
-
-
-def identity(*splits: Sequence[NDArray[Any]]) -> str:
-    """The number of samples in each split, and a checksum of all arrays.
-
-    Args:
-        splits: of each its arrays, such as images and labels.
-
-    Example:
-        >>> identity([np.arange(3)], [np.arange(2)])
-        '3 and 2 samples, checksum 0da7f48a'
-    """
-    checksum = 0
-    for array in (array for split in splits for array in split):
-        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-    counts = " and ".join(str(len(split[0])) for split in splits)
-    return f"{counts} samples, checksum {checksum:08x}"
-
-
-def shuffled(
-    rng: np.random.Generator, total: int, size: int, *, drop_last: bool = False
-) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Indices of the batches of an epoch: each of ``total`` samples once, in random order.
-
-    Args:
-        rng: decides the order.
-        total: samples.
-        size: of a batch.
-        drop_last: leave out a last batch that would be smaller.
-
-    Example:
-        >>> [len(part) for part in shuffled(np.random.default_rng(0), 5, 2)]
-        [2, 2, 1]
-    """
-    order = rng.permutation(total)
-    end = total - total % size if drop_last else total
-    for start in range(0, end, size):
-        yield order[start : min(start + size, end)]
 
 
 def _knows_bfloat16() -> bool:

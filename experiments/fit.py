@@ -34,8 +34,9 @@ from experiments.snapshot import (
     save_snapshot,
     weights_of,
 )
-from lab.disk.folder import FAILURE_NAME, note_failure, write_text
+from lab.disk.folder import FAILURE_NAME, note_failure
 from lab.disk.log import RunLog
+from lab.disk.output import write_text
 from lab.reporting.pictures import write_png
 from lab.running.guards import NotFinite, RunStopped, first_not_finite
 from lab.running.signals import StopRequest

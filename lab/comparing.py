@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from lab.disk.folder import newest_row, noted_failure, write_text
+from lab.disk.folder import newest_row, noted_failure
+from lab.disk.output import write_text
 from lab.disk.plain_files import read_plain_text
 from lab.running.processes import Outcome, run_all
 

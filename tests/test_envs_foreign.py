@@ -29,7 +29,7 @@ from envs import (
     resolve_backend,
     view_of,
 )
-from envs.foreign import told_success
+from envs.backends.foreign import told_success
 from envs.ids import return_range, success_rule
 from foreign_envs import STEPS
 

@@ -223,7 +223,7 @@ def _measure_agents(contest: Contest, out: Path) -> str:
     from agents.throughput.ours import Round
     from agents.throughput.report import progress_line, to_dict, to_markdown
     from agents.throughput.run import Measured, MeasuringError, measure
-    from lab.disk.folder import write_text
+    from lab.disk.output import write_text
 
     machine = about_machine(contest.config.threads)
 

@@ -89,7 +89,7 @@ def _measure(plan: Plan, out: Path) -> str:
     from agents.model.policy import RecurrentActorCritic, count_parameters, reads_mission
     from agents.throughput.scaling import ScalingError, measure, to_json, to_markdown
     from envs import make_vector_env
-    from lab.disk.folder import write_text
+    from lab.disk.output import write_text
 
     config = plan.config
     with make_vector_env(config.task, 1, 0, config.backend) as env:

@@ -12,9 +12,10 @@ from agents.judging.comparison import Run
 from agents.judging.evaluate import evaluate
 from agents.learning.checkpoint import load_checkpoint, load_stored
 from envs import Task, modules_of, resolve_backend
-from lab.disk.folder import require_plain_run, sweep_unfinished, write_text
+from lab.disk.folder import require_plain_run
 from lab.disk.lock import acquire_lock, note_holder
 from lab.disk.manifest import is_finite_number
+from lab.disk.output import remove_abandoned, write_text
 from lab.disk.plain_files import read_plain_text
 from lab.disk.store import Stored
 from lab.disk.versions import versions
@@ -52,7 +53,7 @@ def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
     todo = [task for task in tasks if not _is_of(run, task, results)]
     if todo:
         note_holder(run.folder)
-        sweep_unfinished(run.folder)
+        remove_abandoned(run.folder)
         policy = checkpoint.make_policy(run.config.device)
     for task in todo:
         made_with = _made_with(task)  # before: while it runs, the source may be edited

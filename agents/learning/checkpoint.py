@@ -36,7 +36,7 @@ class Checkpoint:
     updates: int
     policy: dict[str, Any]
     optimizer: dict[str, Any]
-    #: What else the run goes on from (:mod:`agents.learning.training_state`); may be empty.
+    #: What else the run goes on from (:mod:`agents.learning.session`); may be empty.
     training: dict[str, Any]
     #: Mean return of the latest episodes, by which the best checkpoint is known; None: not known.
     score: float | None = None

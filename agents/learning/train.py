@@ -18,8 +18,7 @@ from agents.learning.initial_weights import initial_weights
 from agents.learning.ppo import UPDATE_METRICS, update
 from agents.learning.recent_episodes import episode_rows
 from agents.learning.rollout import collect
-from agents.learning.session import Place, Progress, Session
-from agents.learning.training_state import make_checkpoint, restore
+from agents.learning.session import Place, Progress, Session, make_checkpoint, restore
 from agents.model.policy import RecurrentActorCritic
 from envs import BackendName, EnvironmentFailed
 from lab.disk.folder import FAILURE_NAME, claim_run_folder, remove_own_files

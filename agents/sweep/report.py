@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from agents.config import PPOConfig
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.study import Trial
-from lab.disk.folder import write_bytes, write_text
+from lab.disk.output import write_bytes, write_text
 from lab.reporting.figures import drawn, tidy
 from lab.reporting.tables import plural, write_texts
 

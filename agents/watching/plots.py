@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.watching.run_list import FoundRun, Group, group_runs
-from lab.disk.folder import write_bytes
+from lab.disk.output import write_bytes
 from lab.reporting.figures import COLOURS, draw_curves, draw_line, drawn, from_zero, tidy
 from lab.settings import did_you_mean
 

@@ -22,7 +22,7 @@ from lab.cores import CORE_NAMES, check_core
 from lab.disk.output import check_output
 
 if TYPE_CHECKING:
-    from experiments.comparison import Run
+    from experiments.judging.comparison import Run
     from lab.comparing import Flag
 
 CORES_HELP = (
@@ -156,8 +156,8 @@ def _compare(
     as_json: bool,
 ) -> list[Run]:
     """Train what is missing, then write and print the report."""
-    from experiments import comparison as comparing
-    from experiments.report import to_dict, to_markdown, write_report
+    from experiments.judging import comparison as comparing
+    from experiments.judging.report import to_dict, to_markdown, write_report
     from lab.comparing import NothingToCompare
     from lab.running.processes import usable_processors
 
@@ -190,7 +190,7 @@ def _check_pictures(task: Task, pictures: Mapping[Show, Path], models: tuple[str
 
 
 def _draw(runs: list[Run], pictures: Mapping[Show, Path]) -> None:
-    from experiments.figures import draw
+    from experiments.judging.figures import draw
 
     for show, path in pictures.items():
         try:

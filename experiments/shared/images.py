@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experiments.configs.images import Dataset, ImageConfig
-from experiments.data.cifar import load_cifar
-from experiments.data.common import LabelledImages
-from experiments.data.mnist import load_mnist
-from experiments.data.tiny_imagenet import load_tiny_imagenet
-from experiments.experiment import Batch, Experiment, identity
+from experiments.data.common import LabelledImages, identity
+from experiments.data.published.cifar import load_cifar
+from experiments.data.published.mnist import load_mnist
+from experiments.data.published.tiny_imagenet import load_tiny_imagenet
+from experiments.experiment import Batch, Experiment
 
 Config = TypeVar("Config", bound=ImageConfig)
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from experiments.configs.sequences import BouncingBallsConfig
 from experiments.data.bouncing_balls import draw_curtains, draw_frames, simulate
-from experiments.experiment import Curve, Row, Selection, shuffled
+from experiments.data.common import shuffled
+from experiments.experiment import Curve, Row, Selection
 from experiments.shared.images import grid, parts
 from experiments.shared.sequences import (
     NUMBER,

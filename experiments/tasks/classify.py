@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from experiments.configs.images import ClassifyConfig
 from experiments.data.augment import draw_mixup, occlude, random_crop, random_flip
-from experiments.data.common import LabelledImages
-from experiments.experiment import Curve, Experiment, Published, Row, identity, shuffled
+from experiments.data.common import LabelledImages, identity, shuffled
+from experiments.experiment import Curve, Experiment, Published, Row
 from experiments.shared.images import (
     KINDS,
     Levels,

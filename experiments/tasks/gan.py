@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from experiments.configs.images import GANConfig
-from experiments.experiment import Curve, Row, State, shuffled
+from experiments.data.common import shuffled
+from experiments.experiment import Curve, Row, State
 from experiments.shared.distances import Axes, frechet_distance, patch_distance, principal_axes
 from experiments.shared.images import (
     KINDS,

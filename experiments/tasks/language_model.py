@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from experiments.configs.sequences import LanguageModelConfig
+from experiments.data.common import identity, shuffled
 from experiments.data.text import END, UNKNOWN, Corpus, pieces, read_corpus, to_columns, to_lines
-from experiments.experiment import Curve, Row, Selection, State, identity, shuffled
+from experiments.experiment import Curve, Row, Selection, State
 from experiments.shared.images import parts
 from experiments.shared.sequences import SequenceExperiment, SequenceModel, Shown, outputs_memory
 from lab.core_modules import CoreState

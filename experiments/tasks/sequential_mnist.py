@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.configs.sequences import SequentialMNISTConfig
-from experiments.data.common import LabelledImages, hold_out
-from experiments.data.mnist import load_mnist
+from experiments.data.common import LabelledImages, hold_out, identity, shuffled
 from experiments.data.pixel_sequences import pixel_sequences
-from experiments.experiment import Curve, Published, Row, Selection, identity, shuffled
+from experiments.data.published.mnist import load_mnist
+from experiments.experiment import Curve, Published, Row, Selection
 from experiments.shared.images import parts, require_a_batch
 from experiments.shared.sequences import (
     Phase,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.configs.generated import SortOfClevrConfig
+from experiments.data.clevr_scenes import IMAGE_SIZE
+from experiments.data.common import shuffled
 from experiments.data.sort_of_clevr import (
-    IMAGE_SIZE,
     NON_RELATIONAL,
     QUESTION_TEXTS,
     RELATIONAL,
@@ -25,7 +26,7 @@ from experiments.data.sort_of_clevr import (
     held_out_combinations,
     make_sort_of_clevr,
 )
-from experiments.experiment import Curve, Experiment, Published, Row, shuffled
+from experiments.experiment import Curve, Experiment, Published, Row
 from experiments.shared.networks import nfm_options
 from nfm import trace
 from nfm.models.relational import CNN_MLP, RelationNetwork

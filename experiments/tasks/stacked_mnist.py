@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.configs.generated import StackedMNISTConfig
-from experiments.data.common import LabelledImages, hold_out
-from experiments.data.mnist import load_mnist
+from experiments.data.common import LabelledImages, hold_out, identity
+from experiments.data.published.mnist import load_mnist
 from experiments.data.stacked_mnist import (
     FRAME,
     TEST_COUNTS,
@@ -23,7 +23,7 @@ from experiments.data.stacked_mnist import (
     shrink,
     train_batches,
 )
-from experiments.experiment import Curve, Experiment, Published, Row, Selection, identity
+from experiments.experiment import Curve, Experiment, Published, Row, Selection
 from experiments.shared.networks import nfm_options
 from nfm import trace
 from nfm.models.stacked_cnn import StackedCNN

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiments.configs.images import VAEConfig
-from experiments.experiment import Curve, Row, shuffled
+from experiments.data.common import shuffled
+from experiments.experiment import Curve, Row
 from experiments.shared.images import (
     KINDS,
     GenerativeExperiment,

@@ -21,7 +21,7 @@ from lab.disk.lock import (
     note_holder,
     require_unlocked,
 )
-from lab.disk.output import is_unfinished, remove_abandoned, whole_file
+from lab.disk.output import is_unfinished, remove_abandoned, write_bytes, write_text
 from lab.disk.plain_files import (
     NotPlain,
     is_plain_file,
@@ -194,7 +194,7 @@ def claim_run_folder(folder: Path) -> FileLock:
     except ValueError:
         lock.release()
         raise
-    sweep_unfinished(folder)
+    remove_abandoned(folder)
     note_holder(folder)
     return lock
 
@@ -209,7 +209,7 @@ def claim_folder(folder: Path) -> FileLock:
         ValueError: if it is in use or cannot be written.
     """
     lock = _claim(folder)
-    sweep_unfinished(folder)
+    remove_abandoned(folder)
     note_holder(folder)
     return lock
 
@@ -251,37 +251,8 @@ def begin_writing(folder: Path) -> None:
         ValueError: if nothing can be written there.
     """
     require_writable(folder)
-    sweep_unfinished(folder)
-    note_holder(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content at once, so that no reader and no crash sees half of it."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content at once, as :func:`write_text` does."""
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a new name in ``folder`` survive a failure of the machine; not possible on Windows."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def sweep_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half-written; only for who writes in ``folder``."""
     remove_abandoned(folder)
+    note_holder(folder)
 
 
 def remove_own_files(folder: Path) -> None:
@@ -290,7 +261,7 @@ def remove_own_files(folder: Path) -> None:
         own = path.name in _OWN or path.name.startswith(EVENTS_PREFIX)
         if own and path.name != LOCK_NAME and is_plain_file(path):
             path.unlink()
-    sweep_unfinished(folder)
+    remove_abandoned(folder)
 
 
 def _read(path: Path) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from lab.disk.folder import CONFIG_NAME, MOST_PROGRESS, PROGRESS_NAME, write_bytes, write_text
+from lab.disk.folder import CONFIG_NAME, MOST_PROGRESS, PROGRESS_NAME
+from lab.disk.output import write_bytes, write_text
 from lab.disk.plain_files import kind_of, open_plain, read_plain
 from lab.running.guards import RunStopped
 

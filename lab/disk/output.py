@@ -95,6 +95,30 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.close(handle)  # not before: as long as it is open, the file has an owner
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content at once, so that no reader and no crash sees half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content at once, as :func:`write_text` does."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a new name in ``folder`` survive a failure of the machine; not possible on Windows."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def remove_abandoned(folder: Path, former: str | None = None) -> None:
     """Remove unfinished files that no living process is writing.
 

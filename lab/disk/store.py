@@ -18,13 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lab.disk.folder import (
-    CHECKPOINTS_NAME,
-    require_space,
-    sweep_unfinished,
-    sync_folder,
-    write_bytes,
-)
+from lab.disk.folder import CHECKPOINTS_NAME, require_space
 from lab.disk.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
@@ -33,6 +27,7 @@ from lab.disk.manifest import (
     read_manifest,
     sealed,
 )
+from lab.disk.output import remove_abandoned, sync_folder, write_bytes
 from lab.disk.plain_files import TooLarge, is_plain_file, kind_of, read_plain, require_plain_folder
 from lab.disk.stored_values import require_plain_values
 from lab.disk.versions import versions
@@ -233,7 +228,7 @@ class CheckpointStore:
         """
         require_plain_folder(self.folder)
         if self.folder.is_dir():
-            sweep_unfinished(self.folder)
+            remove_abandoned(self.folder)
             self._drop_unnamed()
 
     def _number(self, which: str | int) -> int:

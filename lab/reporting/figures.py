@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from lab.comparison import Comparison
-from lab.disk.folder import write_bytes
+from lab.disk.output import write_bytes
 from lab.reporting.statistics import Estimate, mean_band
 from lab.reporting.tables import labels
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.comparing import Flag, grouped
-from lab.disk.folder import write_text
+from lab.disk.output import write_text
 
 if TYPE_CHECKING:  # which imports scipy
     from lab.comparison import Comparison

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.base import BackendStep, Observation, VectorEnv
+from envs.backends.base import BackendStep, Observation, VectorEnv
 from envs.ids import is_builtin
 from envs.mission import MISSION_LENGTH, encode_mission
 from envs.suites import Task

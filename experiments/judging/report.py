@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import Comparison
 from experiments.experiment import Published, Row
-from experiments.figures import write_figures
+from experiments.judging.comparison import Comparison
+from experiments.judging.figures import write_figures
 from lab.reporting.statistics import Estimate
 from lab.reporting.tables import (
     estimate_text,

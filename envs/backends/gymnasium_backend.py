@@ -16,11 +16,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from envs.base import BackendStep, Observation, VectorEnv
-from envs.foreign import SUCCESS, ForeignEnv
+from envs.backends.base import BackendStep, Observation, VectorEnv
+from envs.backends.foreign import SUCCESS, ForeignEnv
+from envs.backends.spaces import names_of
 from envs.ids import is_builtin, load_id
 from envs.mission import encode_mission
-from envs.spaces import names_of
 from envs.suites import Task
 from envs.view import View, minigrid_view
 from lab.settings import one_line

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
-from experiments.comparison import Comparison, Run
 from experiments.experiment import Curve, Row
 from experiments.fit import judging
+from experiments.judging.comparison import Comparison, Run
 from experiments.registry import ROLLOUT, Show
 from experiments.snapshot import load_weights
-from lab.disk.folder import write_bytes
+from lab.disk.output import write_bytes
 from lab.reporting.figures import (
     bars_note,
     colours,
@@ -127,7 +127,7 @@ def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
     if not first:
         return False
     if show is ROLLOUT:
-        from experiments.rollouts import write_rollouts
+        from experiments.judging.rollouts import write_rollouts
 
         write_rollouts({name: _trained(run) for name, run in first.items()}, path)
         return True

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.data.common import LabelledImages, check_choice, one_line
-from experiments.data.safe_pickle import read_plain_pickle
+from experiments.data.published.safe_pickle import read_plain_pickle
 from lab.disk.named_files import Bounded, read_file
 
 Name = Literal["cifar10", "cifar100"]

@@ -20,8 +20,8 @@ from gymnasium import spaces
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from numpy.typing import NDArray
 
-from envs.base import EnvironmentFailed
-from envs.spaces import understand
+from envs.backends.base import EnvironmentFailed
+from envs.backends.spaces import understand
 from envs.view import CHANNELS, View
 from lab.settings import one_line
 
