@@ -123,7 +123,11 @@ class CoreSettings(Settings):
             raise ConfigError("k", f"{rule}; got {self.k}.")
         values = self.input_value_size or 4 * self.hidden_size // self.num_rims
         if values % self.num_input_heads:
-            rule = f"must divide the {values} features of --input-value-size"
+            rule = (
+                f"must divide --input-value-size {values}"
+                if self.input_value_size
+                else f"must divide the {values} features that a mechanism reads, four times its own"
+            )
             raise ConfigError("num_input_heads", f"{rule}; got {self.num_input_heads}.")
 
     @property

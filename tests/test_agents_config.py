@@ -199,7 +199,11 @@ def test_mechanisms_are_checked_for_cores_that_have_them(core: CoreName) -> None
     error = refusal(core=core, num_rims=4, k=5)
     assert_names_field(error, "k")
     assert error.rule == "must be at most --num-rims 4; got 5."
-    assert_names_field(refusal(core=core, num_input_heads=3), "num_input_heads")
+    error = refusal(core=core, num_input_heads=3)
+    assert_names_field(error, "num_input_heads")
+    assert "the 128 features that a mechanism reads, four times its own; got 3" in error.rule
+    error = refusal(core=core, num_input_heads=3, input_value_size=7)
+    assert error.rule == "must divide --input-value-size 7; got 3."
     assert PPOConfig(env=ENV, core=core, num_input_heads=3, input_value_size=6).k == 3
     assert PPOConfig(env=ENV, core=core, hidden_size=30, num_rims=3, k=3).k == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from agents.config import PPOConfig
 from envs import Task, get_suite, resolve_backend
+from lab.cores import core_label
 from lab.settings import ConfigError, did_you_mean, read_toml
 
 Sampler = Literal["tpe", "random", "grid"]
@@ -21,6 +23,9 @@ TABLES = ("sweep", "settings", "search")
 
 #: Up to this many integers of a range are all checked beforehand, and all part of a grid.
 FEW = 16
+
+#: Settings that decide which other ones of a core are used.
+_DECIDE_EFFECT = ("core", "num_rims", "k", "num_layers", "use_inactive")
 
 _FIELDS = {field.name: field for field in dataclasses.fields(PPOConfig)}
 
@@ -173,6 +178,7 @@ def parse_sweep(document: Mapping[str, Any]) -> Sweep:
     searched = tuple(_searched(name, value) for name, value in search.items())
     sweep = Sweep(**_options(options, searched), settings=fixed, search=searched)
     _check_combinations(sweep)
+    _check_effect(sweep)
     _check_objective(sweep)
     return sweep
 
@@ -309,6 +315,22 @@ def _check_values(sweep: Sweep, varied: Mapping[str, Any]) -> None:
             raise ValueError(f"[settings] {error}") from None
         values = ", ".join(f"{name}={value!r}" for name, value in (varied or sweep.first).items())
         raise ValueError(f"[search] allows {values}, but {error}") from None
+
+
+def _check_effect(sweep: Sweep) -> None:
+    """Refuse a search over what no trial would use: all its values would give the same agent."""
+    left = {searched.name: "" for searched in sweep.search}
+    deciding = [searched for searched in sweep.search if searched.name in _DECIDE_EFFECT]
+    names = [searched.name for searched in deciding]
+    for values in itertools.product(*(searched.samples for searched in deciding)):
+        with contextlib.suppress(ConfigError):  # not every combination need be possible
+            config = sweep.config({**sweep.first, **dict(zip(names, values, strict=True))}, seed=0)
+            left = {name: config.unused[name] for name in left if name in config.unused}
+        if not left:
+            return
+    name, why = next(iter(left.items()))
+    cores = ", ".join(map(core_label, sweep.cores))
+    raise ValueError(f"[search] {name} would change nothing: it {why}; core is {cores}.")
 
 
 def _refuse_unknown(given: Iterable[str], known: Iterable[str], what: str, where: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,9 +104,13 @@ class Comparison(comparison.Comparison[Finished, Row]):
         """What there is to say of a model besides its number of parameters."""
         return self.task.make(self.runs[model][0].config).sizes
 
-    def published(self, model: str, row: Row) -> Published | None:
-        """The number of a paper, if there is one for these settings."""
-        return self.experiment.published.get(model, {}).get(row.key)
+    @cached_property
+    def published(self) -> Mapping[str, Mapping[str, Published]]:
+        """Numbers of a paper by model and key of a row, each for the settings of its model."""
+        found = dict(self.experiment.published)
+        for model, runs in self.runs.items():
+            found[model] = self.task.make(runs[0].config).published.get(model, {})
+        return {model: numbers for model, numbers in found.items() if numbers}
 
     def value(self, run: Finished, row: Row) -> float | None:
         """The number of a run; ``None`` if it has none."""

@@ -93,7 +93,7 @@ def _draw_panel(ax: Axes, comparison: Comparison, rows: list[Row]) -> None:
     named = [(row.label.replace(", ", ",\n"), row) for row in rows]
 
     def published(model: str, row: Row) -> float | None:
-        number = comparison.published(model, row)
+        number = comparison.published.get(model, {}).get(row.key)
         return number and number.mean
 
     draw_bars(ax, comparison, named, 100.0 if shares else 1.0, published)
