@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 
 from agents.config import PPOConfig
-from agents.model.cores import CORES
 from agents.model.policy import count_parameters
 from agents.model.view_maps import map_features
 from envs import STOCK_VIEW
@@ -42,7 +41,7 @@ def bytes_of_weights(config: PPOConfig) -> float:
         return 0.0
     try:
         with torch.device("meta"):  # there tensors have a shape and no content
-            core = count_parameters(make_layer(config.encoder_size, config, CORES))
+            core = count_parameters(make_layer(config.encoder_size, config))
     except (RuntimeError, TypeError):  # of torch, for sizes beyond any memory
         return math.inf
     view = STOCK_VIEW

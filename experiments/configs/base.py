@@ -112,6 +112,22 @@ class ExperimentConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DigitsConfig(ExperimentConfig):
+    """Adds where the digits of MNIST are, and how many of them are held out."""
+
+    data_dir: str = option(
+        "data/mnist",
+        "Data",
+        "Folder with the idx files of MNIST, or the t10k ones alone.",
+        has_effect=False,
+    )
+    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
+    validation_share: float = option(
+        0.1, "Data", "Share of the training digits kept for validation.", low=0.001, high=0.9
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NFMConfig(ExperimentConfig):
     """Adds what a Neural Function Module can be given, the ablations of arXiv:2010.08012 among it.
 

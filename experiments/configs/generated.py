@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from experiments.configs.base import ExperimentConfig, NFMConfig
+from experiments.configs.base import DigitsConfig, ExperimentConfig, NFMConfig
 from lab.settings import ConfigError, changed, option
 
 
@@ -48,7 +48,7 @@ class SortOfClevrConfig(NFMConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackedMNISTConfig(NFMConfig):
+class StackedMNISTConfig(NFMConfig, DigitsConfig):
     """Settings of stacked MNIST; defaults as in arXiv:2010.08012, section 4.2 and appendix C."""
 
     task: ClassVar[str] = "stacked-mnist"
@@ -62,22 +62,12 @@ class StackedMNISTConfig(NFMConfig):
     pool: Literal["mean", "none"] = option(
         "mean", "Network", "What of the last map is classified: its mean, or all of it."
     )
-    data_dir: str = option(
-        "data/mnist",
-        "Data",
-        "Folder with the idx files of MNIST, or the t10k ones alone.",
-        has_effect=False,
-    )
-    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
     digits: str = option(
         "1,3", "Data", "Numbers of digits per image in training, such as 1,3 or 1,5."
     )
     train_images: int = option(20_000, "Data", "Images per epoch; they are new in each.", low=1)
     validation_images: int = option(
         1000, "Data", "Images per number of digits to choose the best epoch by.", low=1
-    )
-    validation_share: float = option(
-        0.1, "Data", "Of the training digits, kept for validation.", low=0.001, high=0.9
     )
     test_images: int = option(2000, "Data", "Images per number of digits in the end.", low=1)
     epochs: int = changed(ExperimentConfig, "epochs", 300)

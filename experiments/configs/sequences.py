@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from experiments.configs.base import ExperimentConfig
+from experiments.configs.base import DigitsConfig, ExperimentConfig
 from experiments.data.bouncing_balls import Masses
 from experiments.data.pixel_sequences import Order
 from experiments.data.text import Unit
@@ -165,18 +165,11 @@ class AddingConfig(DrawnConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequentialMNISTConfig(SequenceConfig):
+class SequentialMNISTConfig(SequenceConfig, DigitsConfig):
     """Settings of sequential MNIST; defaults as in section 4.1 of arXiv:1909.10893 and its code."""
 
     task: ClassVar[str] = "sequential-mnist"
 
-    data_dir: str = option(
-        "data/mnist",
-        "Data",
-        "Folder with the idx files of MNIST, or the t10k ones alone.",
-        has_effect=False,
-    )
-    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
     order: Order = option(
         "pixel", "Data", "A step is a pixel, a row, or a pixel in one shuffled order for all."
     )
@@ -188,13 +181,6 @@ class SequentialMNISTConfig(SequenceConfig):
         0, "Data", "Digits of the training split that are used; 0: all.", low=0
     )
     test_digits: int = option(0, "Data", "Digits of the test split that are used; 0: all.", low=0)
-    validation_share: float = option(
-        0.1,
-        "Data",
-        "Of the training digits, kept to choose the best epoch by.",
-        low=0.001,
-        high=0.9,
-    )
     learning_rate: float = changed(ExperimentConfig, "learning_rate", 7e-4)
     epochs: int = changed(ExperimentConfig, "epochs", 100)
 
