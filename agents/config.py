@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from envs import BackendChoice, Suite, Task, action_names, get_suite, get_task, parse_actions
 from lab.cores import CORE_METAVAR, CoreSettings, check_core
-from lab.settings import TINY, ConfigError, changed, did_you_mean, option
+from lab.settings import TINY, ConfigError, changed, option
+from lab.words import did_you_mean
 
 EncoderChoice = Literal["linear", "cnn", "nfm"]
 MissionChoice = Literal["auto", "on", "off"]
@@ -207,7 +208,8 @@ class PPOConfig(CoreSettings):
     @property
     def parts(self) -> tuple[str, ...]:
         """What an observation must hold besides the view."""
-        return ("direction",) * self.direction + ("mission",) * (self.mission == "on")
+        wanted = {"direction": self.direction, "mission": self.mission == "on"}
+        return tuple(part for part, needed in wanted.items() if needed)
 
     @property
     def minibatch_envs(self) -> int:

@@ -9,7 +9,7 @@ import functools
 from typing import Any, Final, Literal
 
 from lab.importing import import_from_here
-from lab.settings import one_line
+from lab.words import one_line
 
 __all__ = [
     "Success",

@@ -12,7 +12,7 @@ from typing import Any
 
 from envs.suites import SUITES, Suite, Task, get_task
 from lab.disk.named_files import read_text
-from lab.settings import did_you_mean
+from lab.words import did_you_mean
 
 __all__ = ["get_suite", "read_suite"]
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from envs.ids import Success, known_ids, load_id
-from lab.settings import did_you_mean
+from lab.words import did_you_mean
 
 __all__ = ["SUITES", "Suite", "Task", "get_task"]
 

@@ -17,6 +17,7 @@ from envs.mission import UNKNOWN, encode_mission, words_of
 from envs.seeding import SEED_LIMIT, level_seeds
 from envs.suites import Task, get_task
 from envs.view import STOCK_VIEW, View
+from lab.words import message_of
 
 if TYPE_CHECKING:
     from envs.backends.gymnasium_backend import GymnasiumVectorEnv
@@ -128,7 +129,7 @@ def make_vector_env(
     except (TypeError, AssertionError, RuntimeError) as error:  # such as an unknown argument
         if is_builtin(task.id) and not (task.gym_kwargs or task.envpool_kwargs):
             raise
-        cause = " ".join(str(error).split()).removesuffix(".")
+        cause = message_of(error)
         raise ValueError(
             f"environment {task.id!r} cannot be made with its arguments on {chosen}: {cause}."
         ) from None

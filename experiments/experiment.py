@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from experiments.configs.base import ExperimentConfig
 from lab.running.guards import NotFinite, first_not_finite
 from lab.running.memory import require_memory
+from lab.words import message_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -191,7 +192,7 @@ class Experiment(ABC, Generic[Config, Batch]):
             with torch.device("meta"):  # there tensors have a shape and no content
                 model = self.make_model()
         except (RuntimeError, TypeError) as error:  # of torch, for sizes beyond any memory
-            what = " ".join(str(error).split())[:200]
+            what = message_of(error)[:200]
             raise ValueError(f"model {self.config.model} cannot be built: {what}") from None
         weights = sum(part.numel() * part.element_size() for part in model.parameters())
         # It is built on the CPU, and all else is where it is trained.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.cores import CORE_NAMES, RIM_CORES, CoreSettings, import_core
-from lab.settings import one_line
+from lab.words import one_line
 
 #: State of a core: one tensor (layers, B, H), or two for LSTMs.
 CoreState = tuple[Tensor, ...]

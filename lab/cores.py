@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lab.core_source import may_define_class
 from lab.importing import import_from_here
 from lab.own_modules import module_source
-from lab.settings import ConfigError, Settings, did_you_mean, one_line, option
+from lab.settings import ConfigError, Settings, option
+from lab.words import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from torch import nn

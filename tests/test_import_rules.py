@@ -335,7 +335,7 @@ def test_offences_finds(module: str, source: str) -> None:
         ("cli", "from agents.commands.train import train"),
         ("agents.commands.bench", "from rims.bench.run import bench_cells\nimport cli"),
         ("experiments.fit", "from nfm import NFM"),
-        ("envs.suites", "from lab.settings import did_you_mean"),
+        ("envs.suites", "from lab.words import did_you_mean"),
         ("agents.learning.train", "from lab.disk import folder"),
         ("lab.disk.folder", "from lab.running.guards import RunStopped\nimport torch"),
         ("experiments.fit", "import rims, torch\nfrom lab.disk.log import RunLog"),

@@ -201,7 +201,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
         # All actions, whatever the preset of a suite says: sb3-contrib has them all.
         threads = threads or usable_processors()
         config = replace(config, threads=threads, actions="all", **few)
-    contenders = cores + SB3_NAMES * (sb3 and _has_sb3())
+    contenders = (*cores, *SB3_NAMES) if sb3 and _has_sb3() else cores
     contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
     with checking_input():
         require_trainable(config)

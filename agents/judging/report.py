@@ -20,6 +20,7 @@ from lab.reporting.tables import (
     markdown_table,
     seeds_note,
     table_of,
+    trained_label,
     write_texts,
 )
 
@@ -277,4 +278,4 @@ def _by_task(comparison: Comparison, key: Measure) -> str:
 
 
 def _task_name(comparison: Comparison, task: Task) -> str:
-    return task.name + (" (trained)" if task == comparison.suite.train else "")
+    return trained_label(task.name, task == comparison.suite.train)

@@ -28,6 +28,7 @@ from lab.disk.store import has_checkpoint
 from lab.running.guards import CannotSave, NotFinite, RunStopped, TrainingError, first_not_finite
 from lab.running.signals import Stopped, StopRequest
 from lab.running.world import World
+from lab.words import message_of
 
 #: Called after every update with the row that was logged.
 OnUpdate = Callable[[Mapping[str, float]], None]
@@ -190,7 +191,7 @@ class Trainer:
                 self._remove_traces()
             if isinstance(error, RunStopped):
                 raise
-            why = " ".join(str(error).split())[:200] or type(error).__name__
+            why = message_of(error)[:200]
             raise RunStopped(f"the agent cannot be built: {why}.") from None
         return Session.of(place, env, policy, optimizer)
 

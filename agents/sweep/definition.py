@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from agents.config import PPOConfig
 from envs import Task, get_suite, resolve_backend
 from lab.cores import core_label
-from lab.settings import ConfigError, did_you_mean, read_toml
+from lab.settings import ConfigError, read_toml
+from lab.words import did_you_mean
 
 Sampler = Literal["tpe", "random", "grid"]
 Objective = Literal["success_rate", "unseen_success_rate", "return", "unseen_return"]

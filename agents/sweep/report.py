@@ -15,7 +15,8 @@ from agents.sweep.definition import Searched, Sweep
 from agents.sweep.study import Trial
 from lab.disk.output import write_bytes, write_text
 from lab.reporting.figures import drawn, tidy
-from lab.reporting.tables import plural, write_texts
+from lab.reporting.tables import write_texts
+from lab.words import plural
 
 BEST_NAME = "best.toml"
 

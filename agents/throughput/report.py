@@ -17,13 +17,14 @@ from agents.throughput.run import (
     spread,
 )
 from envs import resolve_backend
+from lab.words import plural
 
 _TEXT = """\
 # Speed of training
 
     {command}
 
-{processor}, {cores} cores, {threads} thread{s} of torch, device cpu; {system}, {versions};
+{processor}, {cores} cores, {threads} of torch, device cpu; {system}, {versions};
 commit {commit}, {date}.
 
 Environment steps per second of training, collecting and updating together, on {task}:
@@ -55,7 +56,7 @@ def to_markdown(contest: Contest, measured: Measured, machine: dict[str, Any]) -
         **dataclasses.asdict(config),
         **machine,
         "versions": ", ".join(f"{name} {v}" for name, v in machine["versions"].items()),
-        "s": "s" * (config.threads > 1),
+        "threads": plural(config.threads, "thread"),
         "task": config.task.id,
         "updates": contest.updates,
         "rounds": f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} rounds",

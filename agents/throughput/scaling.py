@@ -17,6 +17,7 @@ import tomli_w
 
 from agents.config import PPOConfig
 from lab.disk.folder import read_progress
+from lab.words import plural
 
 #: Updates at the beginning that are not counted: compilation, first episodes.
 WARM_UP = 3
@@ -26,7 +27,7 @@ _TEXT = """\
 
     {command}
 
-{processor}, {cores} cores, {threads} thread{s} of torch per process, device cpu; {system},
+{processor}, {cores} cores, {threads} of torch per process, device cpu; {system},
 {versions}; commit {commit}, {date}.
 
 Environment steps per second of training, all processes together, of {core} on {task}:
@@ -144,7 +145,7 @@ def to_markdown(plan: Plan, results: Results, machine: dict[str, Any], parameter
         **dataclasses.asdict(plan.config),
         **machine,
         "versions": ", ".join(f"{name} {v}" for name, v in machine["versions"].items()),
-        "s": "s" * (plan.config.threads > 1),
+        "threads": plural(plan.config.threads, "thread"),
         "task": plan.config.task.id,
         "updates": plan.updates,
         "rounds": plan.rounds,
@@ -163,7 +164,7 @@ def _table(plan: Plan, done: Results, parameters: int) -> Iterator[str]:
         assert rate is not None
         ratio = "-" if alone is None else f"{rate / alone:.2f}"
         update = 1000 * statistics.median(run.seconds_per_update for run in done[row])
-        exchanged = bytes_per_update(plan.config, parameters) / 1e6 * (row.processes > 1)
+        exchanged = bytes_per_update(plan.config, parameters) / 1e6 if row.processes > 1 else 0.0
         yield (
             f"| {row.processes} | {row.num_envs} | {rate:,.0f} | {ratio} | {update:,.0f} "
             f"| {exchanged:.1f} |"

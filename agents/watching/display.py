@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.reporting.display import Display, ProgressTable, RunLine, clock, number
+from lab.reporting.tables import trained_label
 
 if TYPE_CHECKING:  # they need torch, which is not needed to watch others train
     from agents.judging.comparison import Run
@@ -155,7 +156,7 @@ def print_evaluations(title: str, evaluations: Sequence[Evaluation], trained: Ta
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for e in evaluations:
         table.add_row(
-            e.task.name + (" (trained)" if e.task == trained else ""),
+            trained_label(e.task.name, e.task == trained),
             str(len(e.episodes)),
             "-" if e.success_rate is None else _interval(e.success_rate, ".3f"),
             _interval(e.mean_return, ".3f"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from agents.watching.run_list import FoundRun, Group, group_runs
 from lab.disk.output import write_bytes
 from lab.reporting.figures import COLOURS, draw_curves, draw_line, drawn, from_zero, tidy
-from lab.settings import did_you_mean
+from lab.words import did_you_mean
 
 ENDINGS = (".png", ".svg", ".pdf")
 

@@ -14,7 +14,7 @@ from agents.config import ActionMode
 from agents.learning.rollout import Episode, Runner
 from agents.model.policy import RecurrentActorCritic
 from envs import VOCABULARY, Task, level_seeds, make_drawable_env, mission_varies
-from lab.reporting.tables import plural
+from lab.words import plural
 
 
 @dataclass(frozen=True, kw_only=True)

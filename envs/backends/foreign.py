@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from envs.backends.base import EnvironmentFailed
 from envs.backends.spaces import understand
 from envs.view import CHANNELS, View
-from lab.settings import one_line
+from lab.words import one_line
 
 __all__ = ["SUCCESS", "ForeignEnv", "told_success"]
 

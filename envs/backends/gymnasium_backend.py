@@ -23,7 +23,7 @@ from envs.ids import is_builtin, load_id
 from envs.mission import encode_mission
 from envs.suites import Task
 from envs.view import View, minigrid_view
-from lab.settings import one_line
+from lab.words import one_line
 
 __all__ = ["GymnasiumVectorEnv", "make_env", "quiet"]
 

@@ -75,7 +75,7 @@ def _options(task: Task) -> list[Decorator]:
         models,
         seeds,
         options.RUN_ROOT,
-        *[MATCH_PARAMS] * has_cores,
+        *([MATCH_PARAMS] if has_cores else []),
         REPORT_ONLY,
         options.JOBS,
         options.JSON,

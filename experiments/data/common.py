@@ -146,13 +146,3 @@ def check_at_least(where: str, argument: str, value: int, least: int = 1) -> Non
     """
     if value < least:
         raise ValueError(f"{where}: {argument} must be {least} or more; got {value}.")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without line breaks; its type where it says nothing.
-
-    Example:
-        >>> one_line(ValueError("not a\\n  number")), one_line(EOFError())
-        ('not a number', 'EOFError')
-    """
-    return " ".join(str(error).split()) or type(error).__name__

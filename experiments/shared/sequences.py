@@ -205,13 +205,3 @@ def outputs_memory(config: SequenceConfig, steps: int, sequences: int) -> float:
 def to_device(*arrays: Any, device: torch.device) -> tuple[Tensor, ...]:
     """Arrays as tensors on a device."""
     return tuple(torch.from_numpy(array).to(device) for array in arrays)
-
-
-def trained_label(what: str, is_trained: bool) -> str:
-    """The label of a row, marked if training was like this.
-
-    Example:
-        >>> trained_label("50 blanks", True)
-        '50 blanks (trained)'
-    """
-    return f"{what} (trained)" if is_trained else what

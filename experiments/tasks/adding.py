@@ -21,8 +21,8 @@ from experiments.shared.sequences import (
     SequenceModel,
     Shown,
     to_device,
-    trained_label,
 )
+from lab.reporting.tables import trained_label
 
 _SHOWN = 100
 

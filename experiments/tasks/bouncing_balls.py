@@ -25,8 +25,9 @@ from experiments.shared.sequences import (
     SequenceModel,
     Shown,
     outputs_memory,
-    trained_label,
 )
+from lab.reporting.tables import trained_label
+from lab.words import plural
 
 _EVALUATION_BATCH = 50  # videos
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2  # keep the draws of one seed apart
@@ -312,4 +313,5 @@ def video_label(balls: int, curtain: bool) -> str:
         >>> video_label(4, True)
         '4 balls, curtain'
     """
-    return f"{balls} ball{'s' * (balls > 1)}{', curtain' * curtain}"
+    label = plural(balls, "ball")
+    return f"{label}, curtain" if curtain else label

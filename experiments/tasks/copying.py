@@ -21,8 +21,9 @@ from experiments.shared.sequences import (
     SequenceModel,
     Shown,
     to_device,
-    trained_label,
 )
+from lab.reporting.tables import trained_label
+from lab.words import plural
 
 _SHOWN = 100
 
@@ -123,7 +124,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
     def rows(self) -> Sequence[Row]:
         """Two for each number of blanks."""
         labels = {
-            n: trained_label(f"{n} blank{'s' * (n > 1)}", n == self.config.train_blanks)
+            n: trained_label(plural(n, "blank"), n == self.config.train_blanks)
             for n in self.config.lengths
         }
         return [

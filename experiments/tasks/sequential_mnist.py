@@ -22,8 +22,8 @@ from experiments.shared.sequences import (
     SequenceModel,
     Shown,
     outputs_memory,
-    trained_label,
 )
+from lab.reporting.tables import trained_label
 
 _EVALUATION_BATCH = 250  # images
 _CLASSES = 10

@@ -25,6 +25,8 @@ from experiments.data.stacked_mnist import (
 )
 from experiments.experiment import Curve, Experiment, Published, Row, Selection
 from experiments.shared.networks import nfm_options
+from lab.reporting.tables import trained_label
+from lab.words import plural
 from nfm import trace
 from nfm.models.stacked_cnn import StackedCNN
 from nfm.plots import plot_attention
@@ -198,7 +200,7 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
         return [
             Row(
                 f"accuracy_{n}",
-                f"{n} digit{'s' * (n > 1)}" + (" (trained)" if n in self.config.counts else ""),
+                trained_label(plural(n, "digit"), n in self.config.counts),
             )
             for n in TEST_COUNTS
         ]

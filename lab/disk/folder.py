@@ -32,6 +32,7 @@ from lab.disk.plain_files import (
     require_plain_folder,
 )
 from lab.running.guards import RunStopped
+from lab.words import message_of
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
@@ -224,11 +225,10 @@ def _require_empty(folder: Path) -> None:
     if not is_empty(folder):
         # A run that has just begun also looks like this: whether it is under way matters more.
         require_unlocked(folder)
-        go_on = f"'rims resume {folder}' goes on with it; else g" * (folder / CONFIG_NAME).is_file()
-        raise ValueError(
-            f"run folder {str(folder)!r} is not empty; nothing was changed. "
-            f"{go_on or 'G'}ive another --run-dir, or remove it first."
-        )
+        cure = "Give another --run-dir, or remove it first."
+        if (folder / CONFIG_NAME).is_file():
+            cure = f"'rims resume {folder}' goes on with it; else g{cure[1:]}"
+        raise ValueError(f"run folder {str(folder)!r} is not empty; nothing was changed. {cure}")
 
 
 def claim_existing_run(folder: Path) -> FileLock:
@@ -274,7 +274,7 @@ def _read(path: Path) -> str:
 def note_failure(folder: Path, error: BaseException) -> None:
     """Leave in a run's folder why it failed, for a later report, which has nothing else."""
     with contextlib.suppress(OSError):
-        write_text(folder / FAILURE_NAME, " ".join(str(error).split()) + "\n")
+        write_text(folder / FAILURE_NAME, message_of(error) + "\n")
 
 
 def noted_failure(folder: Path) -> str:

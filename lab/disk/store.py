@@ -292,8 +292,10 @@ class CheckpointStore:
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
         if hashlib.sha256(content).hexdigest() != manifest.sha256:
-            size = f"{len(content)} of {manifest.bytes} bytes, " * (len(content) < manifest.bytes)
-            raise _Damaged(path, f"{size}another checksum than {self.manifest(number).name} names")
+            why = f"another checksum than {self.manifest(number).name} names"
+            if len(content) < manifest.bytes:
+                why = f"{len(content)} of {manifest.bytes} bytes, {why}"
+            raise _Damaged(path, why)
         try:
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             require_plain_values(tensors)

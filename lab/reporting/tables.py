@@ -10,20 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from lab.comparing import Flag, grouped
 from lab.disk.output import write_text
+from lab.words import plural
 
 if TYPE_CHECKING:  # which imports scipy
     from lab.comparison import Comparison
     from lab.reporting.statistics import Estimate
-
-
-def plural(count: int | str, noun: str) -> str:
-    """A count with its noun.
-
-    Example:
-        >>> plural(1, "seed"), plural(2, "seed"), plural("1 or 2", "thread")
-        ('1 seed', '2 seeds', '1 or 2 threads')
-    """
-    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -103,3 +94,13 @@ def write_texts(folder: Path, name: str, markdown: str, plain: Mapping[str, Any]
     write_text(paths[0], markdown)
     write_text(paths[1], json.dumps(plain, indent=2) + "\n")
     return paths
+
+
+def trained_label(what: str, is_trained: bool) -> str:
+    """The label of a row, marked if training was like this.
+
+    Example:
+        >>> trained_label("50 blanks", True)
+        '50 blanks (trained)'
+    """
+    return f"{what} (trained)" if is_trained else what

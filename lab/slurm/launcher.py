@@ -166,7 +166,7 @@ def read_settings(texts: Iterable[str]) -> dict[str, Any]:
 def _value(key: str, text: str) -> str | int | float | bool:
     if key in _WHOLE_NUMBERS:
         if not re.fullmatch("[0-9]{1,9}", text):
-            unit = ", in minutes" * (key in ("time", "timeout_min"))
+            unit = ", in minutes" if key in ("time", "timeout_min") else ""
             raise ValueError(f"--slurm {key} must be a whole number{unit}; got {text!r}.")
         return int(text)
     if key == "mem_gb":
