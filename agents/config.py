@@ -72,7 +72,7 @@ class PPOConfig(CoreSettings):
     encoder: EncoderChoice = option(
         "linear",
         "Network",
-        "What the view goes through: one linear layer; convolutions first; these with NFM.",
+        "Encoder of the view: a linear layer; convolutions and a linear layer; these with NFM.",
     )
     encoder_size: int = option(
         128, "Network", "Features the core reads: the encoder's output.", low=1
@@ -96,8 +96,8 @@ class PPOConfig(CoreSettings):
     init_from: str = option(
         "",
         "Learning",
-        "Run folder whose agent to begin with, as it was last saved; {core} and {seed} in it stand "
-        "for those of this run.",
+        "Run folder whose last saved agent to start from; {core} and {seed} in it stand for those "
+        "of this run.",
     )
     num_envs: int = option(  # all of them stand in memory at once
         64, "Learning", "Environments stepped together.", low=1, high=2**16
@@ -125,7 +125,7 @@ class PPOConfig(CoreSettings):
     bootstrap_truncated: bool = option(
         True,
         "Learning",
-        "Episodes cut by the step limit count the value of their last observation.",
+        "Add the value of the last observation where the step limit cut an episode.",
     )
     clip_range: float = option(
         0.2, "Learning", "Clipping of the probability ratio.", low=TINY, high=1e6
@@ -140,7 +140,7 @@ class PPOConfig(CoreSettings):
     restart_envs_every: int = option(
         100,
         "Learning",
-        "Updates after which all environments are made anew; a resumed run replays at most these.",
+        "Updates between two restarts of all environments; a resumed run replays at most these.",
         low=1,
     )
 
@@ -148,7 +148,7 @@ class PPOConfig(CoreSettings):
     threads: int = option(
         1,
         "Machine",
-        "CPU threads of torch, and of EnvPool; more rarely helps networks this small.",
+        "CPU threads of torch and of EnvPool; small networks rarely profit from more.",
         low=1,
         high=1024,
         has_effect=False,
@@ -207,7 +207,7 @@ class PPOConfig(CoreSettings):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What an observation must hold besides the view."""
+        """Parts that an observation must hold besides the view."""
         wanted = {"direction": self.direction, "mission": self.mission == "on"}
         return tuple(part for part, needed in wanted.items() if needed)
 

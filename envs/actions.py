@@ -34,7 +34,7 @@ def parse_actions(text: str) -> tuple[int, ...] | None:
 
 
 def action_names(numbers: Iterable[int]) -> list[str]:
-    """What actions are called; one that MiniGrid does not know, by its number.
+    """Names of actions; an action that MiniGrid does not know is named by its number.
 
     Example:
         >>> action_names((0, 2, 7))

@@ -109,7 +109,7 @@ def is_stock(id: str) -> bool:
 
 
 def success_rule(id: str) -> Success:
-    """How success is known in an environment that does not say: only minigrid's own have a rule.
+    """The success rule of an environment that reports none; only minigrid's own have one.
 
     They give a reward at the end alone, and only for success, so that an episode which ends with a
     reward above 0 was one. ``MiniGrid-Playground-v0`` has no goal.

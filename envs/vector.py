@@ -229,7 +229,7 @@ def view_of(task: Task | str, backend: BackendChoice = "auto") -> View:
 
 
 def make_drawable_env(task: Task | str, seed: int, view: View | None = None) -> GymnasiumVectorEnv:
-    """One environment, on gymnasium, whose frames can be drawn: for recording an episode.
+    """Make one environment on gymnasium whose frames can be drawn, for recording an episode.
 
     Args:
         task: a task or its gymnasium id.
@@ -292,7 +292,7 @@ def _missions(task: Task, samples: int) -> Iterator[str]:
 
 
 def require_missions_differ(task: Task | str, *, samples: int = 32) -> None:
-    """See that an agent can tell the missions of a task apart.
+    """Refuse a task whose missions an agent cannot tell apart.
 
     Agents know the words of minigrid's own missions (:data:`envs.VOCABULARY`) and no others.
 

@@ -22,12 +22,12 @@ class View(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an observation's image."""
+        """The shape of an observation's image."""
         return self.width, self.height, len(CHANNELS)
 
     @property
     def cells(self) -> int:
-        """How many there are."""
+        """The number of cells."""
         return self.width * self.height
 
     def holds(self, other: View) -> bool:
@@ -41,7 +41,7 @@ class View(NamedTuple):
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """What JSON made of one, which somebody may have edited.
+        """Read a view from JSON, which somebody may have edited.
 
         Raises:
             TypeError: if it is none.

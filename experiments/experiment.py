@@ -1,4 +1,4 @@
-"""What a task tells :func:`experiments.fit.fit`: its data, model, loss and judgement."""
+"""The interface of a task to :func:`experiments.fit.fit`: data, model, loss, evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Batch = TypeVar("Batch")
 
 
 class Selection(NamedTuple):
-    """By which column of an evaluation the best weights are chosen, and which way is better."""
+    """The column of an evaluation that selects the best weights, and which way is better."""
 
     column: str
     better: Literal["higher", "lower"] = "higher"
@@ -84,7 +84,7 @@ class Published(NamedTuple):
 
 @dataclass
 class State:
-    """What a training step works on.
+    """The state that a training step works on.
 
     Args:
         model: the network, in training mode.
@@ -105,7 +105,7 @@ class State:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Where a training step computes its loss."""
+        """Context in which a training step computes its loss."""
         device = self.generator.device.type
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.bf16))
@@ -117,7 +117,7 @@ class State:
             yield
 
     def descend(self, loss: Tensor, optimizer: str = "main") -> None:
-        """One step of an optimiser down the gradient of ``loss``.
+        """Make one optimiser step down the gradient of ``loss``.
 
         Nothing is changed if the loss or its gradient is not finite.
 
@@ -164,12 +164,12 @@ class Experiment(ABC, Generic[Config, Batch]):
         self.device = torch.device(config.device)
 
     def check(self) -> None:
-        """See that this can be run, before any run is: files are there, the model can be built.
+        """Refuse settings that cannot run: files are missing, or no model can be built.
 
         The model is built without its numbers, which takes no memory whatever its size.
 
         Raises:
-            ValueError: in one line, if it cannot.
+            ValueError: in one line.
         """
         require_memory(self._model_memory, f"model {self.config.model}", "make it smaller")
         what, cure = f"{self.config.task} with these settings", "give smaller batches or fewer data"
@@ -187,7 +187,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @cached_property
     def _model_memory(self) -> float:
-        """Of the weights and what training keeps beside them, as far as that is on the CPU."""
+        """Bytes of the weights, gradients and optimiser state on the CPU."""
         try:
             with torch.device("meta"):  # there tensors have a shape and no content
                 model = self.make_model()
@@ -220,7 +220,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @property
     def data_identity(self) -> str:
-        """What tells the data from others that the same settings could find, in a few words.
+        """A few words that identify the data among others that the same settings could find.
 
         Kept with a run, which does not go on with other data. Empty (default): the data follow
         from the settings. A task that reads files returns
@@ -277,7 +277,7 @@ class Experiment(ABC, Generic[Config, Batch]):
         """
 
     def pictures(self, model: nn.Module) -> Mapping[str, NDArray[np.uint8]]:
-        """What a model does, for the eye: after every evaluation, called as :meth:`evaluate` is.
+        """Pictures of a model's output, after every evaluation; called as :meth:`evaluate` is.
 
         Returns:
             By name, grey ``(Y, X)`` or RGB ``(Y, X, 3)``; written into the run's folder as PNG
@@ -298,7 +298,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """What the table of models says of this one besides its parameters; by default nothing."""
+        """Sizes in the table of models besides the number of parameters; by default none."""
         return {}
 
     @property
@@ -313,7 +313,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What has to be known to read the tables, one sentence or more each."""
+        """Notes for readers of the tables, one sentence or more each."""
         return ()
 
 

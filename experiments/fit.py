@@ -274,7 +274,7 @@ class _Fit(Generic[Config, Batch]):
 
 
 def rate_factor(schedule: Schedule, done: float) -> float:
-    """What the step size is multiplied with when a share ``done`` of all steps has been made.
+    """The factor of the step size when a share ``done`` of all steps has been made.
 
     Example:
         >>> [rate_factor(name, 0.5) for name in ("constant", "linear", "steps")]

@@ -71,7 +71,7 @@ class Run(ABC, Generic[Settings]):
 
     @property
     def jobs(self) -> int | None:
-        """How many runs were trained at a time; ``None`` if that is unknown."""
+        """The number of runs trained at a time; ``None`` if it is unknown."""
         try:
             return int(read_plain_text(self.folder / JOBS_NAME, 2**10))
         except (OSError, ValueError):

@@ -38,7 +38,7 @@ class Memoryless(nn.Module):
 
 
 class StateForm(NamedTuple):
-    """What a core's hx looks like."""
+    """The form of a core's hx."""
 
     shapes: tuple[tuple[int, int], ...]  # (layers, features) of each tensor
     is_tensor: bool  # one tensor, as of nn.GRU, rather than a tuple

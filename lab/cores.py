@@ -83,7 +83,7 @@ class CoreSettings(Settings):
     input_value_size: int = option(
         0,
         "RIM",
-        "Features that a mechanism reads of the input; 0: four times its own.",
+        "Features of an input value, per mechanism; 0: four times the mechanism's own.",
         low=0,
     )
     num_comm_heads: int = option(4, "RIM", "Heads of the communication.", low=1)
@@ -96,8 +96,8 @@ class CoreSettings(Settings):
     comm_reads: CommReads = option(
         "candidate",
         "RIM",
-        "What mechanisms read of an inactive one: its discarded candidate (authors' code) or the "
-        "state it keeps (paper).",
+        "What other mechanisms read from an inactive one: its discarded candidate (authors' code) "
+        "or the state it keeps (paper).",
     )
     use_inactive: bool = option(
         True, "RIM", "Let a layer also read inactive mechanisms of the one below; else zeros."
@@ -154,7 +154,7 @@ class CoreSettings(Settings):
 
     @property
     def unused(self) -> Mapping[str, str]:
-        """Also options that this core does not have."""
+        """Adds the options that this core does not have."""
         own, found = LAYER_OPTIONS.get(self.core, ()), dict(super().unused)
         if "num_rims" not in own:
             found |= dict.fromkeys(_OF_MECHANISMS, "needs a core with mechanisms")
@@ -182,14 +182,14 @@ class CoreImportError(ConfigError):
 
 
 def check_core(core: str, field: str = "core") -> None:
-    """See that there is a core of this name or import path.
+    """Refuse a core that does not exist.
 
     Args:
         core: name or import path.
         field: the setting it was given in, for errors.
 
     Raises:
-        ConfigError: in one line, if there is not.
+        ConfigError: in one line.
     """
     if ":" in core:
         import_core(core, field)
@@ -245,7 +245,7 @@ def import_core(path: str, field: str = "core") -> type[nn.Module]:
 
 
 def core_label(core: str) -> str:
-    """What a core is called in tables and titles.
+    """The name of a core in tables and titles.
 
     Example:
         >>> core_label("package.module:MyLSTM"), core_label("lstm")

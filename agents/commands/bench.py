@@ -62,7 +62,7 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
 
 
 def _require_memory(grid: Settings) -> None:
-    """For the weights, inputs and outputs of the largest case."""
+    """Refuse a largest case whose weights, inputs and outputs do not fit into memory."""
     needed = max(
         4.0 * (3 * size.hidden_size + steps * batch) * (size.input_size + size.hidden_size)
         for size in grid.sizes
@@ -244,7 +244,7 @@ _PACKAGES = ("torch", "numpy", "gymnasium", "minigrid", "envpool", "sb3-contrib"
 
 
 def about_machine(threads: int) -> dict[str, Any]:
-    """What a measurement of agents was made on."""
+    """The machine and versions of a measurement of agents."""
     import importlib.metadata
 
     import agents as package

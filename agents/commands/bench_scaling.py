@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     metavar="N,...",
     help="Numbers of processes, one after the other.",
 )
-@plain_option("--core", metavar="NAME", default="rim_lstm", help="As of 'rims train'.")
+@plain_option("--core", metavar="NAME", default="rim_lstm", help="Core, as for 'rims train'.")
 @number_option("--updates", 20, "Updates timed per run.", high=10**4)
 @number_option("--rounds", 3, "Runs of each row.", high=10**4)
 @threads_option(1, "CPU threads of torch per process.")

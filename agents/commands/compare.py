@@ -164,7 +164,7 @@ def claimed(run_root: Path, report_only: bool) -> Iterator[None]:
 def _launcher(
     name: str, settings: tuple[str, ...], run_root: Path, report_only: bool, threads: int
 ) -> SlurmLauncher | None:
-    """What trains, if not processes of this machine."""
+    """The launcher of jobs, unless processes of this machine train."""
     from lab.slurm.launcher import SlurmLauncher, read_settings
 
     if name == "local":

@@ -83,10 +83,10 @@ def plan(
 
 
 def require_memory(runs: Sequence[Run], jobs: int) -> None:
-    """See that there is memory to train what is missing, before anything is made.
+    """Refuse to train missing runs for which there is no memory, before anything is made.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     require_all_fit([run.config for run in runs if not _is_known_complete(run)], jobs)
 

@@ -32,7 +32,7 @@ MAX_STEPS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an agent did on one task."""
+    """The results of an agent on one task."""
 
     task: Task
     backend: str

@@ -86,7 +86,7 @@ def cached_results(
 
 
 def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str, Any]:
-    """All that decides what an evaluation gives, besides the task."""
+    """Everything besides the task that decides the result of an evaluation."""
     core = stored.about["config"]["core"]
     return {
         "sha256": stored.sha256,  # of the weights
@@ -103,7 +103,7 @@ def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str,
 
 
 def _made_with(task: Task) -> dict[str, Any]:
-    """What makes the environment besides its id: a user's own suite or source can change it."""
+    """What defines the environment besides its id: a user can change its suite or source."""
     rule = {"success": task.success} if task.success else {}
     modules = modules_of(task.id)
     source = {"source": source_digest(modules)} if modules else {}
@@ -138,7 +138,7 @@ def _is_whole(result: dict[str, Any]) -> bool:
 
 
 def _read(run: Run, key: dict[str, Any]) -> Results:
-    """What is known of this very agent, of whatever tasks."""
+    """Kept results of this very agent, on any tasks."""
     try:
         content = json.loads(read_plain_text(run.folder / EVALUATION_NAME))
         known: Results = content["tasks"]

@@ -1,4 +1,4 @@
-"""What a comparison shows: tables as Markdown, everything as JSON."""
+"""The report of a comparison: tables as Markdown, everything as JSON."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def _if_one(values: Sequence[int]) -> int | None:
-    """What all runs share; flags say how they differ."""
+    """The value that all runs share; flags say how they differ."""
     return values[0] if len(values) == 1 else None
 
 

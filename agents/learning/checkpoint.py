@@ -97,7 +97,7 @@ def load_checkpoint(folder: Path, which: str | int = "last") -> Checkpoint:
 
 
 def load_stored(folder: Path, which: str | int = "last") -> tuple[Checkpoint, Stored]:
-    """As :func:`load_checkpoint`, with the file it was read from."""
+    """Load a checkpoint as :func:`load_checkpoint` does, with the file it was read from."""
     require_run_folder(folder)
     stored = agent_store(folder).load(which)
     path = stored.path
@@ -146,10 +146,10 @@ def _unpacked(stored: Stored) -> Checkpoint:
 
 
 def _require_fitting(checkpoint: Checkpoint) -> None:
-    """See that the weights have the shapes of the agent, before memory is taken for it.
+    """Refuse weights that do not have the shapes of the agent, before memory is taken for it.
 
     Raises:
-        ValueError: if not.
+        ValueError: in one line.
     """
     try:
         with torch.device("meta"):

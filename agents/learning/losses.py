@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Taken(NamedTuple):
-    """What a rollout says of its steps, all of one shape (...) with at least one axis."""
+    """Data of a rollout's steps, all of one shape (...) with at least one axis."""
 
     actions: Tensor  # int64
     log_probs: Tensor  # of these actions, when they were taken
@@ -21,7 +21,7 @@ class Taken(NamedTuple):
 
 
 class LossSettings(NamedTuple):
-    """Where the policy's loss is clipped, and what the other terms are weighted with."""
+    """The clip range of the policy's loss, and the weights of the other terms."""
 
     clip_range: float  # epsilon
     value_coefficient: float  # c_v

@@ -43,7 +43,7 @@ Prepared = tuple[Trainer, tuple[str, ...]]
 
 
 def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
-    """What a run goes on from; hold the lock of its folder if that is to stay so.
+    """Read the state that a run resumes from; hold the folder's lock to keep it valid.
 
     Nothing is changed.
 

@@ -161,7 +161,7 @@ class Runner:
             self._encode = None
 
     def look(self) -> tuple[Tensor, PolicyOutput]:
-        """What the policy would do now; nothing moves on, but randomness is drawn."""
+        """The policy's output for the current observations; draws random numbers, steps nothing."""
         seen: tuple[Tensor, PolicyOutput] = self.policy.act(
             self._observation,
             self.state,

@@ -1,4 +1,4 @@
-"""What one process of a run trains with, and its way into a checkpoint and back."""
+"""The training state of one process, and its way into a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lab.settings import ConfigError
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     env_steps: int = 0
     updates: int = 0
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a run is trained: which settings, by which processes, device and environments."""
+    """The place of a run: its settings, processes, device and environments."""
 
     config: PPOConfig
     world: World
@@ -108,7 +108,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a run trains with."""
+    """The objects a run trains with."""
 
     place: Place
     policy: RecurrentActorCritic
@@ -162,10 +162,10 @@ class Session:
 
 
 def require_divisible(config: PPOConfig, processes: int) -> None:
-    """See that every process gets as many environments, in every minibatch.
+    """Refuse settings that give processes different numbers of environments in a minibatch.
 
     Raises:
-        ConfigError: if not.
+        ConfigError: in one line.
     """
     if config.num_envs % (processes * config.minibatches):
         rule = (
@@ -176,7 +176,7 @@ def require_divisible(config: PPOConfig, processes: int) -> None:
 
 
 def make_checkpoint(session: Session) -> Checkpoint:
-    """The agent, and what the rest of the run follows from; all processes call this together."""
+    """A checkpoint of the agent and all other state; all processes call this together."""
     place, progress = session.place, session.progress
     config = place.config
     score = session.recent.statistics()["episode_return_mean"]
@@ -199,7 +199,7 @@ def make_checkpoint(session: Session) -> Checkpoint:
 
 
 def _training_state(session: Session) -> dict[str, object]:
-    """What, besides the agent, the rest of the run follows from; of all processes."""
+    """The state of all processes, besides the agent, that decides the rest of the run."""
     place, runner = session.place, session.runner
     gather = place.world.gather
     random = {
@@ -221,7 +221,7 @@ def _training_state(session: Session) -> dict[str, object]:
 
 
 def restore(session: Session, checkpoint: Checkpoint) -> None:
-    """Bring a new session where it was when the checkpoint was made.
+    """Put a new session into the state of a checkpoint.
 
     Raises:
         RunStopped: in one line, if its environments do not lead where they led before.

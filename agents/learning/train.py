@@ -98,7 +98,7 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """How far the run is in this process."""
+        """The progress of the run in this process."""
         return Progress() if self._session is None else self._session.progress
 
     @property
@@ -331,7 +331,7 @@ class Trainer:
 
 
 def check(config: PPOConfig) -> None:
-    """See that a run with these settings can be trained; nothing is written.
+    """Refuse settings with which no run can be trained; nothing is written.
 
     Raises:
         ValueError: as :class:`Trainer` for a new run, but for its folder.

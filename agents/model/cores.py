@@ -143,10 +143,10 @@ class RecurrentCore(nn.Module):
 
 
 def require_usable(config: PPOConfig) -> None:
-    """See that a core given by import path can be made and keeps to the contract.
+    """Refuse a core, given by import path, that cannot be made or breaks the contract.
 
     Raises:
-        ValueError: in one line, if it does not.
+        ValueError: in one line.
     """
     if config.core not in CORE_NAMES:
         RecurrentCore(config.encoder_size, config)

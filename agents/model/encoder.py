@@ -1,4 +1,4 @@
-"""From what an agent sees to a feature vector."""
+"""The encoder: observations to feature vectors."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from rims import RepeatedInput
 
 
 class PolicyOutput(NamedTuple):
-    """What the policy says about a sequence of observations."""
+    """The policy's output for a sequence of observations."""
 
     log_probs: Tensor  # (T, E, actions), normalised
     values: Tensor  # (T, E)
@@ -67,7 +67,7 @@ class RecurrentActorCritic(nn.Module):
             nn.init.zeros_(head.bias)
 
     def initial_state(self, num_envs: int) -> CoreState:
-        """What to hand in with first observations; their reset replaces it."""
+        """A state for the first observations; their reset replaces it."""
         return self.core.initial_state(num_envs)
 
     def forward(

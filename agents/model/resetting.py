@@ -71,7 +71,7 @@ def run_with_resets(
 
 
 class _Resets:
-    """Where states start anew, forwards and backwards."""
+    """The places where states are reset, in the forward and the backward pass."""
 
     def __init__(self, reset: Tensor) -> None:
         self.flag = reset.unsqueeze(-1)  # (T, B, 1)

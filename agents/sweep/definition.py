@@ -1,4 +1,4 @@
-"""What a sweep tries: read from a TOML file and checked in full before anything is trained."""
+"""The definition of a sweep: read from TOML and checked in full before any training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Searched:
 
     @property
     def few(self) -> tuple[Any, ...]:
-        """All values, if they can be counted and are not many; else nothing."""
+        """All values, if they are few; else nothing."""
         if self.choices:
             return self.choices
         countable = self.is_int and self.high - self.low < FEW
@@ -56,13 +56,13 @@ class Searched:
 
     @property
     def samples(self) -> tuple[Any, ...]:
-        """All values, or enough to see whether any is refused: neighbours, for what must divide."""
+        """All values, or enough to find a refused one; neighbours too, as some must divide."""
         if self.is_int:
             return self.few or (self.low, self.low + 1, self.high)
         return self.few or (self.low, self.high)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file."""
+        """The table of the file."""
         if self.choices:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log}
@@ -123,11 +123,11 @@ class Sweep:
 
     @property
     def measure(self) -> str:
-        """What is made large, in words: success rate or return."""
+        """The measure that is maximised, in words: success rate or return."""
         return self.objective.removeprefix(_UNSEEN).replace("_", " ")
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for trials to be compared: all but their number."""
+        """Everything that must be equal for trials to be comparable: all but their number."""
         first = self.config(self.first, seed=0)
         config = dataclasses.asdict(first)
         # What "auto" comes to depends on the machine.
@@ -296,7 +296,7 @@ def _range(name: str, where: str, given: Mapping[str, Any]) -> Searched:
 
 
 def _check_combinations(sweep: Sweep) -> None:
-    """See that PPOConfig takes what the search can come to.
+    """Refuse a search with values or combinations that PPOConfig does not take.
 
     No rule of PPOConfig is about more than three fields, so it is enough to vary three at a time.
     """

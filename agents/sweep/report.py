@@ -1,4 +1,4 @@
-"""What a sweep found: a table, everything as JSON, the best settings as TOML, a figure."""
+"""The report of a sweep: a table, everything as JSON, the best settings as TOML, a figure."""
 
 from __future__ import annotations
 

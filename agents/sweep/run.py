@@ -30,7 +30,7 @@ _NOT_TOLD = (
 
 
 class Measured(NamedTuple):
-    """What came of one run."""
+    """The measured objective of one run."""
 
     value: float
     seconds: float  # of training and judging; less where the training was there already
@@ -67,7 +67,7 @@ def run_once(
 
 
 def last_part(folder: Path, measure: str = "success rate") -> float:
-    """What training is judged by, mean over the updates of the last part of the run.
+    """The measure of training: its mean over the updates of the last part of the run.
 
     Args:
         folder: of the run.

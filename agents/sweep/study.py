@@ -53,7 +53,7 @@ class Trial(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """How far a run is."""
+    """The progress of a run."""
 
     name: str
     total_steps: int
@@ -95,7 +95,7 @@ class Study:
 
     @staticmethod
     def check(sweep: Sweep, folder: Path) -> None:
-        """What can be refused before anything is written.
+        """Refuse, before anything is written, a sweep that cannot run.
 
         Raises:
             ValueError: in one line, if the settings cannot run on this machine, a core given by
@@ -115,7 +115,7 @@ class Study:
             )
 
     def trials(self) -> list[Trial]:
-        """Those that have ended, best first, the failed ones last."""
+        """Trials that have ended: best first, failed ones last."""
         ended = self._study.get_trials(deepcopy=False, states=tuple(_STATES))
         return sorted(map(_to_trial, ended), key=_rank)
 

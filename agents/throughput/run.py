@@ -32,7 +32,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """What is measured.
+    """The measurement to make.
 
     Attributes:
         config: settings of all contenders, with the threads of torch.
@@ -88,7 +88,7 @@ def measure(contest: Contest, on_round: Callable[[str, Round, Measured], None]) 
 
 
 def measure_once(name: str, config: PPOConfig, updates: int) -> Round:
-    """One contender in one round."""
+    """Measure one contender in one round."""
     if name in CORE_NAMES:
         return measure_ours(replace(config, core=name), updates)
     from agents.throughput.sb3 import measure_sb3  # an optional dependency

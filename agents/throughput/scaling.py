@@ -39,7 +39,7 @@ update: minibatches by epochs by 4 bytes a parameter."""
 
 
 class Row(NamedTuple):
-    """So many processes with so many environments in all."""
+    """A number of processes with a total number of environments."""
 
     processes: int
     num_envs: int
@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured.
+    """The measurement to make.
 
     Attributes:
         config: settings; ``num_envs`` is of one process alone.
@@ -127,14 +127,14 @@ def _run(plan: Plan, row: Row) -> Measured:
 
 
 def _launcher(processes: int) -> tuple[str, ...]:
-    """Nothing for one process: that is how one is started."""
+    """Arguments that start several processes; none for one process."""
     if processes == 1:
         return ()
     return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
 
 
 def bytes_per_update(config: PPOConfig, parameters: int) -> int:
-    """Of gradients that a process hands to all-reduce."""
+    """Bytes of gradients that a process hands to all-reduce in an update."""
     return 4 * parameters * config.minibatches * config.epochs
 
 
@@ -177,7 +177,7 @@ def _median(done: Results, row: Row) -> float | None:
 
 
 def to_json(plan: Plan, results: Results, machine: dict[str, Any], parameters: int) -> str:
-    """The same, with every run."""
+    """The report as JSON, with every run."""
     content = {
         "machine": machine,
         "config": dataclasses.asdict(plan.config),

@@ -1,4 +1,4 @@
-"""What a person sees while agents are trained or evaluated."""
+"""Progress on screen while agents are trained or evaluated."""
 
 from __future__ import annotations
 

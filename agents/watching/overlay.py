@@ -180,7 +180,7 @@ class Overlay:
         self.title.set_text(f"{self.core} on {self.recording.task.name}\n{headline}")
 
     def mechanisms(self, t: int) -> NDArray[np.float64]:
-        """What the raster (N, steps) shows in frame ``t``: 1 active, 0 not, NaN yet to come.
+        """Values of the raster (N, steps) in frame ``t``: 1 active, 0 not, NaN yet to come.
 
         Raises:
             ValueError: if the core has no mechanisms.

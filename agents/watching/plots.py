@@ -41,7 +41,7 @@ _POINTS = 201
 
 
 class Look(NamedTuple):
-    """How the line of a group looks."""
+    """The look of a group's line."""
 
     colour: str
     style: str
@@ -55,7 +55,7 @@ class Curve(NamedTuple):
 
 
 def check_metrics(runs: Sequence[FoundRun], metrics: Sequence[str]) -> None:
-    """See that some run has each metric.
+    """Refuse a metric that no run has.
 
     Raises:
         ValueError: if none has; the message names the closest one and all there are.
@@ -126,7 +126,7 @@ def plot_groups(groups: Sequence[Group], metrics: Sequence[str], x: str) -> Figu
 
 
 def choose_looks(groups: Sequence[Group]) -> dict[str, Look]:
-    """By label: the colour its core has in every figure, unless groups share a core."""
+    """The look of each label: its core's colour in every figure, unless groups share a core."""
     counts = Counter(group.core for group in groups)
     if all(core in COLOURS and count == 1 for core, count in counts.items()):
         return {group.label: Look(COLOURS[group.core], "-") for group in groups}
@@ -165,7 +165,7 @@ def on_common_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArra
 
 
 def _legend_name(group: Group, metrics: Sequence[str], x: str) -> str:
-    """What the legend, one for all panels, calls a group."""
+    """The name of a group in the legend, which all panels share."""
     count = len(group.runs)
     name = group.label if count == 1 else f"{group.label} ({count} seeds)"
     shown = any(len(curve_of(r.progress, metric, x).x) for r in group.runs for metric in metrics)

@@ -1,4 +1,4 @@
-"""One episode with all that the agent saw and thought in it."""
+"""Recording an episode: observations, probabilities, values and active mechanisms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lab.words import plural
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What happened in one episode; row t is the moment before action t."""
+    """Data of one episode; row t is the moment before action t."""
 
     task: Task
     core: str
@@ -35,7 +35,7 @@ class Recording:
 
     @property
     def outcome(self) -> str:
-        """How it ended, in words."""
+        """The end of the episode, in words."""
         if self.episode is None:
             return f"Stopped after {plural(len(self.actions), 'step')}"
         result = {True: "success", False: "failure", None: "ended"}[self.episode.success]

@@ -27,7 +27,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(PPOConfig
 
 
 class FoundRun(NamedTuple):
-    """What a run folder holds; settings or progress are empty if there are none yet."""
+    """The content of a run folder; settings or progress are empty if there are none yet."""
 
     folder: Path
     settings: dict[str, Any]

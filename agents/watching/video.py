@@ -27,7 +27,7 @@ PALETTE_FRAMES = 6
 
 
 def check_animation(path: Path) -> None:
-    """See that an animation can be written to ``path``, and what writes it is there.
+    """Refuse a path to which no animation can be written, and a missing writer.
 
     Raises:
         ValueError: if the name does not end in .gif or .mp4, the folder is missing or not

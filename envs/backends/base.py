@@ -1,4 +1,4 @@
-"""What a vector environment is: its data, and the one behaviour every backend has."""
+"""The vector environment: its data, and the behaviour that all backends share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EnvironmentFailed(RuntimeError):
 
 
 class Observation(NamedTuple):
-    """What E agents see. Object, colour and state in ``image`` are categories, not magnitudes."""
+    """Observations of E agents. Object, colour and state in ``image`` are categories."""
 
     image: NDArray[np.uint8]
     """(E, width, height, 3): object, colour and state index of each cell of the view, 7 by 7 cells

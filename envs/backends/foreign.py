@@ -42,7 +42,7 @@ class _Nowhere(io.TextIOBase):
 
 
 def told_success(info: Mapping[str, Any]) -> float | None:
-    """What an environment says of success: 1 or 0; None if it says nothing that is either.
+    """The success that an environment reports: 1 or 0; None if it reports neither.
 
     >>> told_success({"is_success": True}), told_success({"success": 0.0}), told_success({})
     (1.0, 0.0, None)

@@ -1,4 +1,4 @@
-"""What of an environment's spaces agents can read and act in; all else is refused in one line."""
+"""Reads an environment's spaces; refuses in one line those that agents cannot use."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _short(space: spaces.Space[Any]) -> str:
 
 
 def names_of(env: Any, count: int) -> tuple[str, ...]:
-    """What an environment calls its actions: as MiniGrid does, if it has them, else by number."""
+    """Names of an environment's actions: MiniGrid's names if it has them, else numbers."""
     own = getattr(env.unwrapped, "actions", None)
     names = tuple(getattr(own, "__members__", ()))  # of an enumeration
     return names[:count] if len(names) >= count else tuple(map(str, range(count)))

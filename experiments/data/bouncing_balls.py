@@ -28,7 +28,7 @@ _RESTARTS = 100
 
 
 class Balls(NamedTuple):
-    """How N balls moved in M boxes over T frames."""
+    """Motion of N balls in M boxes over T frames."""
 
     positions: NDArray[np.float64]  # (M, T, N, 2), y then x, of the centres
     velocities: NDArray[np.float64]  # (M, T, N, 2), per frame
@@ -189,7 +189,7 @@ def draw_frames(balls: Balls, side: int) -> NDArray[np.uint8]:
 
 
 def draw_curtains(num_videos: int, side: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Where invisible curtains hang: squares of half the frame's side, each at a random place.
+    """Draw places of invisible curtains: squares of half the frame's side, at random.
 
     Args:
         num_videos: M.

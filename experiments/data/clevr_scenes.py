@@ -29,7 +29,7 @@ _IMAGES_PER_DRAW = 1024  # bounds the memory of drawing
 
 
 class Scene(NamedTuple):
-    """What there is in each of M images: one object of each colour, in the order of COLOURS."""
+    """Objects in each of M images: one of each colour, in the order of COLOURS."""
 
     centres: NDArray[np.int64]  # (M, 6, 2), x and y in pixels, 5 to 69
     shapes: NDArray[np.int64]  # (M, 6), index into SHAPES

@@ -1,4 +1,4 @@
-"""What the data sets share: images with labels, their order and checksum, checks of arguments."""
+"""Code shared by data sets: images with labels, their order and checksum, checks of arguments."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def describe(question: ArrayLike) -> str:
 
 
 def chance_levels(data: SortOfClevr, kinds: Sequence[int]) -> tuple[float, float]:
-    """What a model reaches on questions of some kinds that does not look at the image.
+    """Accuracy of a model that does not look at the image, on questions of some kinds.
 
     Two or three of five other objects have the same shape more often than none, so that for a
     count always giving the most frequent answer is right more often than guessing.

@@ -155,7 +155,7 @@ def to_columns(text: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
 
 
 def pieces(length: int, steps: int) -> list[tuple[int, int]]:
-    """Where the pieces of a column begin and end, so that each token but the first is told once.
+    """Begin and end of the pieces of a column; each token but the first is predicted once.
 
     Args:
         length: tokens of a column.

@@ -1,1 +1,1 @@
-"""What the runs of an experiment amount to: comparisons, tables, figures and pictures."""
+"""Results of an experiment's runs: comparisons, tables, figures and pictures."""

@@ -1,4 +1,4 @@
-"""Runs of several models and seeds: what is missing is trained, and what they amount to."""
+"""Runs of several models and seeds: training of missing ones, and their comparison."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Finished(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(comparison.Comparison[Finished, Row]):
-    """All that is reported. Only models with at least one finished run are in it.
+    """Everything that is reported. It holds only models with at least one finished run.
 
     Args:
         task: what was trained.
@@ -101,7 +101,7 @@ class Comparison(comparison.Comparison[Finished, Row]):
         return [row for row in self.rows if row.drawn]
 
     def sizes(self, model: str) -> Mapping[str, int]:
-        """What there is to say of a model besides its number of parameters."""
+        """Sizes of a model besides its number of parameters."""
         return self.task.make(self.runs[model][0].config).sizes
 
     @cached_property
@@ -133,14 +133,14 @@ def plan(
 
 
 def check(runs: Sequence[Run], jobs: int = 1) -> None:
-    """See that all runs can be trained and every folder is theirs, before any work.
+    """Refuse, before any work, runs that cannot be trained and folders of other runs.
 
     Args:
         runs: of one task.
         jobs: that are trained at a time.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     from lab.running.devices import usable_device
 
@@ -162,7 +162,7 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
 def assemble(
     task: Task, runs: Sequence[Run], *, command: str = "", flags: Sequence[Flag] = ()
 ) -> Comparison:
-    """What the finished ones of ``runs`` amount to, flagged with what is wrong with the others.
+    """The comparison of the finished ``runs``, with flags for the others.
 
     Raises:
         NothingToCompare: if none is finished.

@@ -1,4 +1,4 @@
-"""What a comparison shows: tables as Markdown, everything as JSON."""
+"""The report of a comparison: tables as Markdown, everything as JSON."""
 
 from __future__ import annotations
 

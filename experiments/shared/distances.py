@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, by what can be measured without a trained network.
+"""Distances between generated and real images that need no trained network.
 
 None of this is the Frechet Inception Distance (arXiv:1706.08500), which compares features of a
 network that has to be fetched.
@@ -122,7 +122,7 @@ def patch_distance(
 
 
 def _pyramid(images: Tensor) -> list[Tensor]:
-    """What each halving of the size loses, then the coarsest images."""
+    """The details that each halving of the size loses, then the coarsest images."""
     levels = []
     while images.shape[-1] > _COARSEST:
         smaller = F.avg_pool2d(images, 2)

@@ -1,4 +1,4 @@
-"""What the tasks on sequences share: a model around a core, and pictures of its mechanisms."""
+"""Code shared by tasks on sequences: a model around a core, and pictures of its mechanisms."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class SequenceExperiment(Experiment[Config, Batch]):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Of the core."""
+        """Hidden size and parameters of the core."""
         return {
             "hidden size": self.config.hidden_size,
             "parameters of the core": core_parameters(self.config),
@@ -155,7 +155,7 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
     @abstractmethod
     def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
-        """So many new sequences of a size."""
+        """``number`` new sequences of a size."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -175,7 +175,7 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of the largest set that is drawn, and of the core's outputs for one batch."""
+        """Bytes of the largest set that is drawn, and of the core's outputs for one batch."""
         config = self.config
         judged = [(config.validation_sequences, self.trained)]
         judged += [(config.test_sequences, size) for size in config.lengths]
@@ -190,7 +190,7 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
     @abstractmethod
     def steps(self, size: int) -> int:
-        """Of a sequence of a size."""
+        """The number of steps of a sequence of a size."""
 
     def tested(self, size: int) -> Batch:
         """The test sequences of a size."""

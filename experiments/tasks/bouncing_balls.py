@@ -40,7 +40,7 @@ Batch = Tensor  # (T, B, Y X), values in [0, 1]
 
 
 class Videos(NamedTuple):
-    """What is seen of balls, and where curtains hide them."""
+    """Frames of balls, and where curtains hide them."""
 
     frames: NDArray[np.uint8]  # (M, T, Y, X)
     curtains: NDArray[np.bool_]  # (M, Y, X), all false where there is none
@@ -67,14 +67,14 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return SequenceModel(embedding, self.config, pixels)
 
     def check(self) -> None:
-        """See that the model can be built and the balls find room."""
+        """Refuse settings with which no model can be built or balls find no room."""
         super().check()
         for balls in {self.config.balls, *self.config.counts}:
             self._videos(1, 1, balls, 0.0, _TEST)
 
     @property
     def data_memory(self) -> float:
-        """Of the training videos, and of the largest other set or batch."""
+        """Bytes of the training videos, and of the largest other set or batch."""
         config, pixels = self.config, float(self.config.side**2)
         told = config.context + config.rollout
         return pixels * config.frames * config.train_videos + max(
@@ -167,7 +167,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return _predicted(model, video[: self.config.context], self.config.rollout).sigmoid()
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """For each number of balls, with and without curtain: next frame and roll-out."""
+        """Errors of next frame and roll-out, for each number of balls, with and without curtain."""
         found = {}
         for balls, curtain in self._kinds:
             frames = self.test_videos(balls, curtain=curtain).frames
@@ -211,7 +211,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return Shown(video, [Phase("frames, all true", 0, len(video))])
 
     def pictures(self, model: nn.Module) -> Mapping[str, NDArray[np.uint8]]:
-        """Of the first validation videos the true frames, below them those predicted from them."""
+        """True frames of the first validation videos, above the predicted ones."""
         frames = self._validation[:3, :10]
         logits, _ = model(self.as_input(frames)[:-1])
         shape = (len(frames), -1, self.config.side, self.config.side)
@@ -250,7 +250,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config = self.config
         guesses = "; ".join(
             f"{label} {last:.4f} and {mean:.4f}" for label, (last, mean) in self._guesses.items()
@@ -279,7 +279,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
 
 
 def _cross_entropy(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
-    """Of every next frame, per pixel."""
+    """Cross-entropy of every next frame, per pixel."""
     rollout = max(1, rollout)
     logits = _predicted(model, video[: len(video) - rollout], rollout)
     return F.binary_cross_entropy_with_logits(logits, video[1:])
@@ -307,7 +307,7 @@ def _key(balls: int, curtain: bool) -> str:
 
 
 def video_label(balls: int, curtain: bool) -> str:
-    """What to call a kind of video.
+    """The label of a kind of video.
 
     Example:
         >>> video_label(4, True)

@@ -56,15 +56,15 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
 
     @property
     def trained(self) -> int:
-        """As in the settings."""
+        """The number of blanks in the settings."""
         return self.config.train_blanks
 
     def steps(self, size: int) -> int:
-        """Of all of it."""
+        """Steps of the symbols, the blanks and the recall."""
         return 2 * self.config.items + size
 
     def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
-        """So many sequences of this number of blanks."""
+        """``number`` sequences with ``size`` blanks."""
         config = self.config
         made = copying_sequences(number, size, rng, items=config.items, alphabet=config.alphabet)
         return Batch(*to_device(*made, device=self.device))
@@ -80,7 +80,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
         }
 
     def _cross_entropy(self, recall: Tensor, targets: Tensor) -> Tensor:
-        """Of each step of the recall: (items B,)."""
+        """Cross-entropy of each step of the recall, (items B,)."""
         told = targets[-self.config.items :]
         return F.cross_entropy(recall.flatten(0, 1), told.flatten(), reduction="none")
 
@@ -101,7 +101,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
         return float(all_losses.double().mean()), right / len(all_losses)
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """The same on test sequences with each number of blanks."""
+        """Cross-entropy and accuracy on test sequences with each number of blanks."""
         found = {}
         for blanks in self.config.lengths:
             batch = self.tested(blanks)
@@ -122,7 +122,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
 
     @property
     def rows(self) -> Sequence[Row]:
-        """Two for each number of blanks."""
+        """Two rows for each number of blanks."""
         labels = {
             n: trained_label(plural(n, "blank"), n == self.config.train_blanks)
             for n in self.config.lengths
@@ -134,7 +134,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config = self.config
         chance = np.log(config.alphabet)
         return [

@@ -50,7 +50,7 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
     )
 
     def check(self) -> None:
-        """See that the text is there and long enough, and the model can be built."""
+        """Refuse a missing or too short text, and models that cannot be built."""
         config = self.config
         if not config.text_file:
             raise ValueError("--text-file must name the text to learn.")
@@ -63,7 +63,7 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of the core's outputs for a piece of a stream; lines have many lengths."""
+        """Bytes of the core's outputs for a piece of a stream; lines have many lengths."""
         config, tokens = self.config, len(self._corpus.train)
         if config.reading == "lines":
             return 0.0
@@ -86,7 +86,7 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
 
     @property
     def data_identity(self) -> str:
-        """Of the tokens."""
+        """Number and checksum of the tokens."""
         corpus = self._corpus
         return identity([corpus.train], [corpus.validation], [corpus.test])
 
@@ -176,7 +176,7 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config, corpus = self.config, self._corpus
         unknown = np.mean(corpus.test == UNKNOWN)
         how = (

@@ -60,7 +60,7 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
     curves = (Curve("loss", "loss"), Curve("validation_accuracy", "validation accuracy", "%"))
 
     def check(self) -> None:
-        """See that the digits are there, enough for a batch, and the model can be built."""
+        """Refuse missing digits, fewer than a batch, and models that cannot be built."""
         config = self.config
         load_mnist(config.data_dir, "test", download=config.download)
         require_a_batch(len(self._digits[0].labels), config.batch_size)
@@ -68,7 +68,7 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
 
     @property
     def data_memory(self) -> float:
-        """Of the core's outputs for one batch."""
+        """Bytes of the core's outputs for one batch."""
         config, most = self.config, min(len(self._split[1].labels), _EVALUATION_BATCH)
         sets = [(config.batch_size, config.train_side), *((most, side) for side in config.sides)]
         return max(
@@ -85,7 +85,7 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
 
     @property
     def data_identity(self) -> str:
-        """Of the digits."""
+        """Number and checksum of the digits."""
         train, test = self._split
         return identity(train, test)
 
@@ -166,7 +166,7 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
 
     @property
     def rows(self) -> Sequence[Row]:
-        """One for each size."""
+        """One row for each size."""
         trained = self.config.train_side
         return [
             Row(f"accuracy_{n}", trained_label(f"{n} x {n}", n == trained))
@@ -190,7 +190,7 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config = self.config
         train, validation = (len(part.labels) for part in self._digits)
         tested = len(self._split[1].labels)
@@ -216,5 +216,5 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
 
 
 def _first(digits: LabelledImages, number: int) -> LabelledImages:
-    """So many digits; 0: all."""
+    """The first ``number`` digits; 0: all."""
     return LabelledImages(digits.images[: number or None], digits.labels[: number or None])

@@ -90,7 +90,7 @@ class SortOfClevrExperiment(Experiment[SortOfClevrConfig, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of all images, and of a batch of them."""
+        """Bytes of all images, and of a batch of them."""
         config, values = self.config, 3.0 * IMAGE_SIZE**2
         images = config.train_images + config.validation_images + config.test_images
         return values * (images + 4 * config.batch_size)  # bytes; float32
@@ -217,7 +217,7 @@ class SortOfClevrExperiment(Experiment[SortOfClevrConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         shares = [
             f"{name} {100 * guess:.1f} % and {100 * frequent:.1f} %"
             for name, kinds in (("relational", RELATIONAL), ("non-relational", NON_RELATIONAL))

@@ -89,7 +89,7 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
     curves = (Curve("loss", "loss"), Curve("validation_accuracy", "validation accuracy", "%"))
 
     def check(self) -> None:
-        """See that the digits are there and the model can be built."""
+        """Refuse missing digits and models that cannot be built."""
         super().check()
         load_mnist(self.config.data_dir, "test", download=self.config.download)
         _ = self._digits  # those to train on can be missing where those of the test are not
@@ -102,14 +102,14 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of all validation images, and of the largest other set or batch."""
+        """Bytes of all validation images, and of the largest other set or batch."""
         config, pixels = self.config, float(FRAME**2)
         validation = pixels * config.validation_images * len(config.counts)
         return validation + pixels * max(5 * config.batch_size, config.test_images)  # and float32
 
     @property
     def data_identity(self) -> str:
-        """Of the digits: a folder can hold all of MNIST or a small one."""
+        """Number and checksum of the digits: a folder can hold all of MNIST or a part."""
         folder = self.config.data_dir
         return identity(load_mnist(folder, "train"), load_mnist(folder, "test"))
 
@@ -216,7 +216,7 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         notes = [
             "Accuracy: share of images of which exactly the classes shown are named. Tested are "
             "the weights of the epoch that was best on validation images with "

@@ -50,7 +50,7 @@ class VAEExperiment(GenerativeExperiment[VAEConfig, Batch]):
     )
 
     def check(self) -> None:
-        """See that the images are there and the model can be built."""
+        """Refuse missing images and models that cannot be built."""
         super().check()
         check_images(self.config)
 
@@ -166,7 +166,7 @@ class VAEExperiment(GenerativeExperiment[VAEConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         kind = (
             "a digit's pixels are probabilities, and the bound is that of black and white images "
             "drawn with them, padding included"

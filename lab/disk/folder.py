@@ -61,7 +61,7 @@ SET_ASIDE = ".interrupted-"
 
 
 def require_run_folder(folder: Path) -> None:
-    """See that there is a folder, before torch is imported to read what is in it.
+    """Refuse a missing run folder, before torch is imported to read it.
 
     Raises:
         ValueError: in one line, if there is none.
@@ -71,7 +71,7 @@ def require_run_folder(folder: Path) -> None:
 
 
 def require_encodable(folder: Path) -> None:
-    """See that TensorBoard can write into a folder of this name.
+    """Refuse a folder name that TensorBoard cannot write into.
 
     Raises:
         ValueError: if the name is no UTF-8.
@@ -112,14 +112,14 @@ def require_writable(folder: Path) -> None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """See that the disk has room, before the work that fills it.
+    """Refuse work for which the disk has no room.
 
     Args:
         folder: exists.
         needed: bytes.
 
     Raises:
-        RunStopped: if it has not.
+        RunStopped: in one line.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -278,7 +278,7 @@ def note_failure(folder: Path, error: BaseException) -> None:
 
 
 def noted_failure(folder: Path) -> str:
-    """What :func:`note_failure` left, without its full stop; empty if there is nothing."""
+    """The reason that :func:`note_failure` left, without its full stop; empty if there is none."""
     return " ".join(_read(folder / FAILURE_NAME).split()).removesuffix(".")
 
 

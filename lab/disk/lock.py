@@ -37,7 +37,7 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def acquire_lock(folder: Path) -> FileLock:
-    """As :func:`lock_folder`, without a word on who holds it: what follows may still be refused."""
+    """Lock a folder as :func:`lock_folder` does, but do not note the holder yet."""
     path = folder / LOCK_NAME
     try:
         _require_plain_lock(path)
@@ -68,7 +68,7 @@ def note_holder(folder: Path) -> None:
 
 
 def require_unlocked(folder: Path) -> None:
-    """See that no other command writes in a folder; nothing in it is changed.
+    """Refuse a folder in which another command writes; nothing in it is changed.
 
     Raises:
         ValueError: if one does.
@@ -95,7 +95,7 @@ def has_writer(folder: Path) -> bool | None:
 
 
 def _require_plain_lock(path: Path) -> None:
-    """See that locking a file can harm none: some versions of filelock empty it, and follow links.
+    """Refuse a lock that is no plain file: some versions of filelock empty it, and follow links.
 
     Raises:
         OSError: if the file is a link, or not empty.

@@ -28,7 +28,7 @@ class NotAManifest(Exception):
 
 
 class Manifest(NamedTuple):
-    """What a manifest says."""
+    """The content of a manifest."""
 
     number: int  # updates or steps made
     file: str  # name of the tensors, beside it
@@ -101,7 +101,7 @@ def read_manifest(path: Path, kind: str, number: int) -> Manifest:
 
 
 def sealed(fields: Mapping[str, Any]) -> str:
-    """As JSON, with a checksum over all fields."""
+    """The fields as JSON, with a checksum over all of them."""
     return json.dumps({**fields, "seal": _seal(fields)}, indent=2, allow_nan=False) + "\n"
 
 

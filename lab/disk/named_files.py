@@ -105,5 +105,5 @@ def _require_file(path: str | os.PathLike[str], most: int) -> None:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """For what has become a pipe since it was looked at."""
+    """Open a file without waiting, in case it has become a pipe since it was checked."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -21,7 +21,7 @@ ANIMATION_ENDINGS = (".gif", ".mp4")
 
 
 def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> None:
-    """See that a file can be written to ``path``, before the work that fills it.
+    """Refuse a path to which no file can be written, before the work that fills it.
 
     Args:
         path: where it is to be.

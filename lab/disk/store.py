@@ -78,7 +78,7 @@ class Stored(NamedTuple):
 
 
 class _Damaged(Exception):
-    """What is wrong with a file."""
+    """A file is damaged; says which one and how."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(why)
@@ -100,7 +100,7 @@ class CheckpointStore:
         self.folder = run / FOLDER_NAME
 
     def numbers(self) -> list[int]:
-        """Of the checkpoints there are, ascending, damaged ones among them.
+        """Numbers of all checkpoints, ascending, including damaged ones.
 
         Raises:
             ValueError: in one line, if their folder is a link, or none.
@@ -209,13 +209,13 @@ class CheckpointStore:
         return renamed
 
     def require_space(self, model: nn.Module) -> None:
-        """See that the disk has room for all checkpoints of a run, before it begins.
+        """Refuse a run for whose checkpoints the disk has no room, before it begins.
 
         Args:
             model: is in each of them, with its optimiser.
 
         Raises:
-            RunStopped: if it has not.
+            RunStopped: in one line.
         """
         parameters = sum(p.numel() for p in model.parameters())
         require_space(self.run, (KEPT + 2) * _BYTES_PER_PARAMETER * parameters)
@@ -270,7 +270,7 @@ class CheckpointStore:
         return True
 
     def about(self, number: int) -> Manifest | None:
-        """What the manifest of a checkpoint says; its tensors are not read. ``None``: damaged.
+        """The manifest of a checkpoint, without reading its tensors; ``None`` if it is damaged.
 
         Raises:
             ValueError: if it is of another kind or format.

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a live table, plain lines without a terminal."""
+"""Progress on screen: a live table, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Display:
 
 
 class RunLine(NamedTuple):
-    """How far one of several runs is."""
+    """The progress of one of several runs."""
 
     name: str
     done: int

@@ -125,7 +125,7 @@ def _name_rows(ax: Axes, names: Sequence[str]) -> None:
 
 
 def bars_note(comparison: Comparison[Any, Any]) -> str:
-    """What :func:`draw_bars` shows, for a title."""
+    """The part of a title that explains :func:`draw_bars`."""
     several = comparison.seed_counts[-1] > 1
     return "bars: mean and 95 % interval over seeds; dots: seeds" if several else "one seed"
 
@@ -157,7 +157,7 @@ def draw_curves(
 
 
 def curves_note(comparison: Comparison[Any, Any], more: str = "") -> str:
-    """What :func:`draw_curves` shows, for a title; ``more`` is said of the thick lines."""
+    """The part of a title that explains :func:`draw_curves`; ``more`` explains the thick lines."""
     fewest, most = comparison.seed_counts[0], comparison.seed_counts[-1]
     if most == 1:
         return f"one seed (thick: {more})" if more else "one seed"
@@ -184,7 +184,7 @@ def draw_intervals(ax: Axes, x: NDArray[np.floating[Any]], estimates: Sequence[E
 def draw_dots(
     ax: Axes, x: NDArray[np.floating[Any]], values: Sequence[Sequence[float]], width: float
 ) -> None:
-    """One per seed, side by side in the bar: equal seeds would hide each other."""
+    """Draw one dot per seed, side by side in the bar: equal values would hide each other."""
     for place, own in zip(x, values, strict=True):
         if not own:  # nothing is known of it
             continue

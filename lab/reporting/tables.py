@@ -66,7 +66,7 @@ def table_of(
 
 
 def seeds_note(comparison: Comparison[Any, Any], more: str = "", values: str = "values") -> str:
-    """What means and intervals are, ``more`` about the latter; ``values`` is what is averaged."""
+    """How means of ``values`` and their intervals are computed; ``more`` says more on intervals."""
     first, *others = comparison.seed_counts
     if first == 1 and not others:
         return "one seed, so no interval: this says nothing about other seeds"
@@ -79,7 +79,7 @@ def seeds_note(comparison: Comparison[Any, Any], more: str = "", values: str = "
 
 
 def machine_note(comparison: Comparison[Any, Any]) -> str:
-    """What a speed depends on besides the variant: threads, and runs at a time."""
+    """The conditions of a measured speed: threads, and runs at a time."""
     jobs = comparison.jobs
     shared = "measured while an unknown number of runs shared the machine"
     if jobs is not None:

@@ -1,4 +1,4 @@
-"""What ends a run before its time, and the looks at numbers that find it."""
+"""Errors that end a run early, and checks that numbers are finite."""
 
 from __future__ import annotations
 

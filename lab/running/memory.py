@@ -1,4 +1,4 @@
-"""How much memory there is, asked before it is filled; and how its lack looks afterwards."""
+"""Available memory, checked before it is used, and the errors that its lack causes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def require_memory(needed: float, what: str, cure: str, available: float | None 
         available: bytes that there are; default: :func:`available_memory`.
 
     Raises:
-        ValueError: in one line, if there are not as many.
+        ValueError: in one line.
 
     Example:
         >>> require_memory(3e12, "the rollout", "give less of --num-envs", available=2e9)
@@ -106,7 +106,7 @@ def _physical_memory() -> float:
 
 
 def _left_in_groups() -> Iterator[float]:
-    """What the control groups of this process, those of a container among them, leave to it."""
+    """Bytes that the control groups of this process, such as those of a container, leave to it."""
     with suppress(OSError):
         for line in (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
@@ -131,7 +131,7 @@ def _left_in_group(folder: Path) -> Iterator[float]:
 
 
 def left_to_process() -> float:
-    """What 'ulimit -v' leaves; infinity without such a limit."""
+    """Bytes that 'ulimit -v' leaves; infinity without such a limit."""
     with suppress(ImportError, OSError, ValueError):
         import resource  # not on Windows
 

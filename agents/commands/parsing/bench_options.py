@@ -82,9 +82,9 @@ THREADS = threads_option(None, "CPU threads of torch.  [default: torch's choice]
 
 
 def _of_rounds(contenders: str, *, seconds: float) -> tuple[Decorator, ...]:
-    """How long the cases of a bench are timed."""
+    """Options for how long the cases of a bench are timed."""
     return (
-        number_option("--rounds", 11, f"Times that {contenders} of a case run, at most.", low=3),
+        number_option("--rounds", 11, f"Largest number of runs of {contenders} of a case.", low=3),
         plain_option(
             "--seconds-per-case",
             type=FiniteRange(0, 3600),
@@ -96,7 +96,7 @@ def _of_rounds(contenders: str, *, seconds: float) -> tuple[Decorator, ...]:
 
 
 def _of_cases(contenders: str, run: str, *, seconds: float) -> tuple[Decorator, ...]:
-    """How long the cases of a bench are timed, and on what."""
+    """Options for how long the cases of a bench are timed, and on which device."""
     return (
         *_of_rounds(contenders, seconds=seconds),
         THREADS,
@@ -120,7 +120,7 @@ _PASS = plain_option(
 
 
 def _of_grid(sizes: tuple[str, ...], batches: str, steps: str, kinds: str) -> tuple[Decorator, ...]:
-    """Which cases a bench of layers measures."""
+    """Options for the cases that a bench of layers measures."""
     return (
         plain_option(
             "--size",
@@ -201,16 +201,16 @@ _AGENTS = (
         type=CommaSeparated(CORE_NAMES),
         metavar="NAMES",
         default=",".join(CORE_NAMES),
-        help="Cores of ours, separated by commas.",
+        help="Our cores to measure, separated by commas.",
     ),
     plain_option(
         "--sb3/--no-sb3",
         default=True,
         help="Measure sb3-contrib's RecurrentPPO beside them.",
     ),
-    number_option("--rounds", 5, "Times that every contender runs.", high=10**4),
+    number_option("--rounds", 5, "Runs of every contender.", high=10**4),
     number_option(
-        "--updates", 5, "Updates timed per round, after a first one that is not.", high=10**4
+        "--updates", 5, "Timed updates per round, after a first one that is not timed.", high=10**4
     ),
     threads_option(None, "CPU threads of torch.  [default: number of usable processors]"),
     _quick("2 rounds of 2 updates with 8 environments"),

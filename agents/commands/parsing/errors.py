@@ -1,4 +1,4 @@
-"""What is said of mistakes and of what the system refuses: one line, and an exit code."""
+"""Messages and exit codes for mistakes of users and refusals of the system."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def os_trouble(error: OSError) -> str:
-    """What the operating system refuses, for which file, and what to do."""
+    """A message for an error of the operating system: the file, the reason, what to do."""
     where = error.filename
     if where is None and error.errno in _OF_WRITING:
         where = "standard output"

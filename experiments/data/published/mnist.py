@@ -153,7 +153,7 @@ def read_idx(path: str | Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _content(path: Path, start: int) -> bytes:
-    """What a file holds, unpacked; no more than one byte beyond what its header says."""
+    """The unpacked content of a file; at most one byte more than its header says."""
     content = read_file(path, _LARGEST)
     if not content.startswith(b"\x1f\x8b"):
         return content

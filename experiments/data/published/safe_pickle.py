@@ -27,7 +27,7 @@ class _Type:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """Nothing of it concerns bytes."""
+        """Ignores the state, which does not concern bytes."""
 
 
 class _Array:
