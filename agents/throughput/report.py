@@ -17,6 +17,7 @@ from agents.throughput.run import (
     spread,
 )
 from envs import resolve_backend
+from lab.reporting.tables import markdown_table
 from lab.words import plural
 
 _TEXT = """\
@@ -102,8 +103,14 @@ def progress_line(contest: Contest, name: str, newest: Round, measured: Measured
 
 def _table(contest: Contest, done: Measured) -> str:
     with_ratio = SB3 in done
-    head = ["contender", "steps/s", *["ratio"] * with_ratio, "collecting, s", "updating, s"]
-    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    head = [
+        "contender",
+        "steps/s",
+        *(["ratio"] if with_ratio else []),
+        "collecting, s",
+        "updating, s",
+    ]
+    lines = []
     for name, rounds in done.items():
         speed = spread([r.per_second for r in rounds])
         cells = [name, f"{speed.median:,.0f} [{speed.low:,.0f}, {speed.high:,.0f}]"]
@@ -113,9 +120,5 @@ def _table(contest: Contest, done: Measured) -> str:
             cells.append("1" if name == SB3 else text)
         for seconds in ([r.collecting for r in rounds], [r.updating for r in rounds]):
             cells.append(f"{spread(seconds).median / contest.updates:.3f}")
-        lines.append(_row(cells))
-    return "\n".join(lines)
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        lines.append(cells)
+    return markdown_table(head, lines, right=True)

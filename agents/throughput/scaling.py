@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import tomli_w
 
 from agents.config import PPOConfig
 from lab.disk.folder import read_progress
+from lab.reporting.tables import markdown_table
 from lab.words import plural
 
 #: Updates at the beginning that are not counted: compilation, first episodes.
@@ -152,12 +153,12 @@ def to_markdown(plan: Plan, results: Results, machine: dict[str, Any], parameter
         "warm_up": WARM_UP,
         "parameters": parameters,
     }
-    return "\n\n".join([_TEXT.format(**values), "\n".join(_table(plan, done, parameters))]) + "\n"
+    return "\n\n".join([_TEXT.format(**values), _table(plan, done, parameters)]) + "\n"
 
 
-def _table(plan: Plan, done: Results, parameters: int) -> Iterator[str]:
-    yield "| processes | environments | steps/s | to one process | ms per update | MB per update |"
-    yield "|---|---|---|---|---|---|"
+def _table(plan: Plan, done: Results, parameters: int) -> str:
+    heads = ["processes", "environments", "steps/s", "to one process", "ms per update"]
+    lines = []
     alone = _median(done, Row(1, plan.config.num_envs))
     for row in done:
         rate = _median(done, row)
@@ -165,10 +166,9 @@ def _table(plan: Plan, done: Results, parameters: int) -> Iterator[str]:
         ratio = "-" if alone is None else f"{rate / alone:.2f}"
         update = 1000 * statistics.median(run.seconds_per_update for run in done[row])
         exchanged = bytes_per_update(plan.config, parameters) / 1e6 if row.processes > 1 else 0.0
-        yield (
-            f"| {row.processes} | {row.num_envs} | {rate:,.0f} | {ratio} | {update:,.0f} "
-            f"| {exchanged:.1f} |"
-        )
+        cells = [f"{row.processes}", f"{row.num_envs}", f"{rate:,.0f}", ratio, f"{update:,.0f}"]
+        lines.append([*cells, f"{exchanged:.1f}"])
+    return markdown_table([*heads, "MB per update"], lines)
 
 
 def _median(done: Results, row: Row) -> float | None:

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 from lab.disk.folder import CONFIG_NAME, MOST_PROGRESS, PROGRESS_NAME
@@ -92,12 +91,7 @@ class RunLog:
         self._hook, threading.excepthook = threading.excepthook, self._note_thread
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._table.close()
         if self._events is not None:
             try:

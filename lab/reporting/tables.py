@@ -17,10 +17,13 @@ if TYPE_CHECKING:  # which imports scipy
     from lab.reporting.statistics import Estimate
 
 
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+def markdown_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = False
+) -> str:
+    """A table in Markdown; ``right`` aligns all columns but the first to the right."""
     head, *body = (f"| {' | '.join(line)} |" for line in (heads, *rows))
-    return "\n".join([head, "|---" * len(heads) + "|", *body])
+    rule = "|---" + ("|---:" if right else "|---") * (len(heads) - 1) + "|"
+    return "\n".join([head, rule, *body])
 
 
 def estimate_text(
