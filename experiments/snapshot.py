@@ -202,7 +202,7 @@ def require_same(folder: Path, config: ExperimentConfig) -> None:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(
-            f"{str(folder)!r} is no run of this program and not empty; nothing was changed. "
+            f"{str(folder)!r} is not empty and holds no run of this program; nothing was changed. "
             "Give another folder."
         )
     for name, (before, asked) in type(config).read(path).differences(config).items():

@@ -239,7 +239,7 @@ def import_core(path: str, field: str = "core") -> type[nn.Module]:
     from torch import nn  # here, because reading a configuration must not take seconds
 
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        cause = f"{class_name!r} is no class that derives from torch.nn.Module"
+        cause = f"{class_name!r} is not a class that derives from torch.nn.Module"
         raise CoreImportError(path, module_name, cause, field)
     return found
 

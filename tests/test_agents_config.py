@@ -262,11 +262,11 @@ _NO_CLASS = "has no class 'Mine' that derives from another, as torch.nn.Module"
 _MINE = "class Mine(list):\n    pass\n"
 MODULES = {
     "core_fine": ("from torch.nn import GRU\nclass Mine(GRU):\n    pass\n", ""),
-    "core_list": (_MINE, "'Mine' is no class that derives from torch.nn.Module"),
+    "core_list": (_MINE, "'Mine' is not a class that derives from torch.nn.Module"),
     "core_other": ("class Mine:\n    pass\n", _NO_CLASS),
     "core_function": ("def Mine(*sizes):\n    raise SystemExit\n", _NO_CLASS),
     "core_number": ("Mine = 3\n", _NO_CLASS),
-    "core_computed": ("Mine = 1 + 2\n", "'Mine' is no class"),
+    "core_computed": ("Mine = 1 + 2\n", "'Mine' is not a class that derives"),
     "core_elsewhere": ("class Yours:\n    pass\n", _NO_CLASS),
     "core_gone": (f"{_MINE}del Mine\n", "module 'core_gone' has no 'Mine'"),
     "core_typo": ("class Mine(\n", "SyntaxError: "),

@@ -54,10 +54,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "epochs: unknown key 'hihg'; did you mean 'high'?",
     ),
     "no high": (document(search={"epochs": {"low": 1}}), "epochs has no high"),
-    "range of names": (document(search={"core": {"low": 1, "high": 3}}), "core is no number"),
+    "range of names": (document(search={"core": {"low": 1, "high": 3}}), "core is not a number"),
     "range of switches": (
         document(search={"direction": {"low": 0, "high": 1}}),
-        "direction is no number",
+        "direction is not a number",
     ),
     "fraction of a whole number": (
         document(search={"epochs": {"low": 1, "high": 2.5}}),

@@ -133,8 +133,9 @@ def nfm(out: Path, **given: Any) -> None:
 def jax_(out: Path, **given: Any) -> None:
     """Time the layers for JAX against Flax's and against the same layers in torch.
 
-    Inference and training, jitted, alternately in one process on as many processors as this process
-    may use. Needs the extra "jax". jax.json and jax.md are complete after every case.
+    Contenders run alternately in one process, jitted, inference and training, on all processors
+    that this process may use. Needs the extra "jax". jax.json and jax.md are complete after every
+    case.
     """
     try:
         from rims.jax.bench import bench_jax, best_device
@@ -160,8 +161,8 @@ def jax_(out: Path, **given: Any) -> None:
 def first_call(threads: int | None) -> None:
     """Time the first calls of a layer, compilation of its kernels included.
 
-    In a fresh process with nothing compiled before, and in another after it. Takes about a quarter
-    of a minute.
+    They are timed in a fresh process with nothing compiled before, and in another after it. This
+    takes about 15 seconds.
     """
     import torch
 

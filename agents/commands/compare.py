@@ -93,11 +93,11 @@ def compare(
     complete in RUN_ROOT are not trained again. Tables, JSON and figures are written
     there: comparison.md, comparison.json, and learning_curves and tasks as .png and .svg.
 
-    With --launcher slurm, each run that is missing is trained as a job of its own, at most --jobs
-    at a time (default: all), while this command waits; judging is done here, on the CPU. RUN_ROOT
-    has to be on a file system that the cluster's machines share; RUN_ROOT/slurm receives scripts
+    With --launcher slurm, each missing run is trained as its own job, at most --jobs at a time
+    (default: all), while this command waits. Evaluation is done here, on the CPU. RUN_ROOT has to
+    be on a file system that the cluster's machines share; RUN_ROOT/slurm receives scripts
     and logs. A job that is preempted or runs into its time limit saves, is queued again and goes
-    on. Ctrl-C cancels the jobs; the same command goes on with their runs.
+    on. Ctrl-C cancels the jobs; the same command continues their runs.
 
     If a run fails, the others are compared, the report names it and the exit code is 1.
     """

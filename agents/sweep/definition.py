@@ -276,7 +276,7 @@ def _searched(name: str, given: Any) -> Searched:
 def _range(name: str, where: str, given: Mapping[str, Any]) -> Searched:
     kind = get_type_hints(PPOConfig)[name]
     if kind not in (int, float):
-        raise ValueError(f"{where} is no number; give {{choices = [...]}}.")
+        raise ValueError(f"{where} is not a number; give {{choices = [...]}}.")
     for end in ("low", "high"):
         if end not in given:
             raise ValueError(f"{where} has no {end}; a range needs low and high.")

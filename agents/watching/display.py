@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # they need torch, which is not needed to watch others train
 PIPE_WIDTH = 120
 
 #: In place of a success rate, where neither the environment nor the task says what success is.
-NOT_TOLD = "not told"
+NOT_TOLD = "unknown"
 
 
 _SHOWN = {
@@ -97,7 +97,7 @@ def success_text(row: Mapping[str, float]) -> str:
     >>> success_text({"success_rate": 0.5, "episode_return_mean": 0.4})
     '0.5'
     >>> success_text({"success_rate": nan, "episode_return_mean": 0.4})
-    'not told'
+    'unknown'
     >>> success_text({"success_rate": nan, "episode_return_mean": nan})  # of nothing yet
     '-'
     """

@@ -63,13 +63,13 @@ def check_metrics(runs: Sequence[FoundRun], metrics: Sequence[str]) -> None:
     >>> check_metrics([FoundRun(Path("x"), {}, {"update": [1.0]})], ["updaet"])
     Traceback (most recent call last):
         ...
-    ValueError: --metrics: there is no 'updaet'; did you mean 'update'? There is update.
+    ValueError: --metrics: there is no column 'updaet'; did you mean 'update'? Columns: update.
     """
     known = list(dict.fromkeys(name for run in runs for name in run.progress))
     for name in metrics:
         if name not in known:
             hint, there_is = did_you_mean(name, known), ", ".join(known)
-            raise ValueError(f"--metrics: there is no {name!r}{hint} There is {there_is}.")
+            raise ValueError(f"--metrics: there is no column {name!r}{hint} Columns: {there_is}.")
 
 
 def shown_by_default(runs: Sequence[FoundRun]) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ def read_rows(folder: Path) -> dict[str, list[float]]:
     """The columns of ``progress.csv`` as far as they are written.
 
     Raises:
-        ValueError: if there is no such file, or something in it is no number.
+        ValueError: if there is no such file, or something in it is not a number.
     """
     try:
         return read_progress(folder)
@@ -151,7 +151,7 @@ def read_rows(folder: Path) -> dict[str, list[float]]:
         if not (folder / PROGRESS_NAME).is_file():
             raise
         path = str(folder / PROGRESS_NAME)
-        raise ValueError(f"{path!r} is no table of numbers: {error}.") from None
+        raise ValueError(f"{path!r} is not a table of numbers: {error}.") from None
 
 
 def group_runs(runs: Sequence[FoundRun]) -> list[Group]:

@@ -46,7 +46,7 @@ def understand(observation: spaces.Space[Any], action: spaces.Space[Any]) -> Und
     for name in parts:
         if name not in _PARTS:
             raise ValueError(
-                f"observations hold {name!r}, which no agent here reads; leave it out, such as by "
+                f"observations hold {name!r}, which agents do not read; leave it out, such as by "
                 "gymnasium.wrappers.FilterObservation"
             )
     view = _view_of(parts["image"])

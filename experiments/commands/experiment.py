@@ -38,9 +38,9 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 def experiment(context: click.Context) -> None:
     """Supervised experiments: train models over seeds and compare them.
 
-    Every run has a folder of its own in RUN_ROOT, with config.toml, progress.csv, TensorBoard
-    events, checkpoint.pt and in the end results.json. A run that was interrupted goes on when the
-    same command is given again; what is finished is not trained again.
+    Every run has its own folder in RUN_ROOT, with config.toml, progress.csv, TensorBoard events,
+    checkpoints and in the end results.json. The same command resumes interrupted runs and does not
+    train finished ones again.
 
     \b
     rims experiment sort-of-clevr --model cnn,nfm --seeds 3 --run-root runs/clevr

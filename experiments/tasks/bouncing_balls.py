@@ -264,9 +264,9 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
             f"{config.test_videos} videos. Cross-entropy of the next frame: nats per pixel, all "
             f"frames before it true. {self._training} Tested are the weights of the epoch that "
             "was best on validation videos.",
-            "Roll-out errors of guesses, the last true frame again and the mean of all frames "
-            f"trained on: {guesses}.",
-            "The authors of arXiv:1909.10893 put convolutions before and behind the core; here "
+            "Roll-out errors of two guesses, the last true frame and the mean training frame: "
+            f"{guesses}.",
+            "The authors of arXiv:1909.10893 use convolutions before and after the core; here "
             "these are linear maps.",
         ]
 
@@ -274,7 +274,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
     def _training(self) -> str:
         told, frames = self.config.train_rollout, self.config.frames
         if told <= 1:
-            return "In training all frames before one predicted were true."
+            return "In training every frame was predicted from true frames."
         return f"In training the last {told} of {frames} frames were predicted as in a roll-out."
 
 

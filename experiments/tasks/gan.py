@@ -286,15 +286,15 @@ class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
         """Notes for readers of the tables."""
         return [
             "These distances are not FID and cannot be compared with published ones: they need no "
-            "trained network. Frechet distance: of normal distributions fitted to the first 64 "
-            "principal components of pixels. Sliced Wasserstein distance: of patches of 7 x 7 "
-            "pixels in a Laplacian pyramid, times 1000 (after arXiv:1710.10196). Both compare "
-            f"{self.config.evaluation_images} generated images, or fewer if there are fewer real "
-            "ones, with test images; 'training images instead' is what as many real images get.",
-            "A step is one of the generator after "
+            "trained network. The Frechet distance is between normal distributions fitted to the "
+            "first 64 principal components of pixels. The sliced Wasserstein distance is between "
+            "patches of 7 x 7 pixels in a Laplacian pyramid, times 1000 (after arXiv:1710.10196). "
+            f"Both compare {self.config.evaluation_images} generated images, or fewer if there are "
+            "fewer real ones, with test images; 'training images instead' compares as many "
+            "training images with them.",
+            "A step is one step of the generator after "
             f"{self.config.discriminator_steps} of the discriminator. Parameters are those of both "
-            "networks. The hinge loss of two generators' discriminators says nothing of which "
-            "generator is better.",
+            "networks. Hinge losses of two discriminators do not tell which generator is better.",
             "Pictures of the same latent vectors: samples-STEPS.png in the folder of a run.",
         ]
 

@@ -181,9 +181,9 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
         unknown = np.mean(corpus.test == UNKNOWN)
         how = (
             f"a stream in {config.batch_size} columns, the state carried over pieces of "
-            f"{config.bptt}; the first token of each column is not told"
+            f"{config.bptt}; the first token of each column is not predicted"
             if config.reading == "stream"
-            else "lines, each a sequence of its own"
+            else "lines, each of them a sequence"
         )
         return [
             f"The last tenth of the text, {len(corpus.test):,} {self._unit}s, read as {how}. The "

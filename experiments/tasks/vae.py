@@ -177,7 +177,7 @@ class VAEExperiment(GenerativeExperiment[VAEConfig, Batch]):
             f"Negative ELBO on the test images, one draw of the latent vector each: {kind}. "
             f"An image has {self._dimensions} values.",
             "arXiv:2010.08012 names NFM in encoders of VAEs, without settings or numbers.",
-            "Pictures in the folder of a run: samples-STEPS.png of the same latent vectors, and "
-            "reconstructions-STEPS.png, each test image left of its own, from the mean of the "
-            "latent vector.",
+            "Pictures in the folder of a run: samples-STEPS.png, always of the same latent "
+            "vectors, and reconstructions-STEPS.png, each test image left of its reconstruction "
+            "from the mean of the latent vector.",
         ]

@@ -73,7 +73,7 @@ class RunLog:
                 if math.isfinite(value):
                     self._events.add_scalar(name, value, int(row[self._x]))
         except Exception as error:  # of its writing thread; any
-            _warn(f"no more events for TensorBoard are written ({error})")
+            _warn(f"no more events are written for TensorBoard ({error})")
             self._events = None
 
     def sync(self) -> None:
@@ -85,7 +85,7 @@ class RunLog:
         if type(failure.thread).__name__ != "_AsyncWriterThread":
             self._hook(failure)
         elif self._events is not None:
-            _warn(f"no more events for TensorBoard are written ({failure.exc_value})")
+            _warn(f"no more events are written for TensorBoard ({failure.exc_value})")
 
     def __enter__(self) -> Self:
         self._hook, threading.excepthook = threading.excepthook, self._note_thread

@@ -47,7 +47,7 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
     try:
         if path.exists() and not path.is_file():
             raise ValueError(
-                f"{option}: {str(path)!r} is no file, and would be lost; give another."
+                f"{option}: {str(path)!r} is not a file and would be lost; give another."
             )
     except OSError as error:
         raise ValueError(
