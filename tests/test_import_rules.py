@@ -1,10 +1,12 @@
-"""Which package may import which: read from the source, so that nothing has to be imported."""
+"""Which package may import which, and how large folders and files may be: read from the source."""
 
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +32,10 @@ FORBIDDEN = {
     "agents": {"experiments"},
     "experiments": {"agents"},
 }
+
+#: Packages whose folders and files have to stay small.
+SMALL = ("lab", "envs", "agents", "experiments")
+MOST_FILES, MOST_IMPORTS, MOST_LINES, MOST_LINES_OF_CODE = 12, 30, 350, 60
 
 #: What the extra ``jax`` brings; only rims.jax, the command line, tests and examples touch it.
 JAX = {"jax", "jaxlib", "flax", "optax"}
@@ -168,6 +174,36 @@ def circles(files: dict[str, str]) -> list[list[str]]:
     return [list(circle) for circle in sorted(found)]
 
 
+def imports_inside(folder: Path) -> set[tuple[str, str]]:
+    """Which files and folders of ``folder`` import which others of it."""
+    name = ".".join(folder.relative_to(ROOT).parts) + "."
+    found = set()
+    for path in folder.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for imported in imports_of(ast.parse(path.read_text()), module, is_package=False):
+            if str(imported).startswith(name):
+                pair = module.removeprefix(name), str(imported).removeprefix(name)
+                found.add((pair[0].split(".")[0], pair[1].split(".")[0]))
+    places = {path.stem for path in folder.iterdir()} - {"__init__"}
+    return {(a, b) for a, b in found if a != b and {a, b} <= places}
+
+
+def lines_of_code(source: str) -> Iterator[tuple[str, int]]:
+    """Each function with its lines, but for docstrings, comments and empty ones."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in skipped:
+            code.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+            assert node.end_lineno is not None
+            head = set(range(node.lineno, node.body[0].lineno))
+            body = set(range(first.lineno, node.end_lineno + 1))
+            yield node.name, len(code & (head | body))
+
+
 def public_names(source: str) -> set[str]:
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -203,6 +239,32 @@ def test_no_files_import_each_other(package: str) -> None:
     }
     assert files
     assert circles(files) == []
+
+
+@pytest.mark.parametrize("package", SMALL)
+def test_folders_files_and_functions_are_small(package: str) -> None:
+    found = []
+    for folder in [
+        ROOT / package,
+        *(path for path in (ROOT / package).rglob("*") if path.is_dir()),
+    ]:
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        if len(files) > MOST_FILES:
+            found.append(f"{folder}: {len(files)} files")
+        if (count := len(imports_inside(folder))) > MOST_IMPORTS:
+            found.append(f"{folder}: {count} imports")
+        for path in files:
+            source = path.read_text()
+            if (count := len(source.splitlines())) > MOST_LINES:
+                found.append(f"{path}: {count} lines")
+            longest = ((n, name) for name, n in lines_of_code(source) if n > MOST_LINES_OF_CODE)
+            found += [f"{path}: {name}, {n} lines of code" for n, name in longest]
+    assert found == []
+
+
+def test_lines_of_code_leave_out_docstrings_and_comments() -> None:
+    source = 'def f(\n    x,\n):\n    """One.\n\n    Two.\n    """\n    # Three.\n\n    return x\n'
+    assert list(lines_of_code(source)) == [("f", 4)]
 
 
 def test_the_files_judged_are_there() -> None:
