@@ -42,7 +42,7 @@ class PPOConfig(CoreSettings):
 
     groups: ClassVar[tuple[str, ...]] = ("Task", "Network", "RIM", "Learning", "Machine")
 
-    #: What is trained, not how: no preset of a suite decides it.
+    #: Settings of the training target: no preset of a suite decides them.
     not_of_a_preset: ClassVar[tuple[str, ...]] = ("suite", "env", "core", "seed", "init_from")
 
     suite: str = option("", "Task", "Suite whose training task to train on; see 'rims suites'.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Of every MiniGrid and BabyAI task, in the order of their numbers.
+#: Actions of every MiniGrid and BabyAI task, in the order of their numbers.
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 
 #: The name for all actions that a task has.

@@ -17,7 +17,7 @@ from lab.words import did_you_mean
 __all__ = ["get_suite", "read_suite"]
 
 _SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
-#: What is trained gives run folders their name.
+#: Names of run folders contain the name of the training task.
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs", "success")
 

@@ -65,7 +65,7 @@ class Suite:
     """A training task and the unseen tasks that measure generalization.
 
     Args:
-        name: what the user types.
+        name: the name on the command line.
         description: one line.
         train: the task to train on.
         unseen: tasks for evaluation only. They may be parts of the training task, the hard ones.

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, Self
 
 __all__ = ["CHANNELS", "STOCK_VIEW", "View", "minigrid_view"]
 
-#: What the three numbers of a cell are.
+#: Meaning of the three numbers of a cell.
 CHANNELS: Final = ("object", "colour", "state")
 
 _LARGEST: Final = 256  # categories that a byte can tell apart
@@ -59,7 +59,7 @@ class View(NamedTuple):
         return cls(width, height, (objects, colours, states))
 
 
-#: Of MiniGrid as it comes, and of every environment of EnvPool. Directions are states, too.
+#: The view of MiniGrid as it comes, and of every EnvPool environment. Directions are states, too.
 STOCK_VIEW: Final = View(7, 7, (11, 6, 4))
 
 

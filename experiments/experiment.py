@@ -153,7 +153,7 @@ class Experiment(ABC, Generic[Config, Batch]):
     Attributes:
         selection: by what the best weights are chosen, which :meth:`test` then judges; ``None``
             (default): those at the end are judged.
-        curves: what is drawn of the training.
+        curves: columns of the training that are drawn.
     """
 
     selection: Selection | None = None
@@ -251,7 +251,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
         Args:
             model: in training mode.
-            batch: of :meth:`batches`.
+            batch: a batch of :meth:`batches`.
             generator: for draws, on the model's device.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither loss nor train_step.")

@@ -295,8 +295,8 @@ def judging(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]
 
     Args:
         model: is in training mode afterwards.
-        seed: of the draws.
-        device: of the model.
+        seed: seed of the draws.
+        device: device of the model.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():

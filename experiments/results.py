@@ -32,7 +32,7 @@ class Results(NamedTuple):
         return json.dumps(self._replace(metrics=metrics)._asdict(), indent=2) + "\n"
 
 
-#: Of each field of :class:`Results`, whether a value of the file is one.
+#: A check for each field of :class:`Results`.
 _RULES: tuple[Callable[[Any], bool], ...] = (
     lambda v: isinstance(v, dict) and all(is_finite_number(number) for number in v.values()),
     lambda v: type(v) is int and v >= 0,

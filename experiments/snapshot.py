@@ -90,7 +90,7 @@ def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
     """Bring ``state`` and the global random state to where the last checkpoint was written.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         state: is changed.
         data: the identity of the data there are now.
 

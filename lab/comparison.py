@@ -29,7 +29,7 @@ class Comparison(ABC, Generic[AnyRun, Row]):
     Args:
         seeds: asked for.
         runs: the finished runs by variant, with the settings they were trained with.
-        flags: what readers have to know of runs that are not in it, or differ.
+        flags: notes for readers on runs that are left out or differ.
     """
 
     seeds: tuple[int, ...]

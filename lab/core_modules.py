@@ -88,7 +88,7 @@ def make_layer(input_size: int, settings: CoreSettings) -> nn.Module:
 
     Args:
         input_size: features of the input.
-        settings: which core, and its options.
+        settings: the core and its options.
 
     Raises:
         ValueError: in one line, if a class with an import path cannot be made.

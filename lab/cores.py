@@ -33,7 +33,7 @@ CORE_METAVAR = f"[{'|'.join(CORE_NAMES)}|PACKAGE.MODULE:CLASS]"
 
 CommReads = Literal["candidate", "state"]
 
-#: What acts between two layers of mechanisms.
+#: Options that act between two layers of mechanisms.
 _BETWEEN_LAYERS = ("use_inactive", "blocked_grad")
 
 _OF_LAYERS = ("num_layers", "dropout")

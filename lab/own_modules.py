@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lab.disk.versions import PACKAGES
 
-#: What Python itself brings; other installed packages are in folders of the names below.
+#: Folders of Python itself; other installed packages are in folders of the names below.
 _STANDARD = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _INSTALLED = {"site-packages", "dist-packages"}
 

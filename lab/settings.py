@@ -54,7 +54,7 @@ def option(
         help: one sentence.
         low: smallest value of a number.
         high: largest value of a number.
-        metavar: what stands for the value in the help, instead of N, X or NAME.
+        metavar: placeholder of the value in the help, instead of N, X or NAME.
         has_effect: whether it decides the numbers that come out of a run. Other settings change
             how long the run takes, or where it computes and reads.
         first: whether it stands before the other options of its heading.

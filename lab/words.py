@@ -10,8 +10,8 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = ".") -> str:
     """The end of a complaint: the closest of what there is, or else a full stop.
 
     Args:
-        word: what was given.
-        known: what there is.
+        word: the word that was given.
+        known: the words that exist.
         otherwise: the end where nothing is close.
 
     Example:

@@ -44,7 +44,7 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
 
     Args:
         out: the folder; is made.
-        left: what an interruption leaves in it.
+        left: words for what an interruption leaves in it.
     """
     from lab.disk.folder import claim_folder
 
@@ -240,7 +240,7 @@ def _measure_agents(contest: Contest, out: Path) -> str:
         raise click.ClickException(str(error)) from None
 
 
-#: What the speed of training depends on besides the processor.
+#: Packages that decide the speed of training.
 _PACKAGES = ("torch", "numpy", "gymnasium", "minigrid", "envpool", "sb3-contrib")
 
 

@@ -85,7 +85,7 @@ def evaluate(
         click.echo(json.dumps({**about, "tasks": [r.to_dict() for r in results]}, indent=2))
     else:
         by = " and ".join(sorted({result.backend for result in results}))
-        # Of a task that needs others the table alone would not say why it is never solved.
+        # The table alone would not say why a task that needs other actions is never solved.
         some = config.actions != "all"
         chosen = f" from {config.actions.replace(',', ', ')}" if some else ""
         title = (

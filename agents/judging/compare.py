@@ -42,7 +42,7 @@ def plan(
     Args:
         base: settings of all runs but for core and seed.
         cores: names or import paths.
-        seeds: of the runs of each core.
+        seeds: seeds of the runs of each core.
         root: folder of the runs' folders.
         tasks: to be judged on; that each can be made is seen now, not after the training.
         match_params: choose each core's hidden size so that it has as many parameters as the first.
@@ -120,7 +120,7 @@ def judge(
         mode: how actions are chosen.
         jobs: runs at a time.
         on_progress: called with the number of runs newly done.
-        flags: what is known to be wrong already, of :func:`lab.comparing.train_missing`.
+        flags: flags that :func:`lab.comparing.train_missing` returned.
         on_cpu: judge there, whatever the runs were trained on: it may be another machine.
 
     Returns:

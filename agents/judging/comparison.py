@@ -128,7 +128,7 @@ class Comparison(comparison.Comparison[Measured, Row]):
     """The results of a comparison.
 
     Args:
-        suite: of the training task.
+        suite: the suite of the training task.
         tasks: evaluated on.
         episodes: per run and task.
         mode: how actions were chosen.

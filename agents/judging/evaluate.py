@@ -90,7 +90,7 @@ def evaluate(
 
     Args:
         policy: the agent.
-        task: what to run; its observations and actions must be those of the training task.
+        task: the task to run; its observations and actions must be those of the training task.
         episodes: how many.
         seed: decides levels (never levels of training seeds) and sampled actions.
         mode: ``"sample"`` draws actions from the policy, ``"greedy"`` takes the most probable.

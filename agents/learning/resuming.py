@@ -48,7 +48,7 @@ def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
     Nothing is changed.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         fallback: where the last checkpoint is damaged, take the one before; it is to be set aside.
 
     Raises:
@@ -85,10 +85,10 @@ def resume(
     """A trainer that goes on with a run, and what there is to know about it.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         total_steps: new total of environment steps; ``None``: unchanged.
-        threads: of torch, instead of those before.
-        device: of torch, instead of that before.
+        threads: new number of torch's threads.
+        device: new torch device.
         fallback: see :func:`read_run`.
         world: the processes that train together; all of them call this.
 
@@ -108,7 +108,7 @@ def resume(
         notices = (*before.notices, edited) if edited else before.notices
         return Trainer(config, folder, world, Resumed(before.checkpoint, lock)), notices
 
-    # What is refused is refused by all processes, before anything is written.
+    # All processes refuse together, before anything is written.
     prepared(fallback=fallback)
     world.wait()
     if not world.is_first:  # looks at what the first one has left

@@ -132,7 +132,7 @@ class Runner:
         Args:
             actions: those of :attr:`actions` of another runner, whose environments had the same
                 seeds.
-            expected: what was seen there in the end.
+            expected: the observations at the end of these actions.
 
         Raises:
             RunStopped: if something else is seen.
@@ -240,7 +240,7 @@ def minibatch_indices(
     steps a part of the environments has as many in every minibatch.
 
     Args:
-        num_envs: of all processes together.
+        num_envs: number over all processes.
         minibatches: per epoch; divides ``num_envs``.
         generator: decides the order.
         part: the environments of this process; its ends are multiples of ``minibatches``.

@@ -20,7 +20,7 @@ def differing(folder: Path, made_with: PPOConfig) -> dict[str, tuple[Any, Any]]:
     Nothing of the file is imported or otherwise used.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         made_with: the checkpoint's.
 
     Returns:

@@ -52,14 +52,14 @@ class Place:
         """The place of a run, if it can be trained there.
 
         Args:
-            config: what to train.
+            config: settings of the run.
             world: the processes that train together.
             checkpoint: from which the run goes on.
 
         Raises:
             ValueError: in one line, if not.
         """
-        # What "auto" means can change with what is installed; the levels would be others.
+        # The meaning of "auto" depends on installed packages; the levels would change with it.
         asked = config.backend if checkpoint is None else checkpoint.backend
         view = None if checkpoint is None else checkpoint.view
         device = usable_device(local_device(config.device))
@@ -86,8 +86,8 @@ class Place:
         """The agent on its device.
 
         Args:
-            env: which it is to act in.
-            weights: that it begins with; None: drawn at random.
+            env: the environments it acts in.
+            weights: initial weights; None: drawn at random.
         """
         config = self.config
         policy = RecurrentActorCritic(
@@ -180,7 +180,7 @@ def make_checkpoint(session: Session) -> Checkpoint:
     place, progress = session.place, session.progress
     config = place.config
     score = session.recent.statistics()["episode_return_mean"]
-    # Those of an interruption do not compete to be the best: a run without it has none.
+    # A checkpoint made at an interruption cannot be the best: an uninterrupted run has none.
     regular = progress.updates % config.checkpoint_every == 0
     done = progress.env_steps >= config.total_steps
     return Checkpoint(

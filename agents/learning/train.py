@@ -55,13 +55,13 @@ class Trainer:
     The folder is locked from construction to the end of :meth:`run`.
 
     Args:
-        config: what to train. Of a run that goes on, only ``total_steps`` and settings that have
-            no effect in it may differ from before.
+        config: settings of the run. When a run is resumed, only ``total_steps`` and settings
+            without effect in it may differ from before.
         folder: the run folder. That of a new run must be absent or empty.
         world: the processes that train together, each with its part of the environments; by
-            default this one alone. All of them make a Trainer; the first one writes. A run may go
-            on with another number of processes.
-        resumed: of a run that goes on; ``None`` begins a new one.
+            default this one alone. All of them make a Trainer; the first one writes. The number of
+            processes may change when a run is resumed.
+        resumed: the state of a run to resume; ``None`` begins a new one.
 
     Raises:
         ValueError: before any work, for a task the backend cannot run, an unusable device, a core

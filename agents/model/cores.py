@@ -36,7 +36,7 @@ class RecurrentCore(nn.Module):
 
     Args:
         input_size: features of the input.
-        config: which core, and its sizes.
+        config: the core and its sizes.
 
     Shape:
         ``(T, E, I), state, reset (T, E) -> (T, E, H), state``; the input may be a ``RepeatedInput``

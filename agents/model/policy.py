@@ -34,7 +34,7 @@ class RecurrentActorCritic(nn.Module):
 
     Attributes:
         actions: numbers, in the task, of the actions it chooses from.
-        view: what it can see.
+        view: its view.
 
     Raises:
         ValueError: if ``config.actions`` names one that the task does not have.
@@ -125,7 +125,7 @@ def sample(log_probs: Tensor, drawn: Tensor) -> Tensor:
     As ``torch.multinomial``, at a third of its time for a few actions.
 
     Args:
-        log_probs: of the actions, normalised.
+        log_probs: log-probabilities of the actions, normalised.
         drawn: ``(E,)`` random numbers, uniform in [0, 1).
     """
     below = log_probs.exp().cumsum(-1)  # (E, actions)

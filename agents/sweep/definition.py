@@ -77,10 +77,10 @@ class Sweep:
         sampler: how they are chosen.
         sampler_seed: seed of that choice.
         seeds: runs per trial, with seeds from 0; a trial's value is their mean.
-        objective: what is made large.
+        objective: the measure that is maximised.
         episodes: per unseen task and run, for the objective that needs them.
         settings: fixed fields of PPOConfig, those of the suite's preset included.
-        search: what is varied.
+        search: the searched hyperparameters.
     """
 
     trials: int
@@ -130,7 +130,7 @@ class Sweep:
         """Everything that must be equal for trials to be comparable: all but their number."""
         first = self.config(self.first, seed=0)
         config = dataclasses.asdict(first)
-        # What "auto" comes to depends on the machine.
+        # The meaning of "auto" depends on the machine.
         tasks = (first.task, *self.unseen)
         backends = {task.id: resolve_backend(task, first.backend) for task in tasks}
         left_out = {"seed", *PPOConfig.without_effect(), *self.first}

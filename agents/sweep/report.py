@@ -27,9 +27,9 @@ def write_tables(sweep: Sweep, trials: list[Trial], folder: Path) -> list[Path]:
     """Write sweep.md, sweep.json and, if any trial succeeded, best.toml; return their paths.
 
     Args:
-        sweep: what was asked for.
+        sweep: the sweep.
         trials: best first, as :meth:`agents.sweep.study.Study.trials` gives them.
-        folder: of the sweep.
+        folder: the sweep's folder.
     """
     texts = to_markdown(sweep, trials, folder), to_dict(sweep, trials)
     paths = write_texts(folder, "sweep", *texts)

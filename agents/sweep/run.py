@@ -17,7 +17,7 @@ from agents.learning.resuming import is_of, trainer_for
 from envs import Task
 from lab.disk.folder import read_progress
 
-#: What training is judged by is that of this last part of the run.
+#: Training is judged by this last part of the run.
 LAST_PART = 0.2
 
 #: Columns of the progress table, by what is made large.
@@ -46,7 +46,7 @@ def run_once(
     """Train unless that is done, and measure the objective.
 
     Args:
-        config: what to train.
+        config: settings of the run.
         folder: the run folder. A run that was interrupted there goes on.
         unseen: tasks to be judged on; none to judge the training.
         episodes: per task.
@@ -70,7 +70,7 @@ def last_part(folder: Path, measure: str = "success rate") -> float:
     """The measure of training: its mean over the updates of the last part of the run.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         measure: "success rate" or "return".
 
     Raises:

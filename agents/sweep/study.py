@@ -77,7 +77,7 @@ class Study:
     """The trials of one sweep in its folder.
 
     Args:
-        sweep: what is asked for.
+        sweep: the sweep to run.
         folder: exists, is locked by the caller, and is empty or holds this very sweep.
 
     Raises:

@@ -64,7 +64,7 @@ def measure(contest: Contest, on_round: Callable[[str, Round, Measured], None]) 
     """Run all rounds.
 
     Args:
-        contest: what is measured.
+        contest: the measurement.
         on_round: called with every round, and all that was measured up to it.
 
     Returns:

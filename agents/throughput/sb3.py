@@ -139,7 +139,7 @@ class AdaptedEnv(VecEnv):
     next episode, which is not what an agent should learn from but costs what it would cost.
 
     Args:
-        env: what is stepped.
+        env: the environments to step.
         rollout_steps: after as many, :attr:`resets` gets its next entry.
     """
 

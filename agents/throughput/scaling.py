@@ -87,7 +87,7 @@ def measure(plan: Plan, on_run: Callable[[Row, Measured, Results], None]) -> Res
     """Run every row in turn, ``plan.rounds`` times.
 
     Args:
-        plan: what is measured.
+        plan: the measurement.
         on_run: called with each row that was run, and all there is so far.
 
     Raises:

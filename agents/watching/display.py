@@ -61,7 +61,7 @@ def training_picture(title: str, row: Mapping[str, float], total_steps: int) -> 
 
     Args:
         title: stands above.
-        row: of the newest update.
+        row: the row of the newest update.
         total_steps: environment steps to train for.
     """
     table = Table(show_header=False, box=None)

@@ -116,7 +116,7 @@ def watch_folder(place: Path, interval: float, console: Console | None = None) -
     Args:
         place: a run folder, or a folder with run folders below it.
         interval: seconds between two looks.
-        console: where to. Default: standard output.
+        console: output; default: standard output.
     """
     watcher = Watcher(place)
     printed: set[str] = set()

@@ -21,7 +21,7 @@ from lab.words import did_you_mean
 
 ENDINGS = (".png", ".svg", ".pdf")
 
-#: What can stand on the x axis, and its label.
+#: Quantities for the x axis, with their labels.
 X_AXES = {"env_steps": "environment steps", "seconds": "seconds", "update": "updates"}
 
 #: Labels of metrics whose name alone would mislead.
@@ -104,7 +104,7 @@ def plot_groups(groups: Sequence[Group], metrics: Sequence[str], x: str) -> Figu
     """One panel per metric; groups of several runs as mean and band.
 
     Args:
-        groups: what to draw, each with rows.
+        groups: the groups to draw, each with rows.
         metrics: columns, one panel each.
         x: the column on the x axis, of :data:`X_AXES`.
     """

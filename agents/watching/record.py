@@ -56,7 +56,7 @@ def record_episode(
 
     Args:
         policy: the agent.
-        task: what to run.
+        task: the task to run.
         core: name of the agent's core, for the title.
         seed: decides level and sampled actions.
         mode: draw actions from the policy, or take the most probable.

@@ -125,7 +125,7 @@ def with_progress(runs: Sequence[FoundRun], named: Iterable[Path]) -> list[Found
     """The runs that have a row to show; others may have just begun.
 
     Args:
-        runs: what was found.
+        runs: the runs found.
         named: the folders that were asked for; one that is itself a run must have a row.
 
     Raises:

@@ -87,12 +87,12 @@ class VectorEnv(ABC):
     All arrays returned are the caller's own: no later step changes them.
 
     Attributes:
-        task: what is being run.
+        task: the task that is run.
         backend: ``"envpool"`` or ``"gymnasium"``. The same seed gives different levels on the two.
         num_envs: E.
         num_actions: actions are integers in ``[0, num_actions)``.
         view: size of the agent's view and what its cells can hold.
-        action_names: what the environment calls its actions.
+        action_names: the environment's names of its actions.
         missing: parts of an observation that the environment does not give, ``"direction"`` and
             ``"mission"``; they are 0 and empty.
     """

@@ -59,9 +59,9 @@ class ForeignEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment with minigrid's observations, whoever wrote it.
 
     Args:
-        env: what is wrapped.
-        id: what it is called in messages.
-        view: what an agent can read; default: what the environment's space says.
+        env: the environment to wrap.
+        id: its name in messages.
+        view: the agent's view; default: the view in the environment's space.
 
     Raises:
         ValueError: in one line, if its spaces are not such as an agent can read and act in.

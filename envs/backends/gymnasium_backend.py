@@ -41,9 +41,9 @@ def make_env(
     """One gymnasium environment of a task, with minigrid's observations whoever wrote it.
 
     Args:
-        task: what to make.
+        task: the task to make.
         render_mode: ``"rgb_array"`` for an environment whose frames can be drawn.
-        view: what an agent can read; anything else it is shown is an error.
+        view: the agent's view; an environment that shows anything else is refused.
 
     Raises:
         ValueError: in one line, if an environment that is not minigrid's own cannot be made, or no
@@ -87,10 +87,10 @@ class GymnasiumVectorEnv(VectorEnv):
     """E gymnasium environments stepped one after the other; see :class:`envs.VectorEnv`.
 
     Args:
-        task: what to run.
+        task: the task to run.
         seeds: one seed per environment.
         drawable: whether :meth:`frame` can be called.
-        view: what an agent can read; anything else it is shown is an error.
+        view: the agent's view; an environment that shows anything else is refused.
     """
 
     def __init__(

@@ -57,8 +57,8 @@ def simulate(
         num_frames: T.
         num_balls: N.
         rng: source of all draws: places without overlap, directions, masses.
-        radius: of a ball. Default 0.1.
-        speed: of each ball at the start, per frame. Default 0.05.
+        radius: radius of a ball. Default 0.1.
+        speed: initial speed of each ball, per frame. Default 0.05.
         masses: ``equal``, or ``different``: radii from 0.7 to 1.3 of ``radius``, and masses that
             go with their squares. Default ``equal``.
 
@@ -163,7 +163,7 @@ def draw_frames(balls: Balls, side: int) -> NDArray[np.uint8]:
     the share of it that the ball covers.
 
     Args:
-        balls: of :func:`simulate`.
+        balls: motion from :func:`simulate`.
         side: pixels of a frame's side.
 
     Returns:

@@ -33,7 +33,7 @@ def hold_out(
     Args:
         data: the whole, M images.
         fraction: share that is cut off, above 0 and below 1; rounded to whole images.
-        seed: of the draw, 0 or more.
+        seed: seed of the draw, 0 or more.
 
     Returns:
         The rest, then the part cut off.
@@ -66,7 +66,7 @@ def identity(*splits: Sequence[NDArray[Any]]) -> str:
     """The number of samples in each split, and a checksum of all arrays.
 
     Args:
-        splits: of each its arrays, such as images and labels.
+        splits: the arrays of each split, such as images and labels.
 
     Example:
         >>> identity([np.arange(3)], [np.arange(2)])
@@ -87,7 +87,7 @@ def shuffled(
     Args:
         rng: decides the order.
         total: samples.
-        size: of a batch.
+        size: samples of a batch.
         drop_last: leave out a last batch that would be smaller.
 
     Example:

@@ -31,7 +31,7 @@ YES, NO, FIRST_SHAPE, FIRST_COUNT = 0, 1, 2, 4
 QUESTIONS_PER_KIND = 10
 QUESTION_BITS = 11
 
-#: What a question asks, by its kind; kinds 0 to 2 are non-relational, 3 to 5 relational.
+#: The question of each kind; kinds 0 to 2 are non-relational, 3 to 5 relational.
 QUESTION_TEXTS = (
     "What is the shape of the {} object?",
     "Is the {} object in the left half of the image?",
@@ -96,7 +96,7 @@ def held_out_combinations(number: int, seed: int) -> tuple[Combination, ...]:
 
     Args:
         number: 0 to 6; the paper has 1, 2 and 3.
-        seed: of the draw, 0 or more.
+        seed: seed of the draw, 0 or more.
 
     Returns:
         ``number`` combinations.
@@ -132,7 +132,7 @@ def make_sort_of_clevr(
 
     Args:
         num_images: 1 or more. The authors have 9800 for training and 2000 for the test.
-        seed: of all draws, 0 or more.
+        seed: seed of all draws, 0 or more.
         split: ``"train"``, ``"validation"`` (like training) or ``"test"``.
         held_out: combinations that training never shows, see :func:`held_out_combinations`.
 
@@ -211,7 +211,7 @@ def chance_levels(data: SortOfClevr, kinds: Sequence[int]) -> tuple[float, float
 
     Args:
         data: the questions to be answered.
-        kinds: of the questions meant, such as ``(0,)`` or :data:`RELATIONAL`.
+        kinds: kinds of the questions, such as ``(0,)`` or :data:`RELATIONAL`.
 
     Returns:
         The expected share of right answers when guessing among those that make sense, and the

@@ -54,7 +54,7 @@ def read_corpus(path: str | Path, unit: Unit, *, vocabulary: int = 10_000) -> Co
 
     Args:
         path: the file.
-        unit: what a token is: ``char``, or ``word``, which white space separates.
+        unit: the token: ``char``, or ``word``, which white space separates.
         vocabulary: most tokens that are told apart. Default 10 000.
 
     Returns:

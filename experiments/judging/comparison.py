@@ -80,9 +80,9 @@ class Comparison(comparison.Comparison[Finished, Row]):
     """Everything that is reported. It holds only models with at least one finished run.
 
     Args:
-        task: what was trained.
+        task: the task that was trained.
         experiment: the task with the settings of the first finished run.
-        command: as typed, if known.
+        command: the command as typed, if known.
     """
 
     task: Task
@@ -136,8 +136,8 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
     """Refuse, before any work, runs that cannot be trained and folders of other runs.
 
     Args:
-        runs: of one task.
-        jobs: that are trained at a time.
+        runs: runs of one task.
+        jobs: number of runs trained at a time.
 
     Raises:
         ValueError: in one line.

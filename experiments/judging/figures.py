@@ -109,8 +109,8 @@ def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
     """Draw what a command was asked for.
 
     Args:
-        show: which picture: of the first finished run, or of that of each model.
-        runs: of any models.
+        show: the picture: of the first finished run, or of the first one of each model.
+        runs: runs of any models.
         path: the picture; the ending of its name says of what kind.
 
     Returns:

@@ -33,7 +33,7 @@ class Core(nn.Module):
 
     Args:
         input_size: I, features of the input.
-        config: which core, and its options.
+        config: the core and its options.
 
     Shape:
         ``(T, B, I)``, a packed sequence or a ``RepeatedInput``, and a state or ``None``, to

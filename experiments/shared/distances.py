@@ -97,10 +97,10 @@ def patch_distance(
 
     Args:
         real: ``(M, C, Y, X)``, with Y and X a power of two times 16 or less.
-        other: of the same shape.
+        other: images of the same shape.
         patches: drawn of each image and level.
         directions: to project on.
-        seed: of both draws.
+        seed: seed of both draws.
 
     Raises:
         ValueError: if the shapes differ.

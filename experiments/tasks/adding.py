@@ -26,7 +26,7 @@ from lab.reporting.tables import trained_label
 
 _SHOWN = 100
 
-#: Of the sum of two numbers drawn uniformly from [0, 1): the error of always saying 1.
+#: Variance of the sum of two numbers uniform on [0, 1): the error of always predicting 1.
 _VARIANCE = 1 / 6
 
 

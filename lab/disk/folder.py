@@ -40,14 +40,14 @@ PROGRESS_NAME = "progress.csv"
 FAILURE_NAME = "failure.txt"
 #: The folder of the checkpoints.
 CHECKPOINTS_NAME = "checkpoints"
-#: What names of TensorBoard's files begin with.
+#: Prefix of TensorBoard's files.
 EVENTS_PREFIX = "events.out.tfevents."
 
 #: Bytes written to see whether a folder can take any.
 _PROBE = 2**16
 _PROBE_NAME = ".writable"
 
-#: What says nothing about a run that has not begun.
+#: Files that say nothing about a run: they may be there before it begins.
 _WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, _PROBE_NAME)
 
 #: Names that only files of a run itself may have.

@@ -42,7 +42,7 @@ def acquire_lock(folder: Path) -> FileLock:
     try:
         _require_plain_lock(path)
         lock = FileLock(path)
-        # Whoever only looks whether somebody is writing holds it for a moment too.
+        # A command that only checks for a writer holds the lock for a moment, too.
         lock.acquire(timeout=1, poll_interval=0.02)
     except Timeout:
         holder = _holder(folder)

@@ -122,7 +122,7 @@ class _Table:
     def append(self, row: Mapping[str, float]) -> None:
         """Write a row, and those before it that could not be written."""
         text = io.StringIO(newline="")
-        # Of a run that an earlier version began, the columns are those it had.
+        # A run that an earlier version began keeps its columns.
         columns = self._columns or list(row)
         writer = csv.DictWriter(text, columns, restval="nan", extrasaction="ignore")
         if not self._columns:

@@ -40,7 +40,7 @@ class Manifest(NamedTuple):
     seal: str  # checksum of all other fields
 
 
-#: What each field has to be, in words, and whether a value is that.
+#: The rule of each field, in words and as a check.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "bytes": ("a number of bytes", lambda v: type(v) is int and 0 <= v <= _MOST_TENSORS),
     "sha256": ("a checksum", lambda v: type(v) is str and _CHECKSUM.fullmatch(v) is not None),
@@ -69,9 +69,9 @@ def read_manifest(path: Path, kind: str, number: int) -> Manifest:
     """Read a manifest.
 
     Args:
-        path: of the file.
-        kind: that its checkpoint has to be of.
-        number: that its checkpoint has to have.
+        path: the file.
+        kind: the kind its checkpoint must have.
+        number: the number its checkpoint must have.
 
     Raises:
         NotAManifest: if a byte has changed since it was written, or a value cannot be.

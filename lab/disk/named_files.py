@@ -65,7 +65,7 @@ class Bounded(io.BufferedIOBase):
     """A stream of which only so many bytes are read; more of them are an error.
 
     Args:
-        file: what is read.
+        file: the open file.
         most: bytes.
 
     Example:

@@ -16,7 +16,7 @@ from lab.disk.plain_files import is_plain_file, open_plain
 if sys.platform != "win32":  # there nothing is ever taken for abandoned
     import fcntl
 
-#: What animations are written as.
+#: Endings of animations.
 ANIMATION_ENDINGS = (".gif", ".mp4")
 
 
@@ -24,9 +24,9 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
     """Refuse a path to which no file can be written, before the work that fills it.
 
     Args:
-        path: where it is to be.
+        path: the file to write.
         endings: what its name may end in, such as ``".gif"``; case does not matter.
-        option: that gave it, for the message.
+        option: the option that named it, for the message.
 
     Raises:
         ValueError: if the name ends otherwise or is too long, the folder is missing or not
@@ -58,7 +58,7 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
 #: Names of files that are being written; they do not grow with the name of what they become.
 _UNFINISHED = re.compile(r"\.rims-\d+-[0-9a-f]{8}\.tmp")
 
-#: Those of earlier versions: the file's name, a process and the ending.
+#: Names in earlier versions: the file's name, a process and the ending.
 _FORMER = re.compile(r"(.+)\.\d+\.tmp")
 
 
@@ -75,7 +75,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     What killed processes left in the same folder is removed first.
 
     Args:
-        path: what is replaced, at once, when the block ends well. A link is replaced, not followed.
+        path: replaced at once when the block ends well. A link is replaced, not followed.
     """
     remove_abandoned(path.parent, path.name)
     temporary, handle = _begin(path.parent)
@@ -123,7 +123,7 @@ def remove_abandoned(folder: Path, former: str | None = None) -> None:
     """Remove unfinished files that no living process is writing.
 
     Args:
-        folder: where they are.
+        folder: the folder to clean.
         former: of files named as by earlier versions, which say nothing of their owner, remove
             those that were to become this one. ``None``: all, where nobody else writes.
     """

@@ -103,7 +103,7 @@ def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a regular file.
 
     Args:
-        path: of the file.
+        path: the file.
         most: bytes it may have.
 
     Raises:

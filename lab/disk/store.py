@@ -91,7 +91,7 @@ class CheckpointStore:
 
     Args:
         run: the run's folder.
-        kind: what wrote them, such as ``"agent"``; others are refused.
+        kind: the kind of program that wrote them, such as ``"agent"``; others are refused.
     """
 
     def __init__(self, run: Path, kind: str) -> None:
@@ -130,8 +130,8 @@ class CheckpointStore:
         Args:
             number: updates or steps made.
             tensors: tensors and plain values, in dicts and lists.
-            about: what can be said in JSON.
-            score: by which the best one is known, higher is better; ``None``: not known.
+            about: further data, as JSON can hold it.
+            score: decides which checkpoint is the best, higher is better; ``None`` if unknown.
 
         Returns:
             The path of the tensors.

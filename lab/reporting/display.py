@@ -30,7 +30,7 @@ class Display:
     """Shows a renderable that changes; prints lines instead where output is not a terminal.
 
     Args:
-        console: where to. Default: standard error, so that results on standard output can be piped.
+        console: output; default: standard error, so that results on standard output can be piped.
         plain_interval: seconds between two lines where output is not a terminal.
     """
 
@@ -81,8 +81,8 @@ class ProgressTable(Display):
     """Progress of several runs; as plain lines, only of those that went on since the last.
 
     Args:
-        unit: what is counted.
-        score: what is shown beside it.
+        unit: name of the things counted.
+        score: name of the number shown beside it.
         short: both, as they are called in plain lines.
     """
 

@@ -145,7 +145,7 @@ def draw_curves(
         curves: x and y of each run, as they are.
         x: (points,), the places at which the mean is drawn.
         values: (runs, points), the curves at these places.
-        label: of the mean.
+        label: label of the mean.
         look: colour, and style if need be, of all lines.
     """
     if len(curves) <= FEW_SEEDS:
@@ -198,8 +198,8 @@ def legend_below(figure: Figure, ax: Axes) -> None:
     """Below the axes: on easy tasks curves and bars reach the top.
 
     Args:
-        figure: that gets it.
-        ax: whose lines and bars it names, variants first.
+        figure: the figure that gets the legend.
+        ax: axes whose lines and bars it names, variants first.
     """
     handles, all_names = ax.get_legend_handles_labels()
     known = dict(zip(all_names, handles, strict=True))  # each once

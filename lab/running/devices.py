@@ -27,7 +27,7 @@ def require_devices(name: str) -> None:
     """Refuse a run whose processes on this machine outnumber its devices.
 
     Args:
-        name: of the run's settings.
+        name: the device in the run's settings.
 
     Raises:
         ValueError: in one line.

@@ -25,7 +25,7 @@ _NO_MEMORY = (
     *("can't start new thread", "Resource temporarily unavailable"),  # threads need some too
 )
 
-#: Of what is in use, pages of files, which make room when it is needed.
+#: Memory in use by pages of files, which are dropped when memory is needed.
 _RECLAIMED = ("inactive_file", "active_file")
 
 
@@ -48,7 +48,7 @@ def require_memory(needed: float, what: str, cure: str, available: float | None 
     Args:
         needed: bytes, at least.
         what: needs them.
-        cure: what to make smaller.
+        cure: advice what to make smaller.
         available: bytes that there are; default: :func:`available_memory`.
 
     Raises:

@@ -8,7 +8,7 @@ import sys
 
 from lab.running.memory import left_to_process
 
-#: What is asked of matplotlib for windows and dates: figures of these commands have neither.
+#: Variables that matplotlib reads for windows and dates: these figures have neither.
 _UNUSED = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
 
 #: Bytes of address space that no process does with less which imports torch: its libraries abort.

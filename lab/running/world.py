@@ -34,7 +34,7 @@ class World:
     """One process alone. Subclassed for several, which call all methods but ``part`` together.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: rank of this process, from 0.
         size: number of processes.
     """
 
@@ -135,7 +135,7 @@ def joined(device: str) -> Iterator[World]:
     Gloo between CPUs, NCCL between GPUs.
 
     Args:
-        device: of the run's settings.
+        device: the device in the run's settings.
 
     Raises:
         RunStopped: in one line, if they cannot be joined.

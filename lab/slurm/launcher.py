@@ -42,7 +42,7 @@ _WHOLE_NUMBERS = ("time", "timeout_min", "cpus_per_task", "gpus_per_node", "sign
 
 _LISTS = ("setup", "teardown", "srun_args")
 
-#: What would break a job of one process that is watched, stopped and queued again, and why.
+#: Settings that would break a job of one process that is stopped and queued again, and why.
 _NOT_TO_BE_SET = {
     "array_parallelism": "give --jobs instead.",
     "num_gpus": "give gpus_per_node instead.",
@@ -67,7 +67,7 @@ class SlurmLauncher:
 
     Args:
         folder: for scripts, logs and answers of jobs; on a file system that the cluster shares.
-        settings: of each job, as of :func:`read_settings`.
+        settings: settings of each job, as :func:`read_settings` returns them.
         tell: called with a line for the user when jobs are submitted or cancelled.
 
     Raises:
@@ -96,7 +96,7 @@ class SlurmLauncher:
         Args:
             function: as :class:`lab.slurm.job.ResumableCall` takes it.
             calls: arguments, which are pickled.
-            jobs: that run at a time.
+            jobs: number of jobs at a time.
             on_wait: called every few seconds with the number of calls that have just ended.
 
         Returns:

@@ -17,7 +17,7 @@ from agents.commands.parsing.options import (
 )
 from lab.cores import CORE_NAMES
 
-#: What --quick replaces, unless it was typed: one size, two shapes, few rounds.
+#: Values that --quick sets unless they were typed: one size, two shapes, few rounds.
 QUICK: dict[str, Any] = {
     "sizes": ((64, 64, 4, 3),),
     "batches": (16,),
@@ -49,7 +49,7 @@ KINDS = ("lstm", "gru")
 PASSES = ("inference", "training")
 
 
-Decorator = Callable[[Decorated], Decorated]
+Decorator = Callable[[Any], Any]
 
 
 def number_option(
@@ -158,7 +158,7 @@ def _of_grid(sizes: tuple[str, ...], batches: str, steps: str, kinds: str) -> tu
     )
 
 
-def _with(options: Sequence[Callable[[Any], Any]], command: Decorated) -> Decorated:
+def _with(options: Sequence[Decorator], command: Decorated) -> Decorated:
     """A command with these options, in their order."""
     for option in reversed(options):
         command = option(command)

@@ -65,7 +65,7 @@ def say_notice(notice: str) -> None:
         click.echo(f"Notice: {notice}.", err=True)
 
 
-#: What to do about what the operating system refuses; where it is the place, to take another.
+#: Advice for each error of the operating system.
 _CURES = {
     errno.ENOSPC: "make room, or give another place",
     errno.EDQUOT: "make room, or give another place",
@@ -79,7 +79,7 @@ _CURES = {
 }
 
 
-#: What only a write is refused for. All files are written by names that the error has.
+#: Errors that only writing causes. The error holds the name of the written file.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 

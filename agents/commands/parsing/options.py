@@ -272,7 +272,7 @@ def require_effect(configs: Sequence[Settings], typed: Iterable[str], compared: 
     Args:
         configs: settings of all runs.
         typed: names of the settings that were typed.
-        compared: which cores or models there are, in words.
+        compared: the cores or models of the runs, in words.
 
     Raises:
         UserError: in one line.
@@ -280,7 +280,7 @@ def require_effect(configs: Sequence[Settings], typed: Iterable[str], compared: 
     for name in typed:
         reasons = [config.unused.get(name, "") for config in configs]
         if all(reasons):
-            # What one core lacks is not the reason if another has it.
+            # A property that only some cores lack is not the reason.
             others = [why for why in reasons if not why.startswith("needs a ")]
             raise UserError(f"{flag(name)} {others[0] if others else f'{reasons[0]}; {compared}'}.")
 

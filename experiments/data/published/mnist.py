@@ -48,7 +48,7 @@ def load_mnist(folder: str | Path, split: Split, *, download: bool = False) -> L
     :func:`~experiments.data.common.hold_out` with seed 0.
 
     Args:
-        folder: where the files are, named as published, with or without ``.gz``.
+        folder: folder of the files, named as published, with or without ``.gz``.
         split: ``"train"`` or ``"test"``.
         download: fetch what is missing from :data:`URL` into the folder first, 11 MB in all.
 
