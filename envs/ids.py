@@ -1,4 +1,4 @@
-"""Ids of environments: the module one names, what is registered, what is minigrid's own.
+"""Ids of environments: their modules, registered ids, and which are minigrid's own.
 
 Gymnasium and minigrid are imported inside the functions: that takes 0.3 s.
 """

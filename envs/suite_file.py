@@ -1,4 +1,4 @@
-"""A suite by its name, or of a user's own from a TOML file."""
+"""A suite by its name, or a user's own suite from a TOML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks of ``rims experiment``: where their settings are, and what they compute.
+"""The tasks of ``rims experiment``: their settings, and the classes that compute them.
 
 How a task is added:
 

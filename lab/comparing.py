@@ -50,7 +50,7 @@ Settings = TypeVar("Settings", bound=Any)
 class Run(ABC, Generic[Settings]):
     """One training run: a variant with a seed, in a folder of its own."""
 
-    varied: ClassVar[str]  # the setting that tells the variants apart
+    varied: ClassVar[str]  # the setting in which variants differ
     config: Settings
     folder: Path
 
@@ -83,7 +83,7 @@ class Run(ABC, Generic[Settings]):
 
     @abstractmethod
     def train(self) -> None:
-        """Train it in this process; an interrupted run goes on."""
+        """Train it in this process; an interrupted run is resumed."""
 
     @abstractmethod
     def look_at(self) -> tuple[Run[Settings] | None, Flag | None]:

@@ -1,4 +1,4 @@
-"""Recurrent cores: which there are, which options each has, and classes of a user's own.
+"""Recurrent cores: their names and options, and cores of a user's own.
 
 Options have the names of the arguments of :class:`rims.RIM_LSTM` and ``torch.nn.LSTM``.
 Nothing in here imports torch until a class of a user's own is asked for.

@@ -186,7 +186,7 @@ class Settings:
 
 
 def read_toml(path: Path, what: str = "a configuration") -> dict[str, Any]:
-    """The content of a TOML file that somebody named.
+    """The content of a TOML file named by a user.
 
     Raises:
         ValueError: in one line, if it cannot be read as ``what``.

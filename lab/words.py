@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = ".") -> str:
-    """The end of a complaint: the closest of what there is, or else a full stop.
+    """The end of an error message: the closest known word, or else a full stop.
 
     Args:
         word: the word that was given.

@@ -43,7 +43,7 @@ class Run(comparing.Run[PPOConfig]):
         return True
 
     def train(self) -> None:
-        """Train it in this process; an interrupted run goes on."""
+        """Train it in this process; an interrupted run is resumed."""
         trainer = trainer_for(self.config, self.folder)
         try:
             trainer.run()

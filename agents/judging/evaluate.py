@@ -1,4 +1,4 @@
-"""Judging an agent on a task: many first episodes, each on a level of its own."""
+"""Evaluating an agent on a task: many first episodes, each on its own level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations of trained runs, kept in each run's folder so that none is done twice."""
+"""Evaluations of trained runs, kept in each run's folder so that none is repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving and loading agents, and what their training needs to go on."""
+"""Saving and loading agents, with the state that their training resumes from."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ _RULES: dict[str, Rule] = {
     "training": ("a state", lambda v: isinstance(v, dict)),
 }
 
-#: The same of what training goes on from, as far as it is there.
+#: The rules of the training state, where it is there.
 _TRAINING_RULES: dict[str, Rule] = {
     "seconds": ("a finite number", lambda v: is_finite_number(v) and v >= 0),
     "core_state": (

@@ -1,4 +1,4 @@
-"""Finding out how to go on with a run."""
+"""Resuming a run: what its folder holds, and a trainer that continues it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Interrupted(NamedTuple):
     notices: tuple[str, ...] = ()  # what may be otherwise than if it had not stopped
 
 
-#: A trainer, and what there is to know about how it goes on.
+#: A trainer, and notices about its resumed run.
 Prepared = tuple[Trainer, tuple[str, ...]]
 
 
@@ -82,7 +82,7 @@ def resume(
     fallback: bool = False,
     world: World | None = None,
 ) -> Prepared:
-    """A trainer that goes on with a run, and what there is to know about it.
+    """A trainer that resumes a run, and notices about it.
 
     Args:
         folder: the run's folder.
@@ -126,7 +126,7 @@ def resume(
 
 
 def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
-    """A trainer of the run in ``folder``, which goes on if it was interrupted and begins otherwise.
+    """A trainer of the run in ``folder``: resumes it if it was interrupted, begins it otherwise.
 
     What is there and no beginning of a run with these settings is kept under another name.
 
@@ -161,7 +161,7 @@ def device_of(folder: Path, *, fallback: bool = False) -> str:
 
 
 def _begin(folder: Path, *, fallback: bool = False) -> None:
-    """Make the first changes in the locked folder of a run that goes on."""
+    """Make the first changes in the locked folder of a run to resume."""
     begin_writing(folder)
     if fallback:
         agent_store(folder).set_aside_damaged()

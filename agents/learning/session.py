@@ -43,7 +43,7 @@ class Place:
     world: World
     device: torch.device
     backend: BackendName
-    view: View | None  # of the agent that goes on; None: as the environments have it
+    view: View | None  # of a resumed agent; None: the view of the environments
 
     @classmethod
     def checked(
@@ -54,7 +54,7 @@ class Place:
         Args:
             config: settings of the run.
             world: the processes that train together.
-            checkpoint: from which the run goes on.
+            checkpoint: the checkpoint that the run resumes from.
 
         Raises:
             ValueError: in one line, if not.
@@ -129,7 +129,7 @@ class Session:
     ) -> Session:
         """A new session; the environments are reset."""
         config = place.config
-        # On the CPU, whatever the device: a run can go on with another one.
+        # On the CPU, whatever the device: a run can be resumed on another one.
         actions, shuffle = (torch.Generator().manual_seed(config.seed) for _ in range(2))
         return cls(
             place=place,

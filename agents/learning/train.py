@@ -36,7 +36,7 @@ OnUpdate = Callable[[Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that goes on as if it had never stopped.
+    """A resumed run, which continues as if it had never stopped.
 
     :func:`agents.learning.resuming.resume` finds out what to give.
 

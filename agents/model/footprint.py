@@ -1,4 +1,4 @@
-"""The memory that training takes at least, known before anything is made."""
+"""A lower bound on the memory of training, known before anything is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an agent can be trained in an environment: asked before anything is made."""
+"""Checks that an agent can be trained in an environment, before anything is made."""
 
 from __future__ import annotations
 

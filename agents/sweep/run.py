@@ -1,4 +1,4 @@
-"""One run of a trial: train, then say how good the agent is. Called in a process of its own."""
+"""One run of a trial: train, then measure the agent. Called in a process of its own."""
 
 from __future__ import annotations
 

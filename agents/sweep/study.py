@@ -264,7 +264,7 @@ def _require_same(there: Mapping[str, Any], asked: Mapping[str, Any], folder: Pa
 
 
 def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
-    """A trial's own sampler: an interrupted sweep goes on as it would have."""
+    """A trial's own sampler, so that an interrupted sweep continues unchanged."""
     seed = int(np.random.SeedSequence((sweep.sampler_seed, number)).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

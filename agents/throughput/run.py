@@ -1,4 +1,4 @@
-"""Rounds of contenders: who trains when, and what is to be said of all rounds.
+"""Rounds of contenders: their order, and statistics over all rounds.
 
 Each contender runs in a fresh process in every round: none finds memory, threads or caches that
 another left, and every round is the same stretch of training, its beginning.

@@ -1,4 +1,4 @@
-"""Live view of runs that train elsewhere: what is in their folders, and who still writes."""
+"""Live view of runs that train elsewhere, read from their folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recording as pictures: the grid and, beside it, what goes on inside the agent."""
+"""A recording as pictures: the grid and, beside it, the state of the agent."""
 
 from __future__ import annotations
 

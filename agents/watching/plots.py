@@ -73,7 +73,7 @@ def check_metrics(runs: Sequence[FoundRun], metrics: Sequence[str]) -> None:
 
 
 def shown_by_default(runs: Sequence[FoundRun]) -> tuple[str, ...]:
-    """Success rate and return; the return alone where no run's environment tells success.
+    """Success rate and return; the return alone where no run's environment reports success.
 
     >>> shown_by_default([FoundRun(Path("x"), {}, {"success_rate": [math.nan],
     ...                                            "episode_return_mean": [2.5]})])

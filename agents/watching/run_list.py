@@ -1,4 +1,4 @@
-"""Run folders on disk: finding them, what they hold by now, and which belong together."""
+"""Run folders on disk: finding them, reading them, and grouping those that belong together."""
 
 from __future__ import annotations
 

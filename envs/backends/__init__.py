@@ -1,1 +1,1 @@
-"""Vector environments over EnvPool and Gymnasium, and what environments of other people may be."""
+"""Vector environments on EnvPool and gymnasium, and environments of other people."""

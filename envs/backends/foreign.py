@@ -1,4 +1,4 @@
-"""Environments that are not minigrid's own: nothing about them is taken for granted.
+"""Environments that are not minigrid's own: every step is checked.
 
 Their spaces decide whether an agent fits. What they give is checked at every step, and passed on in
 the form in which minigrid's own environments give it.

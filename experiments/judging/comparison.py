@@ -35,7 +35,7 @@ class Run(comparing.Run[ExperimentConfig]):
         return kept_results(self.folder) is None
 
     def train(self) -> None:
-        """Train it in this process; an interrupted run goes on."""
+        """Train it in this process; an interrupted run is resumed."""
         fit(self.task.make(self.config), self.folder)
 
     def look_at(self) -> tuple[Finished | None, Flag | None]:

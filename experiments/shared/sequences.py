@@ -198,7 +198,7 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
 
 def outputs_memory(config: SequenceConfig, steps: int, sequences: int) -> float:
-    """Bytes of what the core tells of so many sequences."""
+    """Bytes of the core's outputs for a number of sequences."""
     return NUMBER * float(steps) * sequences * config.hidden_size
 
 

@@ -118,7 +118,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return self._videos(number, config.frames, config.balls, share, _VALIDATION).frames
 
     def test_videos(self, balls: int, *, curtain: bool) -> Videos:
-        """The test videos with so many balls, all with a curtain or none."""
+        """The test videos with ``balls`` balls, all with a curtain or none."""
         config = self.config
         frames = config.context + config.rollout
         return self._videos(config.test_videos, frames, balls, float(curtain), _TEST)

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
-    """A core keeps symbols over blanks and tells them again; tested with more blanks.
+    """A core recalls symbols after blanks; tested with more blanks.
 
     The loss is the cross-entropy of all steps, as in the authors' code; judged are the steps of the
     recall alone. The epoch that is best on validation sequences, which have as many blanks as those

@@ -1,4 +1,4 @@
-"""A run's folder: configuration, progress table, TensorBoard events, checkpoint."""
+"""A run's folder: settings, progress table, TensorBoard events, checkpoints."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def _require_empty(folder: Path) -> None:
 
 
 def claim_existing_run(folder: Path) -> FileLock:
-    """Lock the existing folder of a run that is to go on; :func:`begin_writing` comes before work.
+    """Lock the folder of a run to resume; call :func:`begin_writing` before the first change.
 
     Returns:
         The lock, held; release it when the run has ended.

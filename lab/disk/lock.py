@@ -13,7 +13,7 @@ from lab.disk.output import whole_file
 from lab.disk.plain_files import NotPlain, kind_of, read_plain_text, require_plain_file
 
 LOCK_NAME = ".lock"
-#: Who holds the lock, in words; of no meaning while nobody does.
+#: Names the holder of the lock; meaningless while the lock is free.
 HOLDER_NAME = ".lock-holder"
 
 _UNKNOWN = "another command"

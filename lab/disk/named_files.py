@@ -1,4 +1,4 @@
-"""Reading files that somebody named: what is there is looked at first, and never more is read."""
+"""Reading files named by a user: they are checked first, and never read beyond a limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that a command is asked to write: seen to be possible first, then written whole."""
+"""Output files: checked before the work that fills them, then written whole."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PLAIN_INTERVAL = 5.0
 
 
 class _Console(Console):
-    """A console that nobody may be looking at any more."""
+    """A console whose reader may be gone."""
 
     def on_broken_pipe(self) -> None:
         """Be silent from now on; rich ends the process, and with it the work that is shown."""

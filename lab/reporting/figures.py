@@ -32,7 +32,7 @@ _OTHER_COLOURS = ("#009E73", "#CC79A7", "#8C6D31", "#332288")
 DARK = "#222222"
 CHANCE, PUBLISHED = "chance", "published"  # in legends
 
-#: With up to so many seeds, each of them is drawn too.
+#: Up to this number of seeds, each seed is drawn too.
 FEW_SEEDS = 3
 
 _CHARACTER = 0.095  # inches of one, a little more than the average
@@ -69,7 +69,7 @@ def drawn(figure: Figure, kind: str) -> bytes:
 def make_panels(
     count: int, size: tuple[float, float], ratios: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches with panels side by side, as wide as ``ratios`` says."""
+    """A figure of this size in inches, with panels side by side whose widths are as ``ratios``."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, width_ratios=ratios)[0])
 

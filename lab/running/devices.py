@@ -1,4 +1,4 @@
-"""Torch devices: which there are and which of them a process uses."""
+"""Torch devices: which exist, and which one a process uses."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ give less of --num-envs.
 
 
 def require_memory_at_once(needed: Sequence[float], jobs: int) -> None:
-    """Refuse to train runs that need so many bytes each, if any ``jobs`` of them do not fit."""
+    """Refuse runs that need these bytes each, if any ``jobs`` of them do not fit together."""
     largest = heapq.nlargest(jobs, needed)
     total = sum(largest) + PROCESS * len(largest)
     require_memory(total, f"training {len(largest)} runs at a time", "give less --jobs")

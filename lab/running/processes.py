@@ -1,4 +1,4 @@
-"""Running several runs at once, each in a process of its own, so that none can harm another."""
+"""Running several runs at once, each in its own process, so that none can harm another."""
 
 from __future__ import annotations
 

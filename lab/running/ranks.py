@@ -18,7 +18,7 @@ def _number(name: str, otherwise: int) -> int:
 
 
 def speaks() -> bool:
-    """Whether this process is the first on its machine, which tells what all there find wrong."""
+    """Whether this process is the first on its machine; it reports the errors that all find."""
     return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 

@@ -16,7 +16,7 @@ from lab.running.signals import exit_code
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-#: Seconds until a request to stop that nobody took is made again.
+#: Seconds until a request to stop that was not taken is repeated.
 RETRY_SECONDS = 0.5
 
 #: Seconds that a job which was asked to stop waits, saved, for what Slurm does with it.

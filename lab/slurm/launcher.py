@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # importing this needs no submitit
 #: Settings of a job unless given: its name, and minutes until it is stopped and queued again.
 DEFAULTS = {"name": "rims", "timeout_min": 240}
 
-#: How often a job may run into its time limit; each time it goes on where it was.
+#: How often a job may reach its time limit; each time it resumes.
 MAX_TIMEOUTS = 100
 
 #: Seconds between two looks at the jobs.
@@ -214,7 +214,7 @@ def _number(jobs: Jobs) -> str:
 
 
 def _cancel(number: str) -> str:
-    """Cancel a job or an array; what there is to say of it."""
+    """Cancel a job or an array; return a message about it."""
     done = subprocess.run(["scancel", number], capture_output=True, text=True, check=False)
     if done.returncode:
         said = " ".join(done.stderr.split())

@@ -1,4 +1,4 @@
-"""Options that take a list with commas: nothing between two of them, or twice, is a mistake."""
+"""Options that take a list with commas; empty and repeated entries are mistakes."""
 
 from __future__ import annotations
 
