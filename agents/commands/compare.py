@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -133,12 +133,19 @@ def compare(
         flags = [] if report_only else _train(runs, jobs, launch)
         comparison = _judge(partial(judge, on_cpu=launch is not None), runs, flags)
         written = write_report(comparison, run_root)
-    if as_json:
-        click.echo(json.dumps(to_dict(comparison), indent=2))
-    else:
-        click.echo(to_markdown(comparison))
-    click.echo("Written: " + ", ".join(str(path) for path in written), err=True)
-    if comparison.failed:
+    text = json.dumps(to_dict(comparison), indent=2) if as_json else to_markdown(comparison)
+    show_report(text, written, failed=comparison.failed)
+
+
+def show_report(text: str, written: Sequence[Path], *, failed: bool) -> None:
+    """Print a report and the files it was written to.
+
+    Raises:
+        ClickException: in one line, if some runs failed.
+    """
+    click.echo(text)
+    click.echo("Written: " + ", ".join(map(str, written)), err=True)
+    if failed:
         raise click.ClickException("some runs failed; the report's flags say which.")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, claimed
+from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, claimed, show_report
 from agents.commands.parsing import options
 from agents.commands.parsing.errors import checking_input
 from agents.commands.parsing.lists import CommaSeparated, Seeds
@@ -173,10 +173,8 @@ def _compare(
         except NothingToCompare as error:
             raise click.ClickException(str(error)) from None
         written = write_report(found, run_root)
-    click.echo(json.dumps(to_dict(found), indent=2) if as_json else to_markdown(found))
-    click.echo("Written: " + ", ".join(str(path) for path in written), err=True)
-    if found.failed:
-        raise click.ClickException("some runs failed; the report's flags say which.")
+    text = json.dumps(to_dict(found), indent=2) if as_json else to_markdown(found)
+    show_report(text, written, failed=found.failed)
     return runs
 
 
