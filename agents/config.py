@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from envs import BackendChoice, Suite, Task, action_names, get_suite, get_task, parse_actions
 from lab.cores import CORE_METAVAR, CoreSettings, check_core
-from lab.settings import TINY, ConfigError, changed, did_you_mean, option
+from lab.settings import TINY, ConfigError, changed, option
+from lab.words import did_you_mean
 
 EncoderChoice = Literal["linear", "cnn", "nfm"]
 MissionChoice = Literal["auto", "on", "off"]
@@ -41,7 +42,7 @@ class PPOConfig(CoreSettings):
 
     groups: ClassVar[tuple[str, ...]] = ("Task", "Network", "RIM", "Learning", "Machine")
 
-    #: What is trained, not how: no preset of a suite decides it.
+    #: Settings of the training target: no preset of a suite decides them.
     not_of_a_preset: ClassVar[tuple[str, ...]] = ("suite", "env", "core", "seed", "init_from")
 
     suite: str = option("", "Task", "Suite whose training task to train on; see 'rims suites'.")
@@ -71,7 +72,7 @@ class PPOConfig(CoreSettings):
     encoder: EncoderChoice = option(
         "linear",
         "Network",
-        "What the view goes through: one linear layer; convolutions first; these with NFM.",
+        "Encoder of the view: a linear layer; convolutions and a linear layer; these with NFM.",
     )
     encoder_size: int = option(
         128, "Network", "Features the core reads: the encoder's output.", low=1
@@ -95,8 +96,8 @@ class PPOConfig(CoreSettings):
     init_from: str = option(
         "",
         "Learning",
-        "Run folder whose agent to begin with, as it was last saved; {core} and {seed} in it stand "
-        "for those of this run.",
+        "Run folder whose last saved agent to start from; {core} and {seed} in it stand for those "
+        "of this run.",
     )
     num_envs: int = option(  # all of them stand in memory at once
         64, "Learning", "Environments stepped together.", low=1, high=2**16
@@ -124,7 +125,7 @@ class PPOConfig(CoreSettings):
     bootstrap_truncated: bool = option(
         True,
         "Learning",
-        "Episodes cut by the step limit count the value of their last observation.",
+        "Add the value of the last observation where the step limit cut an episode.",
     )
     clip_range: float = option(
         0.2, "Learning", "Clipping of the probability ratio.", low=TINY, high=1e6
@@ -139,7 +140,7 @@ class PPOConfig(CoreSettings):
     restart_envs_every: int = option(
         100,
         "Learning",
-        "Updates after which all environments are made anew; a resumed run replays at most these.",
+        "Updates between two restarts of all environments; a resumed run replays at most these.",
         low=1,
     )
 
@@ -147,7 +148,7 @@ class PPOConfig(CoreSettings):
     threads: int = option(
         1,
         "Machine",
-        "CPU threads of torch, and of EnvPool; more rarely helps networks this small.",
+        "CPU threads of torch and of EnvPool; small networks rarely profit from more.",
         low=1,
         high=1024,
         has_effect=False,
@@ -206,8 +207,9 @@ class PPOConfig(CoreSettings):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What an observation must hold besides the view."""
-        return ("direction",) * self.direction + ("mission",) * (self.mission == "on")
+        """Parts that an observation must hold besides the view."""
+        wanted = {"direction": self.direction, "mission": self.mission == "on"}
+        return tuple(part for part, needed in wanted.items() if needed)
 
     @property
     def minibatch_envs(self) -> int:

@@ -6,7 +6,7 @@ Importing this package imports neither gymnasium, minigrid nor EnvPool; making s
 """
 
 from envs.actions import ACTIONS, action_names, parse_actions
-from envs.base import BackendName, EnvironmentFailed, Observation, StepResult, VectorEnv
+from envs.backends.base import BackendName, EnvironmentFailed, Observation, StepResult, VectorEnv
 from envs.ids import modules_of, return_range
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Of every MiniGrid and BabyAI task, in the order of their numbers.
+#: Actions of every MiniGrid and BabyAI task, in the order of their numbers.
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 
 #: The name for all actions that a task has.
@@ -34,7 +34,7 @@ def parse_actions(text: str) -> tuple[int, ...] | None:
 
 
 def action_names(numbers: Iterable[int]) -> list[str]:
-    """What actions are called; one that MiniGrid does not know, by its number.
+    """Names of actions; an action that MiniGrid does not know is named by its number.
 
     Example:
         >>> action_names((0, 2, 7))

@@ -1,4 +1,4 @@
-"""Ids of environments: the module one names, what is registered, what is minigrid's own.
+"""Ids of environments: their modules, registered ids, and which are minigrid's own.
 
 Gymnasium and minigrid are imported inside the functions: that takes 0.3 s.
 """
@@ -9,7 +9,7 @@ import functools
 from typing import Any, Final, Literal
 
 from lab.importing import import_from_here
-from lab.settings import one_line
+from lab.words import one_line
 
 __all__ = [
     "Success",
@@ -109,7 +109,7 @@ def is_stock(id: str) -> bool:
 
 
 def success_rule(id: str) -> Success:
-    """How success is known in an environment that does not say: only minigrid's own have a rule.
+    """The success rule of an environment that reports none; only minigrid's own have one.
 
     They give a reward at the end alone, and only for success, so that an episode which ends with a
     reward above 0 was one. ``MiniGrid-Playground-v0`` has no goal.

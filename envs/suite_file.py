@@ -1,4 +1,4 @@
-"""A suite by its name, or of a user's own from a TOML file."""
+"""A suite by its name, or a user's own suite from a TOML file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from envs.suites import SUITES, Suite, Task, get_task
 from lab.disk.named_files import read_text
-from lab.settings import did_you_mean
+from lab.words import did_you_mean
 
 __all__ = ["get_suite", "read_suite"]
 
 _SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
-#: What is trained gives run folders their name.
+#: Names of run folders contain the name of the training task.
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs", "success")
 

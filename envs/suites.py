@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from envs.ids import Success, known_ids, load_id
-from lab.settings import did_you_mean
+from lab.words import did_you_mean
 
 __all__ = ["SUITES", "Suite", "Task", "get_task"]
 
@@ -65,7 +65,7 @@ class Suite:
     """A training task and the unseen tasks that measure generalization.
 
     Args:
-        name: what the user types.
+        name: the name on the command line.
         description: one line.
         train: the task to train on.
         unseen: tasks for evaluation only. They may be parts of the training task, the hard ones.

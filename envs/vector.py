@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from envs.actions import action_names
-from envs.base import BackendName, EnvironmentFailed, VectorEnv
+from envs.backends.base import BackendName, EnvironmentFailed, VectorEnv
 from envs.ids import is_builtin, is_stock
 from envs.mission import UNKNOWN, encode_mission, words_of
 from envs.seeding import SEED_LIMIT, level_seeds
 from envs.suites import Task, get_task
 from envs.view import STOCK_VIEW, View
+from lab.words import message_of
 
 if TYPE_CHECKING:
-    from envs.gymnasium_backend import GymnasiumVectorEnv
+    from envs.backends.gymnasium_backend import GymnasiumVectorEnv
 
 __all__ = [
     "BackendChoice",
@@ -59,7 +60,7 @@ def resolve_backend(task: Task | str, backend: BackendChoice = "auto") -> Backen
             f"got {backend!r}."
         )
     if backend != "gymnasium":
-        from envs.envpool_backend import why_not
+        from envs.backends.envpool_backend import why_not
 
         reason = why_not(task)
         if reason is None:
@@ -128,7 +129,7 @@ def make_vector_env(
     except (TypeError, AssertionError, RuntimeError) as error:  # such as an unknown argument
         if is_builtin(task.id) and not (task.gym_kwargs or task.envpool_kwargs):
             raise
-        cause = " ".join(str(error).split()).removesuffix(".")
+        cause = message_of(error)
         raise ValueError(
             f"environment {task.id!r} cannot be made with its arguments on {chosen}: {cause}."
         ) from None
@@ -144,14 +145,14 @@ def _make(
     task: Task, backend: BackendName, seeds: list[int], num_threads: int, view: View | None
 ) -> VectorEnv:
     if backend == "envpool":
-        from envs.envpool_backend import EnvPoolVectorEnv
+        from envs.backends.envpool_backend import EnvPoolVectorEnv
 
         if view is not None and view.shape == STOCK_VIEW.shape and not view.holds(STOCK_VIEW):
             raise ValueError(
                 f"{task.id} shows its agent what this one cannot read: {STOCK_VIEW}, not {view}."
             )
         return EnvPoolVectorEnv(task, seeds, num_threads)
-    from envs.gymnasium_backend import GymnasiumVectorEnv
+    from envs.backends.gymnasium_backend import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(task, seeds, view=view)
 
@@ -228,7 +229,7 @@ def view_of(task: Task | str, backend: BackendChoice = "auto") -> View:
 
 
 def make_drawable_env(task: Task | str, seed: int, view: View | None = None) -> GymnasiumVectorEnv:
-    """One environment, on gymnasium, whose frames can be drawn: for recording an episode.
+    """Make one environment on gymnasium whose frames can be drawn, for recording an episode.
 
     Args:
         task: a task or its gymnasium id.
@@ -245,7 +246,7 @@ def make_drawable_env(task: Task | str, seed: int, view: View | None = None) -> 
     """
     task = _as_task(task)
     resolve_backend(task, "gymnasium")
-    from envs.gymnasium_backend import GymnasiumVectorEnv
+    from envs.backends.gymnasium_backend import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(task, [seed], drawable=True, view=view)
 
@@ -278,7 +279,7 @@ def _mission_varies(id: str, gym_kwargs: str, samples: int) -> bool:
 
 def _missions(task: Task, samples: int) -> Iterator[str]:
     """The missions of some levels."""
-    from envs.gymnasium_backend import make_env, quiet
+    from envs.backends.gymnasium_backend import make_env, quiet
 
     env = make_env(task)
     try:
@@ -291,7 +292,7 @@ def _missions(task: Task, samples: int) -> Iterator[str]:
 
 
 def require_missions_differ(task: Task | str, *, samples: int = 32) -> None:
-    """See that an agent can tell the missions of a task apart.
+    """Refuse a task whose missions an agent cannot tell apart.
 
     Agents know the words of minigrid's own missions (:data:`envs.VOCABULARY`) and no others.
 

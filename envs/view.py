@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, Self
 
 __all__ = ["CHANNELS", "STOCK_VIEW", "View", "minigrid_view"]
 
-#: What the three numbers of a cell are.
+#: Meaning of the three numbers of a cell.
 CHANNELS: Final = ("object", "colour", "state")
 
 _LARGEST: Final = 256  # categories that a byte can tell apart
@@ -22,12 +22,12 @@ class View(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of an observation's image."""
+        """The shape of an observation's image."""
         return self.width, self.height, len(CHANNELS)
 
     @property
     def cells(self) -> int:
-        """How many there are."""
+        """The number of cells."""
         return self.width * self.height
 
     def holds(self, other: View) -> bool:
@@ -41,7 +41,7 @@ class View(NamedTuple):
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """What JSON made of one, which somebody may have edited.
+        """Read a view from JSON, which somebody may have edited.
 
         Raises:
             TypeError: if it is none.
@@ -59,7 +59,7 @@ class View(NamedTuple):
         return cls(width, height, (objects, colours, states))
 
 
-#: Of MiniGrid as it comes, and of every environment of EnvPool. Directions are states, too.
+#: The view of MiniGrid as it comes, and of every EnvPool environment. Directions are states, too.
 STOCK_VIEW: Final = View(7, 7, (11, 6, 4))
 
 

@@ -1,9 +1,8 @@
-"""What a task tells :func:`experiments.fit.fit`: its data, model, loss and judgement."""
+"""The interface of a task to :func:`experiments.fit.fit`: data, model, loss, evaluation."""
 
 from __future__ import annotations
 
 import math
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from experiments.configs.base import ExperimentConfig
 from lab.running.guards import NotFinite, first_not_finite
 from lab.running.memory import require_memory
+from lab.words import message_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ Batch = TypeVar("Batch")
 
 
 class Selection(NamedTuple):
-    """By which column of an evaluation the best weights are chosen, and which way is better."""
+    """The column of an evaluation that selects the best weights, and which way is better."""
 
     column: str
     better: Literal["higher", "lower"] = "higher"
@@ -84,7 +84,7 @@ class Published(NamedTuple):
 
 @dataclass
 class State:
-    """What a training step works on.
+    """The state that a training step works on.
 
     Args:
         model: the network, in training mode.
@@ -105,7 +105,7 @@ class State:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Where a training step computes its loss."""
+        """Context in which a training step computes its loss."""
         device = self.generator.device.type
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.bf16))
@@ -117,7 +117,7 @@ class State:
             yield
 
     def descend(self, loss: Tensor, optimizer: str = "main") -> None:
-        """One step of an optimiser down the gradient of ``loss``.
+        """Make one optimiser step down the gradient of ``loss``.
 
         Nothing is changed if the loss or its gradient is not finite.
 
@@ -153,7 +153,7 @@ class Experiment(ABC, Generic[Config, Batch]):
     Attributes:
         selection: by what the best weights are chosen, which :meth:`test` then judges; ``None``
             (default): those at the end are judged.
-        curves: what is drawn of the training.
+        curves: columns of the training that are drawn.
     """
 
     selection: Selection | None = None
@@ -164,12 +164,12 @@ class Experiment(ABC, Generic[Config, Batch]):
         self.device = torch.device(config.device)
 
     def check(self) -> None:
-        """See that this can be run, before any run is: files are there, the model can be built.
+        """Refuse settings that cannot run: files are missing, or no model can be built.
 
         The model is built without its numbers, which takes no memory whatever its size.
 
         Raises:
-            ValueError: in one line, if it cannot.
+            ValueError: in one line.
         """
         require_memory(self._model_memory, f"model {self.config.model}", "make it smaller")
         what, cure = f"{self.config.task} with these settings", "give smaller batches or fewer data"
@@ -187,12 +187,12 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @cached_property
     def _model_memory(self) -> float:
-        """Of the weights and what training keeps beside them, as far as that is on the CPU."""
+        """Bytes of the weights, gradients and optimiser state on the CPU."""
         try:
             with torch.device("meta"):  # there tensors have a shape and no content
                 model = self.make_model()
         except (RuntimeError, TypeError) as error:  # of torch, for sizes beyond any memory
-            what = " ".join(str(error).split())[:200]
+            what = message_of(error)[:200]
             raise ValueError(f"model {self.config.model} cannot be built: {what}") from None
         weights = sum(part.numel() * part.element_size() for part in model.parameters())
         # It is built on the CPU, and all else is where it is trained.
@@ -220,10 +220,11 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @property
     def data_identity(self) -> str:
-        """What tells the data from others that the same settings could find, in a few words.
+        """A few words that identify the data among others that the same settings could find.
 
         Kept with a run, which does not go on with other data. Empty (default): the data follow
-        from the settings. A task that reads files returns :func:`identity` of them.
+        from the settings. A task that reads files returns
+        :func:`experiments.data.common.identity` of them.
         """
         return ""
 
@@ -250,7 +251,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
         Args:
             model: in training mode.
-            batch: of :meth:`batches`.
+            batch: a batch of :meth:`batches`.
             generator: for draws, on the model's device.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither loss nor train_step.")
@@ -276,7 +277,7 @@ class Experiment(ABC, Generic[Config, Batch]):
         """
 
     def pictures(self, model: nn.Module) -> Mapping[str, NDArray[np.uint8]]:
-        """What a model does, for the eye: after every evaluation, called as :meth:`evaluate` is.
+        """Pictures of a model's output, after every evaluation; called as :meth:`evaluate` is.
 
         Returns:
             By name, grey ``(Y, X)`` or RGB ``(Y, X, 3)``; written into the run's folder as PNG
@@ -297,7 +298,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """What the table of models says of this one besides its parameters; by default nothing."""
+        """Sizes in the table of models besides the number of parameters; by default none."""
         return {}
 
     @property
@@ -312,7 +313,7 @@ class Experiment(ABC, Generic[Config, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What has to be known to read the tables, one sentence or more each."""
+        """Notes for readers of the tables, one sentence or more each."""
         return ()
 
 
@@ -326,44 +327,6 @@ def make_optimizer(config: ExperimentConfig, model: nn.Module) -> Optimizer:
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **extra
     )
     return made
-
-
-def identity(*splits: Sequence[NDArray[Any]]) -> str:
-    """The number of samples in each split, and a checksum of all arrays.
-
-    Args:
-        splits: of each its arrays, such as images and labels.
-
-    Example:
-        >>> identity([np.arange(3)], [np.arange(2)])
-        '3 and 2 samples, checksum 0da7f48a'
-    """
-    checksum = 0
-    for array in (array for split in splits for array in split):
-        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-    counts = " and ".join(str(len(split[0])) for split in splits)
-    return f"{counts} samples, checksum {checksum:08x}"
-
-
-def shuffled(
-    rng: np.random.Generator, total: int, size: int, *, drop_last: bool = False
-) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Indices of the batches of an epoch: each of ``total`` samples once, in random order.
-
-    Args:
-        rng: decides the order.
-        total: samples.
-        size: of a batch.
-        drop_last: leave out a last batch that would be smaller.
-
-    Example:
-        >>> [len(part) for part in shuffled(np.random.default_rng(0), 5, 2)]
-        [2, 2, 1]
-    """
-    order = rng.permutation(total)
-    end = total - total % size if drop_last else total
-    for start in range(0, end, size):
-        yield order[start : min(start + size, end)]
 
 
 def _knows_bfloat16() -> bool:

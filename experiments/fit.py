@@ -34,8 +34,9 @@ from experiments.snapshot import (
     save_snapshot,
     weights_of,
 )
-from lab.disk.folder import FAILURE_NAME, note_failure, write_text
+from lab.disk.folder import FAILURE_NAME, note_failure
 from lab.disk.log import RunLog
+from lab.disk.output import write_text
 from lab.reporting.pictures import write_png
 from lab.running.guards import NotFinite, RunStopped, first_not_finite
 from lab.running.signals import StopRequest
@@ -273,7 +274,7 @@ class _Fit(Generic[Config, Batch]):
 
 
 def rate_factor(schedule: Schedule, done: float) -> float:
-    """What the step size is multiplied with when a share ``done`` of all steps has been made.
+    """The factor of the step size when a share ``done`` of all steps has been made.
 
     Example:
         >>> [rate_factor(name, 0.5) for name in ("constant", "linear", "steps")]
@@ -294,8 +295,8 @@ def judging(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]
 
     Args:
         model: is in training mode afterwards.
-        seed: of the draws.
-        device: of the model.
+        seed: seed of the draws.
+        device: device of the model.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():

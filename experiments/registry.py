@@ -1,4 +1,4 @@
-"""The tasks of ``rims experiment``: where their settings are, and what they compute.
+"""The tasks of ``rims experiment``: their settings, and the classes that compute them.
 
 How a task is added:
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Compared(NamedTuple):
-    """What the runs of a task differ in, the setting ``model``, as users call it."""
+    """The name that users know for the setting ``model``, in which runs of a task differ."""
 
     option: str
     one: str
@@ -67,7 +67,7 @@ class Show(NamedTuple):
 
     @property
     def option(self) -> str:
-        """As the command line calls it."""
+        """Its name on the command line."""
         return f"--show-{self.name}"
 
     def can_show(self, model: str) -> bool:
@@ -106,7 +106,7 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the command line calls it."""
+        """Its name on the command line."""
         return self.config.task
 
     @property

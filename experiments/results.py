@@ -1,4 +1,4 @@
-"""What a finished run leaves: the numbers by which its model is judged, and of which weights."""
+"""The results of a finished run: the numbers that judge its model, and of which weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS_NAME = "results.json"
 
 
 class Results(NamedTuple):
-    """What is left of a finished run, as in its ``results.json``."""
+    """The content of a finished run's ``results.json``."""
 
     metrics: dict[str, float]  # by key of a row
     parameters: int
@@ -27,12 +27,12 @@ class Results(NamedTuple):
     checkpoint: str | None = None  # of whose weights they are; None: of an earlier version
 
     def to_json(self) -> str:
-        """As the file holds it; a number that is not finite is left out."""
+        """The content of the file; numbers that are not finite are left out."""
         metrics = {name: v for name, v in self.metrics.items() if math.isfinite(v)}
         return json.dumps(self._replace(metrics=metrics)._asdict(), indent=2) + "\n"
 
 
-#: Of each field of :class:`Results`, whether a value of the file is one.
+#: A check for each field of :class:`Results`.
 _RULES: tuple[Callable[[Any], bool], ...] = (
     lambda v: isinstance(v, dict) and all(is_finite_number(number) for number in v.values()),
     lambda v: type(v) is int and v >= 0,

@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it was: weights, optimisers, random states, position."""
+"""Saved state from which a run resumes exactly: weights, optimisers, random states, position."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(kw_only=True)
 class Position:
-    """How far a run is, and what it has counted so far."""
+    """The progress of a run, with its counts so far."""
 
     epoch: int = 0  # complete ones
     step: int = 0  # of the epoch
@@ -44,7 +44,7 @@ class Position:
 
 
 class Snapshot(NamedTuple):
-    """What a run goes on from, besides the state it works on."""
+    """The saved state of a run, besides the state that a step works on."""
 
     position: Position
     best: Weights | None = None  # those of ``position.best_epoch``
@@ -90,7 +90,7 @@ def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
     """Bring ``state`` and the global random state to where the last checkpoint was written.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         state: is changed.
         data: the identity of the data there are now.
 
@@ -129,7 +129,7 @@ def load_snapshot(folder: Path, state: State, data: str) -> Snapshot:
 
 
 def _position(stored: Stored) -> Position:
-    """Where a run was, seen to be a position before it is used.
+    """The saved position of a run, checked before it is used.
 
     Raises:
         ValueError: in one line, if it is none.
@@ -180,7 +180,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def judged_checkpoint(folder: Path) -> str | None:
-    """What tells the last checkpoint of a run from all others; ``None`` if there is none whole.
+    """The checksum of the last checkpoint of a run; ``None`` if no checkpoint is whole.
 
     Raises:
         ValueError: in one line, if it is of another program.
@@ -202,7 +202,7 @@ def require_same(folder: Path, config: ExperimentConfig) -> None:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(
-            f"{str(folder)!r} is no run of this program and not empty; nothing was changed. "
+            f"{str(folder)!r} is not empty and holds no run of this program; nothing was changed. "
             "Give another folder."
         )
     for name, (before, asked) in type(config).read(path).differences(config).items():

@@ -1,4 +1,4 @@
-"""What any training run is, whatever it trains; imports none of our other packages.
+"""Everything that training runs share, whatever they train; imports none of our other packages.
 
 On disk: :mod:`lab.disk`. Processes, signals, devices, memory: :mod:`lab.running`. As jobs of a
 cluster: :mod:`lab.slurm`. Intervals, figures, tables, the terminal: :mod:`lab.reporting`.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from lab.disk.folder import newest_row, noted_failure, write_text
+from lab.disk.folder import newest_row, noted_failure
+from lab.disk.output import write_text
 from lab.disk.plain_files import read_plain_text
 from lab.running.processes import Outcome, run_all
 
@@ -49,7 +50,7 @@ Settings = TypeVar("Settings", bound=Any)
 class Run(ABC, Generic[Settings]):
     """One training run: a variant with a seed, in a folder of its own."""
 
-    varied: ClassVar[str]  # the setting that tells the variants apart
+    varied: ClassVar[str]  # the setting in which variants differ
     config: Settings
     folder: Path
 
@@ -70,7 +71,7 @@ class Run(ABC, Generic[Settings]):
 
     @property
     def jobs(self) -> int | None:
-        """How many runs were trained at a time; ``None`` if that is unknown."""
+        """The number of runs trained at a time; ``None`` if it is unknown."""
         try:
             return int(read_plain_text(self.folder / JOBS_NAME, 2**10))
         except (OSError, ValueError):
@@ -82,7 +83,7 @@ class Run(ABC, Generic[Settings]):
 
     @abstractmethod
     def train(self) -> None:
-        """Train it in this process; an interrupted run goes on."""
+        """Train it in this process; an interrupted run is resumed."""
 
     @abstractmethod
     def look_at(self) -> tuple[Run[Settings] | None, Flag | None]:

@@ -1,4 +1,4 @@
-"""What runs of several variants over several seeds show: numbers, intervals, differences."""
+"""Results of runs of several variants over several seeds: numbers, intervals, differences."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Differences(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(ABC, Generic[AnyRun, Row]):
-    """All that is reported. Only variants with at least one finished run are in it.
+    """Everything that is reported. It holds only variants with at least one finished run.
 
     Args:
         seeds: asked for.
         runs: the finished runs by variant, with the settings they were trained with.
-        flags: what readers have to know of runs that are not in it, or differ.
+        flags: notes for readers on runs that are left out or differ.
     """
 
     seeds: tuple[int, ...]
@@ -52,12 +52,12 @@ class Comparison(ABC, Generic[AnyRun, Row]):
 
     @property
     def names(self) -> dict[str, str]:
-        """What tables and figures call each variant."""
+        """The name of each variant in tables and figures."""
         return {variant: variant for variant in self.variants}
 
     @property
     def seed_counts(self) -> list[int]:
-        """How many finished runs a variant has, each number once, the smallest first."""
+        """The numbers of finished runs of the variants, each number once, in ascending order."""
         return sorted({len(own) for own in self.runs.values()})
 
     @property

@@ -8,14 +8,14 @@ tuple of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lab.cores import CORE_NAMES, RIM_CORES, CoreSettings, import_core
-from lab.settings import one_line
+from lab.words import one_line
 
 #: State of a core: one tensor (layers, B, H), or two for LSTMs.
 CoreState = tuple[Tensor, ...]
@@ -38,7 +38,7 @@ class Memoryless(nn.Module):
 
 
 class StateForm(NamedTuple):
-    """What a core's hx looks like."""
+    """The form of a core's hx."""
 
     shapes: tuple[tuple[int, int], ...]  # (layers, features) of each tensor
     is_tensor: bool  # one tensor, as of nn.GRU, rather than a tuple
@@ -48,8 +48,34 @@ class StateForm(NamedTuple):
         return state[0] if self.is_tensor else state
 
 
-#: The layers of the cores that need nothing but torch.
-LAYERS: dict[str, type[nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU, "none": Memoryless}
+#: Import paths of the cores that have a name. A class is looked up when a core is made: nothing in
+#: ``lab`` depends on the package of a layer.
+_PATHS = {
+    "rim_lstm": "rims:RIM_LSTM",
+    "rim_gru": "rims:RIM_GRU",
+    "lstm": "torch.nn:LSTM",
+    "gru": "torch.nn:GRU",
+    "none": "lab.core_modules:Memoryless",
+}
+
+
+def layer_class(core: str) -> type[nn.Module]:
+    """The class of a core, given by name or import path.
+
+    Example:
+        >>> layer_class("gru").__name__
+        'GRU'
+    """
+    if core not in _PATHS:
+        return import_core(core)
+    module, _, name = _PATHS[core].partition(":")
+    found: type[nn.Module] = getattr(import_module(module), name)
+    return found
+
+
+def computes_as(module: nn.Module, *cores: str) -> bool:
+    """Whether a module's forward is that of one of these cores, not one of a subclass's own."""
+    return type(module).forward in [layer_class(core).forward for core in cores]
 
 
 def as_tuple(hx: Tensor | CoreState) -> CoreState:
@@ -57,23 +83,19 @@ def as_tuple(hx: Tensor | CoreState) -> CoreState:
     return (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
 
-def make_layer(
-    input_size: int, settings: CoreSettings, layers: Mapping[str, type[nn.Module]]
-) -> nn.Module:
+def make_layer(input_size: int, settings: CoreSettings) -> nn.Module:
     """The module of a core: a layer with its options, or a class with an import path.
 
     Args:
         input_size: features of the input.
-        settings: which core, and its options.
-        layers: the layers of the cores that have a name.
+        settings: the core and its options.
 
     Raises:
         ValueError: in one line, if a class with an import path cannot be made.
     """
-    if settings.core in layers:
-        kind = layers[settings.core]
-        return kind(input_size, settings.hidden_size, **settings.layer_options)
-    core_class = import_core(settings.core)
+    core_class = layer_class(settings.core)
+    if settings.core in CORE_NAMES:
+        return core_class(input_size, settings.hidden_size, **settings.layer_options)
     try:
         return core_class(input_size, settings.hidden_size)
     except Exception as error:  # it is the user's code: anything can happen in it

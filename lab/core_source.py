@@ -1,4 +1,4 @@
-"""Whether a core can be in a module, as its source says before anything of it is run."""
+"""Whether a module's source can define a core, decided before the module runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent cores: which there are, which options each has, and classes of a user's own.
+"""Recurrent cores: their names and options, and cores of a user's own.
 
 Options have the names of the arguments of :class:`rims.RIM_LSTM` and ``torch.nn.LSTM``.
 Nothing in here imports torch until a class of a user's own is asked for.
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from lab.core_source import may_define_class
 from lab.importing import import_from_here
 from lab.own_modules import module_source
-from lab.settings import ConfigError, Settings, did_you_mean, one_line, option
+from lab.settings import ConfigError, Settings, option
+from lab.words import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,7 @@ CORE_METAVAR = f"[{'|'.join(CORE_NAMES)}|PACKAGE.MODULE:CLASS]"
 
 CommReads = Literal["candidate", "state"]
 
-#: What acts between two layers of mechanisms.
+#: Options that act between two layers of mechanisms.
 _BETWEEN_LAYERS = ("use_inactive", "blocked_grad")
 
 _OF_LAYERS = ("num_layers", "dropout")
@@ -82,7 +83,7 @@ class CoreSettings(Settings):
     input_value_size: int = option(
         0,
         "RIM",
-        "Features that a mechanism reads of the input; 0: four times its own.",
+        "Features of an input value, per mechanism; 0: four times the mechanism's own.",
         low=0,
     )
     num_comm_heads: int = option(4, "RIM", "Heads of the communication.", low=1)
@@ -95,8 +96,8 @@ class CoreSettings(Settings):
     comm_reads: CommReads = option(
         "candidate",
         "RIM",
-        "What mechanisms read of an inactive one: its discarded candidate (authors' code) or the "
-        "state it keeps (paper).",
+        "What other mechanisms read from an inactive one: its discarded candidate (authors' code) "
+        "or the state it keeps (paper).",
     )
     use_inactive: bool = option(
         True, "RIM", "Let a layer also read inactive mechanisms of the one below; else zeros."
@@ -123,7 +124,11 @@ class CoreSettings(Settings):
             raise ConfigError("k", f"{rule}; got {self.k}.")
         values = self.input_value_size or 4 * self.hidden_size // self.num_rims
         if values % self.num_input_heads:
-            rule = f"must divide the {values} features of --input-value-size"
+            rule = (
+                f"must divide --input-value-size {values}"
+                if self.input_value_size
+                else f"must divide the {values} features that a mechanism reads, four times its own"
+            )
             raise ConfigError("num_input_heads", f"{rule}; got {self.num_input_heads}.")
 
     @property
@@ -149,7 +154,7 @@ class CoreSettings(Settings):
 
     @property
     def unused(self) -> Mapping[str, str]:
-        """Also options that this core does not have."""
+        """Adds the options that this core does not have."""
         own, found = LAYER_OPTIONS.get(self.core, ()), dict(super().unused)
         if "num_rims" not in own:
             found |= dict.fromkeys(_OF_MECHANISMS, "needs a core with mechanisms")
@@ -177,14 +182,14 @@ class CoreImportError(ConfigError):
 
 
 def check_core(core: str, field: str = "core") -> None:
-    """See that there is a core of this name or import path.
+    """Refuse a core that does not exist.
 
     Args:
         core: name or import path.
         field: the setting it was given in, for errors.
 
     Raises:
-        ConfigError: in one line, if there is not.
+        ConfigError: in one line.
     """
     if ":" in core:
         import_core(core, field)
@@ -234,13 +239,13 @@ def import_core(path: str, field: str = "core") -> type[nn.Module]:
     from torch import nn  # here, because reading a configuration must not take seconds
 
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        cause = f"{class_name!r} is no class that derives from torch.nn.Module"
+        cause = f"{class_name!r} is not a class that derives from torch.nn.Module"
         raise CoreImportError(path, module_name, cause, field)
     return found
 
 
 def core_label(core: str) -> str:
-    """What a core is called in tables and titles.
+    """The name of a core in tables and titles.
 
     Example:
         >>> core_label("package.module:MyLSTM"), core_label("lstm")

@@ -23,8 +23,8 @@ def nearest_size(
         count: parameters at a hidden size; more of it must mean more of them.
         target: parameters wanted.
         unit: hidden sizes are multiples of it.
-        core: whose size it is, for the message.
-        reference: what has ``target`` parameters, for the message.
+        core: the core of this size, for the message.
+        reference: the core with ``target`` parameters, for the message.
 
     Returns:
         The hidden size, a multiple of ``unit``.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lab.disk.versions import PACKAGES
 
-#: What Python itself brings; other installed packages are in folders of the names below.
+#: Folders of Python itself; other installed packages are in folders of the names below.
 _STANDARD = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _INSTALLED = {"site-packages", "dist-packages"}
 
@@ -77,7 +77,7 @@ def _content(module: str) -> Iterator[str]:
 
 
 def _found(module: str) -> ModuleSpec | None:
-    """What an import would find, in the current directory first."""
+    """The file that an import would find, in the current directory first."""
     path: list[str] | None = [str(Path.cwd()), *sys.path]
     python = (BuiltinImporter, FrozenImporter)
     finders = [f for f in sys.meta_path if f not in python and hasattr(f, "find_spec")]
@@ -103,7 +103,7 @@ def _source_file(spec: ModuleSpec | None) -> Path:
 
 
 def _require_loaded_from(module: str, file: Path) -> None:
-    """See that a module that is loaded already, or was typed in, is the one in the file."""
+    """Refuse a module that is loaded already from another place than the file."""
     if module in sys.modules:
         loaded = getattr(sys.modules[module], "__file__", None)
         if loaded is None or Path(loaded).resolve() != file.resolve():

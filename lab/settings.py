@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_type_hints
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 import tomli_w
 
 from lab.disk.named_files import read_text
+from lab.words import did_you_mean
 
 #: The largest whole number: larger ones fit no tensor and no file.
 MOST = 2**40
@@ -35,32 +35,6 @@ class Damaged(ValueError):
     """A file is not as it was written: no mistake of the user."""
 
 
-def did_you_mean(word: str, known: Iterable[str], otherwise: str = ".") -> str:
-    """The end of a complaint: the closest of what there is, or else a full stop.
-
-    Args:
-        word: what was given.
-        known: what there is.
-        otherwise: the end where nothing is close.
-
-    Example:
-        >>> did_you_mean("lsmt", ["lstm", "gru"]), did_you_mean("x", ["lstm", "gru"])
-        ("; did you mean 'lstm'?", '.')
-    """
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else otherwise
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and message without line breaks and without a full stop.
-
-    >>> one_line(ValueError("not a\\n  number.")), one_line(EOFError())
-    ('ValueError: not a number', 'EOFError')
-    """
-    message = " ".join(str(error).split()).removesuffix(".")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
 def option(
     default: Any,
     group: str,
@@ -80,7 +54,7 @@ def option(
         help: one sentence.
         low: smallest value of a number.
         high: largest value of a number.
-        metavar: what stands for the value in the help, instead of N, X or NAME.
+        metavar: placeholder of the value in the help, instead of N, X or NAME.
         has_effect: whether it decides the numbers that come out of a run. Other settings change
             how long the run takes, or where it computes and reads.
         first: whether it stands before the other options of its heading.
@@ -212,7 +186,7 @@ class Settings:
 
 
 def read_toml(path: Path, what: str = "a configuration") -> dict[str, Any]:
-    """The content of a TOML file that somebody named.
+    """The content of a TOML file named by a user.
 
     Raises:
         ValueError: in one line, if it cannot be read as ``what``.

@@ -26,7 +26,7 @@ PRELOADED = (
     "agents.judging.compare",
     "cli",
     "envpool",
-    "envs.gymnasium_backend",
+    "envs.backends.gymnasium_backend",
     "experiments.commands.experiment",
     "torch._dynamo",
     "torch.utils.tensorboard",

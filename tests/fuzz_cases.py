@@ -55,8 +55,8 @@ WORK = (
     "rims.bench.run:bench_cells",
     "rims.bench.first_call:measure_first_calls",
     "nfm.bench.run:bench_nfm",
-    "experiments.comparison:assemble",
-    "experiments.data.mnist:_fetch",
+    "experiments.judging.comparison:assemble",
+    "experiments.data.published.mnist:_fetch",
 )
 
 

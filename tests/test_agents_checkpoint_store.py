@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from lab.disk import folder as run_folder
-from lab.disk import manifest
+from lab.disk import manifest, output
 from lab.disk import store as checkpoint_store
 from lab.disk.manifest import FORMAT_VERSION, sealed
 from lab.disk.output import is_unfinished
@@ -303,7 +302,7 @@ def test_number_that_is_saved_again_never_harms_the_first(
     def crash(path: Path, content: bytes) -> None:
         if path.suffix == ".json":
             raise Crash
-        run_folder.write_bytes(path, content)
+        output.write_bytes(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_store, "write_bytes", crash)

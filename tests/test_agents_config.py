@@ -199,7 +199,11 @@ def test_mechanisms_are_checked_for_cores_that_have_them(core: CoreName) -> None
     error = refusal(core=core, num_rims=4, k=5)
     assert_names_field(error, "k")
     assert error.rule == "must be at most --num-rims 4; got 5."
-    assert_names_field(refusal(core=core, num_input_heads=3), "num_input_heads")
+    error = refusal(core=core, num_input_heads=3)
+    assert_names_field(error, "num_input_heads")
+    assert "the 128 features that a mechanism reads, four times its own; got 3" in error.rule
+    error = refusal(core=core, num_input_heads=3, input_value_size=7)
+    assert error.rule == "must divide --input-value-size 7; got 3."
     assert PPOConfig(env=ENV, core=core, num_input_heads=3, input_value_size=6).k == 3
     assert PPOConfig(env=ENV, core=core, hidden_size=30, num_rims=3, k=3).k == 3
 
@@ -258,11 +262,11 @@ _NO_CLASS = "has no class 'Mine' that derives from another, as torch.nn.Module"
 _MINE = "class Mine(list):\n    pass\n"
 MODULES = {
     "core_fine": ("from torch.nn import GRU\nclass Mine(GRU):\n    pass\n", ""),
-    "core_list": (_MINE, "'Mine' is no class that derives from torch.nn.Module"),
+    "core_list": (_MINE, "'Mine' is not a class that derives from torch.nn.Module"),
     "core_other": ("class Mine:\n    pass\n", _NO_CLASS),
     "core_function": ("def Mine(*sizes):\n    raise SystemExit\n", _NO_CLASS),
     "core_number": ("Mine = 3\n", _NO_CLASS),
-    "core_computed": ("Mine = 1 + 2\n", "'Mine' is no class"),
+    "core_computed": ("Mine = 1 + 2\n", "'Mine' is not a class that derives"),
     "core_elsewhere": ("class Yours:\n    pass\n", _NO_CLASS),
     "core_gone": (f"{_MINE}del Mine\n", "module 'core_gone' has no 'Mine'"),
     "core_typo": ("class Mine(\n", "SyntaxError: "),

@@ -29,7 +29,7 @@ from envs import (
     level_seeds,
     make_vector_env,
 )
-from envs.base import BackendStep
+from envs.backends.base import BackendStep
 
 EMPTY = get_task("MiniGrid-Empty-Random-5x5-v0")
 

@@ -359,7 +359,7 @@ def test_commands_take_module_and_id(rims: Rims, tmp_path: Path) -> None:
     room = name("Bonus")
     done = rims("train", "--env", room, *TOY, "--run-dir", "run")
     assert done.code == 0
-    assert "success not told" in done.err
+    assert "success unknown" in done.err
     assert f'env = "{room}"' in Path("run/config.toml").read_text()
     table = rims("evaluate", "run", "--episodes", "2")
     assert table.code == 0
@@ -369,7 +369,7 @@ def test_commands_take_module_and_id(rims: Rims, tmp_path: Path) -> None:
     recorded = rims("record", "run", "--out", "film.gif", "--max-steps", "3")
     assert recorded.code == 0
     assert rims("plot", "run", "--out", "plot.png").code == 0
-    assert "not told" in rims("watch", "run").out
+    assert "unknown" in rims("watch", "run").out
     assert rims("resume", "run", "--total-steps", "256").code == 0
 
 
@@ -378,7 +378,7 @@ def test_commands_take_module_and_id(rims: Rims, tmp_path: Path) -> None:
     [
         ("CartPole-v1", "observations must be MiniGrid's symbolic view"),
         (name("RGBPartial"), "cannot be an RGB image"),
-        (name("Inventory"), "which no agent here reads"),
+        (name("Inventory"), "which agents do not read"),
         ("no_such_module:A-v0", "cannot be imported"),
         ("foreign_envs:Foreign-Rom-v0", "did you mean 'Foreign-Room-v0'"),
     ],

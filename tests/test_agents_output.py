@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from command_line import ROOT
-from lab.disk.folder import claim_folder, sweep_unfinished, write_text
-from lab.disk.output import is_unfinished, remove_abandoned, whole_file
+from lab.disk.folder import claim_folder
+from lab.disk.output import is_unfinished, remove_abandoned, whole_file, write_text
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
@@ -58,7 +58,7 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
         first.write_text("a")
         with whole_file(tmp_path / "b") as second:
             second.write_text("b")
-            sweep_unfinished(tmp_path)
+            remove_abandoned(tmp_path)
             assert sorted(map(is_unfinished, (first, second))) == [True, True]
     assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["a", "b"]
 

@@ -213,7 +213,7 @@ def test_each_part_of_what_is_saved_is_needed(tmp_path: Path, lost: str) -> None
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(  # so that a process is at work a moment after its start
-    ["agents.learning.resuming", "envs.gymnasium_backend", "torch.utils.tensorboard"]
+    ["agents.learning.resuming", "envs.backends.gymnasium_backend", "torch.utils.tensorboard"]
 )
 
 

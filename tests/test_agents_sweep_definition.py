@@ -54,10 +54,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "epochs: unknown key 'hihg'; did you mean 'high'?",
     ),
     "no high": (document(search={"epochs": {"low": 1}}), "epochs has no high"),
-    "range of names": (document(search={"core": {"low": 1, "high": 3}}), "core is no number"),
+    "range of names": (document(search={"core": {"low": 1, "high": 3}}), "core is not a number"),
     "range of switches": (
         document(search={"direction": {"low": 0, "high": 1}}),
-        "direction is no number",
+        "direction is not a number",
     ),
     "fraction of a whole number": (
         document(search={"epochs": {"low": 1, "high": 2.5}}),
@@ -114,6 +114,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         ),
         "allows core='rim_gru', hidden_size=64, num_rims=5, but hidden_size must be",
     ),
+    "without effect": (
+        document(search={"core": None, "k": {"low": 1, "high": 4}}, settings={"core": "lstm"}),
+        r"\[search\] k would change nothing: it needs a core with mechanisms; core is lstm",
+    ),
+    "without effect for any core": (
+        document(search={"comm_reads": {"choices": ["candidate", "state"]}}),
+        r"comm_reads would change nothing: it needs a core with mechanisms; core is none, gru",
+    ),
+    "without effect of another setting": (
+        document(
+            search={"comm_reads": {"choices": ["candidate", "state"]}, "core": None},
+            settings={"core": "rim_gru", "k": 4},
+        ),
+        "comm_reads would change nothing: it needs --k below --num-rims",
+    ),
     "unseen without a suite": (
         document(
             sweep={"objective": "unseen_success_rate"},
@@ -156,6 +171,17 @@ def test_what_is_read() -> None:
     assert not make_sweep(search={"gamma": {"low": 0, "high": 1}}).search[-1].is_int
     searched = make_sweep(settings={"suite": "multiroom"}, search={"gamma": {"choices": [0.9]}})
     assert "gamma" not in searched.settings
+
+
+def test_what_only_some_trials_use_may_be_searched() -> None:
+    search = {
+        "core": {"choices": ["lstm", "rim_lstm"]},
+        "num_layers": {"choices": [1, 2]},
+        "k": {"choices": [4, 2]},
+        "use_inactive": {"choices": [False, True]},
+        "blocked_grad": {"choices": [False, True]},  # used where all four have their second value
+    }
+    assert make_sweep(search=search).search[-1].name == "blocked_grad"
 
 
 def test_suite_without_unseen_tasks_cannot_be_judged_on_them(tmp_path: Path) -> None:

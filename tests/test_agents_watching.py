@@ -192,7 +192,7 @@ def test_place_is_watchable_if_it_has_runs_or_a_writer(tmp_path: Path) -> None:
     make_run(tmp_path / "run", {})
     check_watchable(tmp_path)
     (tmp_path / "run" / PROGRESS_NAME).write_text("update\r\nx\r\n")
-    with pytest.raises(ValueError, match="no table of numbers"):
+    with pytest.raises(ValueError, match="not a table of numbers"):
         check_watchable(tmp_path)
 
 

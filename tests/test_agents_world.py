@@ -37,7 +37,7 @@ from test_agents_resume import STEPS, TIME_COLUMNS, make_config
 # Started by a process that has imported what they need, else each would take seconds.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["agents.learning.resuming", "envs.gymnasium_backend", "torch.utils.tensorboard"]
+    ["agents.learning.resuming", "envs.backends.gymnasium_backend", "torch.utils.tensorboard"]
 )
 
 

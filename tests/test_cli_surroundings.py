@@ -173,7 +173,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/null")
-    with pytest.raises(ValueError, match=r"--out: '.*x\.png' is no file, and would be lost"):
+    with pytest.raises(ValueError, match=r"--out: '.*x\.png' is not a file and would be lost"):
         check_output(path, (".png",))
     assert not path.is_file()
     path.unlink()

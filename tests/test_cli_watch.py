@@ -58,7 +58,7 @@ MISTAKES = {
     "no run": ((), "RUN"),
     "missing run": (("../nowhere",), "nowhere"),
     "no run in it": (("../none",), "holds no run"),
-    "damaged run": (("../damaged",), "no table of numbers"),
+    "damaged run": (("../damaged",), "not a table of numbers"),
     "two runs": (("../run", "../run"), "../run"),
     "interval": (("../run", "--interval", "0"), "--interval"),
 }

@@ -29,7 +29,7 @@ from envs import (
     resolve_backend,
     view_of,
 )
-from envs.foreign import told_success
+from envs.backends.foreign import told_success
 from envs.ids import return_range, success_rule
 from foreign_envs import STEPS
 
@@ -236,7 +236,7 @@ def test_minigrid_view_of_today_is_the_usual_one() -> None:
         ("RGB", "the view holds object 100, .* cannot be an RGB image"),
         ("RGBPartial", "cannot be an RGB image"),
         ("Symbolic", "the view must hold no numbers below 0"),
-        ("Inventory", "hold 'inventory', which no agent here reads; leave it out"),
+        ("Inventory", "hold 'inventory', which agents do not read; leave it out"),
         ("Compass", r"direction must be Discrete\(4\); it is Discrete\(8\)"),
         ("Tokens", r"mission must be text; it is MultiDiscrete\(\[9 9\]\)"),
         ("Orange", "failed in its reset: AssertionError: orange"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs import MISSION_LENGTH, VOCABULARY, Task, encode_mission
-from envs.gymnasium_backend import make_env, quiet
+from envs.backends.gymnasium_backend import make_env, quiet
 from envs.mission import PADDING, UNKNOWN
 
 # The wave function collapse levels need packages that need not be installed; their one mission is

@@ -350,7 +350,7 @@ def test_levels_of_multiroom_can_be_solved() -> None:
 @needs_envpool
 def test_envpool_makes_levels_of_multiroom_that_cannot_be_solved() -> None:
     """If this fails, EnvPool was mended, and MultiRoom can run there, some 20 times faster."""
-    from envs.envpool_backend import EnvPoolVectorEnv
+    from envs.backends.envpool_backend import EnvPoolVectorEnv
 
     limit = {"max_episode_steps": 2000}
     task = Task(id="MiniGrid-MultiRoom-N2-S4-v0", envpool_kwargs=limit)

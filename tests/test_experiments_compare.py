@@ -22,10 +22,10 @@ from PIL import Image
 import cli
 from command_line import ROOT, Rims, assert_one_line, tree
 from experiment_cases import LINE, line
-from experiments import comparison as comparing
 from experiments.commands.experiment import experiment, task_command
 from experiments.experiment import Row
 from experiments.fit import fit
+from experiments.judging import comparison as comparing
 from experiments.registry import TASKS
 from experiments.results import RESULTS_NAME, read_results
 from lab.disk.folder import PROGRESS_NAME

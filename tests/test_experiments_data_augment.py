@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.data import (
+from experiments.data.augment import (
     crop_and_flip,
     draw_mixup,
     occlude,

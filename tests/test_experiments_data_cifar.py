@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.data import cifar, load_cifar
-from experiments.data.safe_pickle import read_plain_pickle
+from experiments.data.published import cifar
+from experiments.data.published.cifar import load_cifar
+from experiments.data.published.safe_pickle import read_plain_pickle
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 

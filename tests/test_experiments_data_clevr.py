@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import (
+from experiments.data.clevr_scenes import Scene, draw
+from experiments.data.sort_of_clevr import (
     ANSWERS,
     NON_RELATIONAL,
     RELATIONAL,
     Combination,
     SortOfClevr,
+    Split,
     chance_levels,
     describe,
     held_out_combinations,
     make_sort_of_clevr,
 )
-from experiments.data.sort_of_clevr import Scene, Split, draw
 
 HELD_OUT = (Combination(0, 1), Combination(3, 0), Combination(5, 1))
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

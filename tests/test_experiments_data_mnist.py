@@ -11,18 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import (
-    LabelledImages,
-    download_mnist,
-    evaluation_set,
-    hold_out,
-    load_mnist,
-    mnist,
-    stack_digits,
-    train_batches,
-)
-from experiments.data.mnist import read_idx
-from experiments.data.stacked_mnist import shrink
+from experiments.data.common import LabelledImages, hold_out
+from experiments.data.published import mnist
+from experiments.data.published.mnist import download_mnist, load_mnist, read_idx
+from experiments.data.stacked_mnist import evaluation_set, shrink, stack_digits, train_batches
 
 
 def make_digits(total: int) -> LabelledImages:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import load_tiny_imagenet, tiny_imagenet
+from experiments.data.published import tiny_imagenet
+from experiments.data.published.tiny_imagenet import load_tiny_imagenet
 
 WNIDS = ["n02", "n10", "n01"]  # the order of wnids.txt, not of the alphabet, gives the labels
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from experiment_cases import Batch, LineExperiment, assert_same, left_by, line, stop_at
-from experiments.experiment import Experiment, State, identity
+from experiments.data.common import identity
+from experiments.experiment import Experiment, State
 from experiments.fit import fit
 from experiments.snapshot import load_weights, run_store, weights_of
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from command_line import Rims, assert_one_line, tree
 from experiment_cases import LineExperiment, line, stop_at
-from experiments import comparison as comparing
 from experiments.configs.base import ExperimentConfig
 from experiments.configs.sequences import CORES, AddingConfig, CopyingConfig, whole_numbers
-from experiments.figures import plot_rows
 from experiments.fit import fit
+from experiments.judging import comparison as comparing
+from experiments.judging.figures import plot_rows
 from experiments.registry import TASKS
 from experiments.results import RESULTS_NAME
 from experiments.shared.cores import with_equal_parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,17 @@ import torch
 from command_line import Rims, assert_one_line, tree
 from experiments.configs.sequences import SequentialMNISTConfig
 from experiments.fit import fit
+from experiments.judging.comparison import Comparison, Finished
+from experiments.registry import TASKS
+from experiments.results import Results
 from experiments.tasks.sequential_mnist import SequentialMNISTExperiment
 from image_cases import assert_goes_on, write_digits
 from sequence_cases import SMALL, TINY, TWO_CORES, Told, one_hot
 
 DATA: dict[str, Any] = {"train_side": 5, "test_sides": "5,7", "batch_size": 10}
+
+#: Settings that decide which published numbers there are.
+PUBLISHED_SIZE: dict[str, Any] = {"hidden_size": 600, "num_rims": 6, "k": 4}
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +92,32 @@ def test_digits_can_be_fewer_and_validation_ones_are_not_trained_on(digits: Path
 
 
 def test_published_stand_beside_what_they_are_of(digits: Path) -> None:
-    table = mnist(digits, train_side=14).published
-    means = {core: [n.mean for n in row.values()] for core, row in table.items()}
-    assert means == {"rim_lstm": [90.0, 73.0, 38.0], "lstm": [80.0, 40.0, 20.0]}
-    assert mnist(digits, train_side=14, order="row").published == {}
-    assert mnist(digits).published == {}
+    def means(**changes: Any) -> dict[str, list[float]]:
+        published = mnist(digits, **{"train_side": 14, **PUBLISHED_SIZE, **changes}).published
+        return {core: [n.mean for n in row.values()] for core, row in published.items()}
+
+    lstm = [80.43, 39.74, 20.48]
+    assert means() == {"rim_lstm": [87.89, 69.75, 46.23], "lstm": lstm}
+    assert means(k=6)["rim_lstm"] == [80.31, 56.19, 37.45]
+    for otherwise in ({"k": 3}, {"num_rims": 5}):
+        assert means(**otherwise) == {"lstm": lstm}
+    for size in ({"hidden_size": 60}, {"num_layers": 2}, {"order": "row"}, {"train_side": 5}):
+        assert means(**size) == {}
+
+
+def test_published_are_those_of_the_settings_of_each_core(digits: Path) -> None:
+    task = TASKS["sequential-mnist"]
+    rim = mnist(digits, train_side=14, **PUBLISHED_SIZE).config
+    configs = [rim, replace(rim, model="lstm", hidden_size=700)]
+    results = Results({"accuracy_16": 0.5}, 1, 1.0, 1, 1)
+    runs = {
+        config.model: [Finished(task=task, config=config, folder=digits, results=results, curve={})]
+        for config in configs
+    }
+    comparison = Comparison(
+        task=task, experiment=task.make(rim), seeds=(0,), runs=runs, command="", flags=()
+    )
+    assert list(comparison.published) == ["rim_lstm"]
 
 
 def test_learns_bars_row_by_row_and_knows_them_in_larger_images(

@@ -1,4 +1,4 @@
-"""Which package may import which: read from the source, so that nothing has to be imported."""
+"""Which package may import which: read from the source."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "nfm": {"NFM"}, "envs": {"Task"}}
         ("rims.layers", "import cli"),
         ("rims.scan.scan", "from tests.oracles import rim_step"),
         ("rims.scan.scan", "from oracles import rim_step"),
-        ("rims.scan.scan", "import importlib\nimportlib.import_module('envs.base')"),
+        ("rims.scan.scan", "import importlib\nimportlib.import_module('envs.backends.base')"),
         ("rims.functional", "from rims.cells import RIMCell"),
         ("rims.functional", "from . import cells"),
         ("rims.functional", "from .cells import RIMCell"),
@@ -268,11 +268,11 @@ PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "nfm": {"NFM"}, "envs": {"Task"}}
         ("nfm.bench.run", "from rims.layers import RIM_LSTM"),
         ("nfm.module", "import envs"),
         ("nfm.module", "from agents.learning import ppo"),
-        ("envs.base", "import torch"),
-        ("envs.base", "from torch import nn"),
-        ("envs.base", "from torch.nn import Module"),
-        ("envs.base", "from rims.functional import topk_mask"),
-        ("envs.base", "__import__('agents')"),
+        ("envs.backends.base", "import torch"),
+        ("envs.backends.base", "from torch import nn"),
+        ("envs.backends.base", "from torch.nn import Module"),
+        ("envs.backends.base", "from rims.functional import topk_mask"),
+        ("envs.backends.base", "__import__('agents')"),
         ("agents.model.policy", "import rims.layers"),
         ("agents.model.policy", "from rims.layers import RIMLayer"),
         ("agents.model.policy", "from rims import layers"),
@@ -280,7 +280,7 @@ PUBLIC = {"rims": {"RIM_LSTM", "trace"}, "nfm": {"NFM"}, "envs": {"Task"}}
         ("agents.model.policy", "import rims\nrims.layers.RIMLayer"),
         ("agents.model.policy", "import rims as r\nr.cells"),
         ("agents.model.policy", "from envs import vector"),
-        ("agents.model.policy", "from envs.base import VectorEnv"),
+        ("agents.model.policy", "from envs.backends.base import VectorEnv"),
         ("agents.model.policy", "from nfm.module import NFM"),
         ("agents.model.policy", "from nfm import network"),
         ("agents.model.policy", "import cli"),
@@ -324,7 +324,7 @@ def test_offences_finds(module: str, source: str) -> None:
         ("nfm.module", "from rims import functional\nimport rims.functional as RF"),
         ("nfm.native.run", "from rims.native import threads\nfrom rims.native.simd import load"),
         ("nfm.bench.run", "from rims.bench import machine\nfrom nfm.bench import memory"),
-        ("envs.base", "import numpy as np\nfrom envs.mission import encode_mission"),
+        ("envs.backends.base", "import numpy as np\nfrom envs.mission import encode_mission"),
         ("agents.model.policy", "from rims import RIM_LSTM, trace\nimport rims\nrims.trace(1)"),
         (
             "agents.model.policy",
@@ -335,7 +335,7 @@ def test_offences_finds(module: str, source: str) -> None:
         ("cli", "from agents.commands.train import train"),
         ("agents.commands.bench", "from rims.bench.run import bench_cells\nimport cli"),
         ("experiments.fit", "from nfm import NFM"),
-        ("envs.suites", "from lab.settings import did_you_mean"),
+        ("envs.suites", "from lab.words import did_you_mean"),
         ("agents.learning.train", "from lab.disk import folder"),
         ("lab.disk.folder", "from lab.running.guards import RunStopped\nimport torch"),
         ("experiments.fit", "import rims, torch\nfrom lab.disk.log import RunLog"),

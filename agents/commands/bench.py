@@ -44,7 +44,7 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
 
     Args:
         out: the folder; is made.
-        left: what an interruption leaves in it.
+        left: words for what an interruption leaves in it.
     """
     from lab.disk.folder import claim_folder
 
@@ -62,7 +62,7 @@ def measuring(out: Path, left: str = "what was measured is in") -> Iterator[None
 
 
 def _require_memory(grid: Settings) -> None:
-    """For the weights, inputs and outputs of the largest case."""
+    """Refuse a largest case whose weights, inputs and outputs do not fit into memory."""
     needed = max(
         4.0 * (3 * size.hidden_size + steps * batch) * (size.input_size + size.hidden_size)
         for size in grid.sizes
@@ -133,8 +133,9 @@ def nfm(out: Path, **given: Any) -> None:
 def jax_(out: Path, **given: Any) -> None:
     """Time the layers for JAX against Flax's and against the same layers in torch.
 
-    Inference and training, jitted, alternately in one process on as many processors as this process
-    may use. Needs the extra "jax". jax.json and jax.md are complete after every case.
+    Contenders run alternately in one process, jitted, inference and training, on all processors
+    that this process may use. Needs the extra "jax". jax.json and jax.md are complete after every
+    case.
     """
     try:
         from rims.jax.bench import bench_jax, best_device
@@ -160,8 +161,8 @@ def jax_(out: Path, **given: Any) -> None:
 def first_call(threads: int | None) -> None:
     """Time the first calls of a layer, compilation of its kernels included.
 
-    In a fresh process with nothing compiled before, and in another after it. Takes about a quarter
-    of a minute.
+    They are timed in a fresh process with nothing compiled before, and in another after it. This
+    takes about 15 seconds.
     """
     import torch
 
@@ -201,7 +202,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
         # All actions, whatever the preset of a suite says: sb3-contrib has them all.
         threads = threads or usable_processors()
         config = replace(config, threads=threads, actions="all", **few)
-    contenders = cores + SB3_NAMES * (sb3 and _has_sb3())
+    contenders = (*cores, *SB3_NAMES) if sb3 and _has_sb3() else cores
     contest = Contest(config=config, contenders=contenders, updates=updates, rounds=rounds)
     with checking_input():
         require_trainable(config)
@@ -223,7 +224,7 @@ def _measure_agents(contest: Contest, out: Path) -> str:
     from agents.throughput.ours import Round
     from agents.throughput.report import progress_line, to_dict, to_markdown
     from agents.throughput.run import Measured, MeasuringError, measure
-    from lab.disk.folder import write_text
+    from lab.disk.output import write_text
 
     machine = about_machine(contest.config.threads)
 
@@ -239,12 +240,12 @@ def _measure_agents(contest: Contest, out: Path) -> str:
         raise click.ClickException(str(error)) from None
 
 
-#: What the speed of training depends on besides the processor.
+#: Packages that decide the speed of training.
 _PACKAGES = ("torch", "numpy", "gymnasium", "minigrid", "envpool", "sb3-contrib")
 
 
 def about_machine(threads: int) -> dict[str, Any]:
-    """What a measurement of agents was made on."""
+    """The machine and versions of a measurement of agents."""
     import importlib.metadata
 
     import agents as package

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agents.commands.bench import about_machine, measuring
-from agents.commands.parsing.bench_options import NOT_OF_AGENTS
+from agents.commands.parsing.bench_options import (
+    NOT_OF_AGENTS,
+    folder_option,
+    number_option,
+    threads_option,
+)
 from agents.commands.parsing.errors import checking_input
 from agents.commands.parsing.lists import Numbers
 from agents.commands.parsing.options import (
-    FOLDER,
     GroupedCommand,
     config_options,
     make_config,
@@ -32,29 +36,13 @@ if TYPE_CHECKING:
     type=Numbers(most=1024),
     default="1,2",
     metavar="N,...",
-    help="How many, in turn.",
+    help="Numbers of processes, one after the other.",
 )
-@plain_option("--core", metavar="NAME", default="rim_lstm", help="As of 'rims train'.")
-@plain_option(
-    "--updates", type=click.IntRange(1, 10**4), default=20, metavar="N", help="Timed per run."
-)
-@plain_option(
-    "--rounds", type=click.IntRange(1, 10**4), default=3, metavar="N", help="Runs of each row."
-)
-@plain_option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    default=1,
-    metavar="N",
-    help="CPU threads of torch per process.",
-)
-@plain_option(
-    "--out",
-    type=FOLDER,
-    default="bench-scaling",
-    metavar="NAME",
-    help="Folder for scaling.json and scaling.md.",
-)
+@plain_option("--core", metavar="NAME", default="rim_lstm", help="Core, as for 'rims train'.")
+@number_option("--updates", 20, "Updates timed per run.", high=10**4)
+@number_option("--rounds", 3, "Runs of each row.", high=10**4)
+@threads_option(1, "CPU threads of torch per process.")
+@folder_option("scaling", "bench-scaling")
 @config_options(*NOT_OF_AGENTS)
 def scaling(processes: tuple[int, ...], updates: int, rounds: int, out: Path, **given: Any) -> None:
     """Time training with several processes that torchrun starts.
@@ -89,7 +77,7 @@ def _measure(plan: Plan, out: Path) -> str:
     from agents.model.policy import RecurrentActorCritic, count_parameters, reads_mission
     from agents.throughput.scaling import ScalingError, measure, to_json, to_markdown
     from envs import make_vector_env
-    from lab.disk.folder import write_text
+    from lab.disk.output import write_text
 
     config = plan.config
     with make_vector_env(config.task, 1, 0, config.backend) as env:

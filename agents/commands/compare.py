@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -93,11 +93,11 @@ def compare(
     complete in RUN_ROOT are not trained again. Tables, JSON and figures are written
     there: comparison.md, comparison.json, and learning_curves and tasks as .png and .svg.
 
-    With --launcher slurm, each run that is missing is trained as a job of its own, at most --jobs
-    at a time (default: all), while this command waits; judging is done here, on the CPU. RUN_ROOT
-    has to be on a file system that the cluster's machines share; RUN_ROOT/slurm receives scripts
+    With --launcher slurm, each missing run is trained as its own job, at most --jobs at a time
+    (default: all), while this command waits. Evaluation is done here, on the CPU. RUN_ROOT has to
+    be on a file system that the cluster's machines share; RUN_ROOT/slurm receives scripts
     and logs. A job that is preempted or runs into its time limit saves, is queued again and goes
-    on. Ctrl-C cancels the jobs; the same command goes on with their runs.
+    on. Ctrl-C cancels the jobs; the same command continues their runs.
 
     If a run fails, the others are compared, the report names it and the exit code is 1.
     """
@@ -133,12 +133,19 @@ def compare(
         flags = [] if report_only else _train(runs, jobs, launch)
         comparison = _judge(partial(judge, on_cpu=launch is not None), runs, flags)
         written = write_report(comparison, run_root)
-    if as_json:
-        click.echo(json.dumps(to_dict(comparison), indent=2))
-    else:
-        click.echo(to_markdown(comparison))
-    click.echo("Written: " + ", ".join(str(path) for path in written), err=True)
-    if comparison.failed:
+    text = json.dumps(to_dict(comparison), indent=2) if as_json else to_markdown(comparison)
+    show_report(text, written, failed=comparison.failed)
+
+
+def show_report(text: str, written: Sequence[Path], *, failed: bool) -> None:
+    """Print a report and the files it was written to.
+
+    Raises:
+        ClickException: in one line, if some runs failed.
+    """
+    click.echo(text)
+    click.echo("Written: " + ", ".join(map(str, written)), err=True)
+    if failed:
         raise click.ClickException("some runs failed; the report's flags say which.")
 
 
@@ -164,7 +171,7 @@ def claimed(run_root: Path, report_only: bool) -> Iterator[None]:
 def _launcher(
     name: str, settings: tuple[str, ...], run_root: Path, report_only: bool, threads: int
 ) -> SlurmLauncher | None:
-    """What trains, if not processes of this machine."""
+    """The launcher of jobs, unless processes of this machine train."""
     from lab.slurm.launcher import SlurmLauncher, read_settings
 
     if name == "local":

@@ -37,10 +37,10 @@ def evaluate(
 ) -> None:
     """Evaluate a trained agent.
 
-    RUN is its folder; the task is the one it was trained on unless options name others. Every
-    episode is a level of its own, never a training level's seed. Success is what the environment
-    says it is, by is_success or success in its info; in MiniGrid's own tasks, an episode that ends
-    with a reward above 0. Intervals hold for this agent; another seed may differ by more.
+    RUN is the run's folder. The task is the training task unless options name others. Every episode
+    is a level of its own; no seed of a training level is used. Success is what the environment
+    reports as is_success or success in its info; in MiniGrid's own tasks, an episode that ends with
+    a reward above 0. Intervals are for this agent; agents of other seeds may differ by more.
     """
     with checking_input():
         tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
@@ -85,7 +85,7 @@ def evaluate(
         click.echo(json.dumps({**about, "tasks": [r.to_dict() for r in results]}, indent=2))
     else:
         by = " and ".join(sorted({result.backend for result in results}))
-        # Of a task that needs others the table alone would not say why it is never solved.
+        # The table alone would not say why a task that needs other actions is never solved.
         some = config.actions != "all"
         chosen = f" from {config.actions.replace(',', ', ')}" if some else ""
         title = (

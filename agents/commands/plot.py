@@ -39,7 +39,7 @@ def plot(runs: tuple[Path, ...], out: Path, metrics: tuple[str, ...] | None, x: 
     """
     from agents.watching.run_list import find_runs, read_run, with_progress
     from lab.disk.output import check_output
-    from lab.reporting.tables import plural
+    from lab.words import plural
 
     with checking_input():
         found = with_progress([read_run(folder) for folder in find_runs(runs)], runs)

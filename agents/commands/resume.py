@@ -43,13 +43,13 @@ def resume(
     threads: int | None,
     device: str | None,
 ) -> None:
-    """Go on with a run that was interrupted or killed.
+    """Resume a run that was interrupted or killed.
 
-    RUN is its folder, which says all about it. On the same machine it ends with the weights and
-    numbers with which it would have ended without the interruption, but for those of time.
+    RUN is the run's folder, which holds all its settings. On the same machine the run finishes
+    bit-identical to a run without the interruption, apart from measured times.
 
-    A run that is complete is left as it is; with more --total-steps it goes on. With torchrun, the
-    number of processes may be another one than before.
+    A complete run is left as it is; with more --total-steps it continues. Under torchrun, the
+    number of processes may differ from before.
     """
     with checking_input():
         require_run_folder(run)

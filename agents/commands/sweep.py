@@ -24,14 +24,14 @@ _CONFIG = plain_option(
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="NAME",
-    help="The sweep as TOML, as above.",
+    help="TOML file of the sweep, as above.",
 )
 _OUT = plain_option(
     "--out",
     required=True,
     type=options.FOLDER,
     metavar="NAME",
-    help="Folder of the sweep; where it holds the same sweep, that goes on.",
+    help="Folder of the sweep; a sweep that it already holds is continued.",
 )
 
 
@@ -42,7 +42,7 @@ _OUT = plain_option(
 def sweep(file: Path, out: Path, jobs: int | None) -> None:
     """Search over hyperparameters with Optuna.
 
-    Every trial is trained as by 'rims train', in folders of its own. The file says what is tried:
+    Every trial is trained as by 'rims train', in its own folders. The file defines the search:
 
     \b
     [sweep]
@@ -61,13 +61,13 @@ def sweep(file: Path, out: Path, jobs: int | None) -> None:
     hidden_size = {choices = [64, 128]}
     core = {choices = ["rim_lstm", "lstm"]}
 
-    With "unseen_success_rate" or "unseen_return" agents are judged on the suite's unseen tasks,
-    "episodes" (100) each.
-    "sampler_seed" (0) decides what is tried; with more than one job also what ends first does.
+    With "unseen_success_rate" or "unseen_return" agents are evaluated on the suite's unseen tasks,
+    with "episodes" (default 100) on each. "sampler_seed" (default 0) decides which settings are
+    tried; with more than one job, so does the order in which trials end.
 
     The folder receives sweep.md, sweep.json, sweep.png and best.toml, from which 'rims train
-    --config' trains the best settings. The command can be stopped; the same command goes on, and
-    one with more trials adds to them. A trial that fails is named and does not stop the others.
+    --config' trains the best settings. The command can be stopped; the same command continues, and
+    one with more trials adds them. A failed trial is named and does not stop the others.
     """
     from agents.sweep.definition import read_sweep
 

@@ -29,7 +29,7 @@ def train(run_dir: Path | None, config: Path | None, **given: Any) -> None:
     """Train an agent with PPO.
 
     The run folder receives config.toml, progress.csv, TensorBoard events and checkpoints. Ctrl-C
-    finishes the update, saves and stops; 'rims resume' goes on, and ends where the run would have
+    finishes the update, saves and stops; 'rims resume' continues and ends as the run would have
     ended.
 
     Several processes train one agent together, each with its part of the environments:

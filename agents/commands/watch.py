@@ -20,14 +20,14 @@ from lab.running.signals import exit_code
     type=options.FiniteRange(0.1, 3600),
     metavar="X",
     default=1.0,
-    help="Seconds between two looks.",
+    help="Seconds between two updates of the view.",
 )
 def watch(run: Path, interval: float) -> None:
-    """Watch training that is under way.
+    """Watch runs while they train.
 
-    RUN is a run folder, or a folder with run folders below it, such as that of a comparison; each
-    run is a row then. It only looks, and ends when nothing is training there any more, or with
-    Ctrl-C. Without a terminal it prints a line per run whenever that has new numbers.
+    RUN is a run folder, or a folder with run folders below it, such as that of a comparison; then
+    each run is a row. The command only reads. It ends when no run trains there any more, or with
+    Ctrl-C. Without a terminal it prints a line for each run that has new numbers.
     """
     from agents.watching.live import check_watchable, watch_folder
 

@@ -1,1 +1,1 @@
-"""How good agents are: evaluation, and comparisons of cores over seeds."""
+"""Evaluation of agents, and comparisons of cores over seeds."""

@@ -42,7 +42,7 @@ def plan(
     Args:
         base: settings of all runs but for core and seed.
         cores: names or import paths.
-        seeds: of the runs of each core.
+        seeds: seeds of the runs of each core.
         root: folder of the runs' folders.
         tasks: to be judged on; that each can be made is seen now, not after the training.
         match_params: choose each core's hidden size so that it has as many parameters as the first.
@@ -83,10 +83,10 @@ def plan(
 
 
 def require_memory(runs: Sequence[Run], jobs: int) -> None:
-    """See that there is memory to train what is missing, before anything is made.
+    """Refuse to train missing runs for which there is no memory, before anything is made.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     require_all_fit([run.config for run in runs if not _is_known_complete(run)], jobs)
 
@@ -120,7 +120,7 @@ def judge(
         mode: how actions are chosen.
         jobs: runs at a time.
         on_progress: called with the number of runs newly done.
-        flags: what is known to be wrong already, of :func:`lab.comparing.train_missing`.
+        flags: flags that :func:`lab.comparing.train_missing` returned.
         on_cpu: judge there, whatever the runs were trained on: it may be another machine.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a comparison of agents holds: its runs, and what each core did."""
+"""A comparison of agents: its runs, and the results of each core."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Run(comparing.Run[PPOConfig]):
         return True
 
     def train(self) -> None:
-        """Train it in this process; an interrupted run goes on."""
+        """Train it in this process; an interrupted run is resumed."""
         trainer = trainer_for(self.config, self.folder)
         try:
             trainer.run()
@@ -125,10 +125,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(comparison.Comparison[Measured, Row]):
-    """All that a comparison found.
+    """The results of a comparison.
 
     Args:
-        suite: of the training task.
+        suite: the suite of the training task.
         tasks: evaluated on.
         episodes: per run and task.
         mode: how actions were chosen.
@@ -141,7 +141,7 @@ class Comparison(comparison.Comparison[Measured, Row]):
 
     @property
     def names(self) -> dict[str, str]:
-        """What tables and figures call each core: short where that tells them apart."""
+        """The name of each core in tables and figures: the short one where it is unique."""
         short = {core: core_label(core) for core in self.variants}
         return short if len(set(short.values())) == len(short) else super().names
 
@@ -155,7 +155,7 @@ class Comparison(comparison.Comparison[Measured, Row]):
 
     @property
     def judged_by(self) -> str:
-        """What runs are judged by, in words."""
+        """The measure that runs are judged by, in words."""
         return "success rate" if self.by_success else "return"
 
     @property
@@ -181,12 +181,12 @@ class Comparison(comparison.Comparison[Measured, Row]):
 
     @property
     def training_backends(self) -> tuple[str, ...]:
-        """What made the environments of the training."""
+        """Backends used in training."""
         return tuple(sorted({run.training_backend for run in self.finished}))
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """What made the environments of the evaluation."""
+        """Backends used in evaluation."""
         results = (result for run in self.finished for result in run.results.values())
         return tuple(sorted({result["backend"] for result in results}))
 

@@ -1,4 +1,4 @@
-"""Learning curves of several runs on one axis, and when they got there. Pure."""
+"""Learning curves of several runs on one axis, and the steps to reach a value. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judging an agent on a task: many first episodes, each on a level of its own."""
+"""Evaluating an agent on a task: many first episodes, each on its own level."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_STEPS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an agent did on one task."""
+    """The results of an agent on one task."""
 
     task: Task
     backend: str
@@ -90,7 +90,7 @@ def evaluate(
 
     Args:
         policy: the agent.
-        task: what to run; its observations and actions must be those of the training task.
+        task: the task to run; its observations and actions must be those of the training task.
         episodes: how many.
         seed: decides levels (never levels of training seeds) and sampled actions.
         mode: ``"sample"`` draws actions from the policy, ``"greedy"`` takes the most probable.

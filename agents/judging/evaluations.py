@@ -1,4 +1,4 @@
-"""Evaluations of trained runs, kept in each run's folder so that none is done twice."""
+"""Evaluations of trained runs, kept in each run's folder so that none is repeated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from agents.judging.comparison import Run
 from agents.judging.evaluate import evaluate
 from agents.learning.checkpoint import load_checkpoint, load_stored
 from envs import Task, modules_of, resolve_backend
-from lab.disk.folder import require_plain_run, sweep_unfinished, write_text
+from lab.disk.folder import require_plain_run
 from lab.disk.lock import acquire_lock, note_holder
 from lab.disk.manifest import is_finite_number
+from lab.disk.output import remove_abandoned, write_text
 from lab.disk.plain_files import read_plain_text
 from lab.disk.store import Stored
 from lab.disk.versions import versions
@@ -52,7 +53,7 @@ def _evaluate(run: Run, tasks: tuple[Task, ...], episodes: int, mode: ActionMode
     todo = [task for task in tasks if not _is_of(run, task, results)]
     if todo:
         note_holder(run.folder)
-        sweep_unfinished(run.folder)
+        remove_abandoned(run.folder)
         policy = checkpoint.make_policy(run.config.device)
     for task in todo:
         made_with = _made_with(task)  # before: while it runs, the source may be edited
@@ -85,7 +86,7 @@ def cached_results(
 
 
 def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str, Any]:
-    """All that decides what an evaluation gives, besides the task."""
+    """Everything besides the task that decides the result of an evaluation."""
     core = stored.about["config"]["core"]
     return {
         "sha256": stored.sha256,  # of the weights
@@ -102,7 +103,7 @@ def _key(run: Run, stored: Stored, episodes: int, mode: ActionMode) -> dict[str,
 
 
 def _made_with(task: Task) -> dict[str, Any]:
-    """What makes the environment besides its id: a user's own suite or source can change it."""
+    """What defines the environment besides its id: a user can change its suite or source."""
     rule = {"success": task.success} if task.success else {}
     modules = modules_of(task.id)
     source = {"source": source_digest(modules)} if modules else {}
@@ -137,7 +138,7 @@ def _is_whole(result: dict[str, Any]) -> bool:
 
 
 def _read(run: Run, key: dict[str, Any]) -> Results:
-    """What is known of this very agent, of whatever tasks."""
+    """Kept results of this very agent, on any tasks."""
     try:
         content = json.loads(read_plain_text(run.folder / EVALUATION_NAME))
         known: Results = content["tasks"]

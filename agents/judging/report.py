@@ -1,4 +1,4 @@
-"""What a comparison shows: tables as Markdown, everything as JSON."""
+"""The report of a comparison: tables as Markdown, everything as JSON."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lab.reporting.tables import (
     markdown_table,
     seeds_note,
     table_of,
+    trained_label,
     write_texts,
 )
 
@@ -84,7 +85,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def _if_one(values: Sequence[int]) -> int | None:
-    """What all runs share; flags say how they differ."""
+    """The value that all runs share; flags say how they differ."""
     return values[0] if len(values) == 1 else None
 
 
@@ -277,4 +278,4 @@ def _by_task(comparison: Comparison, key: Measure) -> str:
 
 
 def _task_name(comparison: Comparison, task: Task) -> str:
-    return task.name + (" (trained)" if task == comparison.suite.train else "")
+    return trained_label(task.name, task == comparison.suite.train)

@@ -1,1 +1,1 @@
-"""One training run: collecting, learning, saving, going on."""
+"""One training run: collecting, learning, saving, resuming."""

@@ -1,4 +1,4 @@
-"""Saving and loading agents, and what their training needs to go on."""
+"""Saving and loading agents, with the state that their training resumes from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lab.running.guards import first_not_finite
 
 KIND = "agent"
 
-#: What of a checkpoint is tensors; all else stands in its manifest.
+#: Parts of a checkpoint that are tensors; all others are in its manifest.
 _TENSORS = ("policy", "optimizer", "training")
 
 
@@ -36,11 +36,11 @@ class Checkpoint:
     updates: int
     policy: dict[str, Any]
     optimizer: dict[str, Any]
-    #: What else the run goes on from (:mod:`agents.learning.training_state`); may be empty.
+    #: Further state of the run (:mod:`agents.learning.session`); may be empty.
     training: dict[str, Any]
     #: Mean return of the latest episodes, by which the best checkpoint is known; None: not known.
     score: float | None = None
-    #: What the agent can see. Checkpoints written before it was saved are all of the usual view.
+    #: The agent's view. Checkpoints written before it was saved all have the usual view.
     view: View = STOCK_VIEW
 
     def make_policy(self, device: str = "cpu") -> RecurrentActorCritic:
@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path, which: str | int = "last") -> Checkpoint:
     path in it: the class is imported by that name from the user's own code.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         which: ``"last"``, ``"best"``, that with the highest mean return of the latest episodes, or
             the number of an update.
 
@@ -97,7 +97,7 @@ def load_checkpoint(folder: Path, which: str | int = "last") -> Checkpoint:
 
 
 def load_stored(folder: Path, which: str | int = "last") -> tuple[Checkpoint, Stored]:
-    """As :func:`load_checkpoint`, with the file it was read from."""
+    """Load a checkpoint as :func:`load_checkpoint` does, with the file it was read from."""
     require_run_folder(folder)
     stored = agent_store(folder).load(which)
     path = stored.path
@@ -146,10 +146,10 @@ def _unpacked(stored: Stored) -> Checkpoint:
 
 
 def _require_fitting(checkpoint: Checkpoint) -> None:
-    """See that the weights have the shapes of the agent, before memory is taken for it.
+    """Refuse weights that do not have the shapes of the agent, before memory is taken for it.
 
     Raises:
-        ValueError: if not.
+        ValueError: in one line.
     """
     try:
         with torch.device("meta"):
@@ -179,7 +179,7 @@ def _is_named_tensors(value: object) -> bool:
 
 Rule = tuple[str, Callable[[Any], bool]]
 
-#: What each part of a checkpoint has to be, in words, and whether a value is that.
+#: The rule of each part of a checkpoint, in words and as a check.
 _RULES: dict[str, Rule] = {
     "config": ("settings", lambda v: isinstance(v, dict)),
     # A checkpoint holds actions as bytes.
@@ -193,7 +193,7 @@ _RULES: dict[str, Rule] = {
     "training": ("a state", lambda v: isinstance(v, dict)),
 }
 
-#: The same of what training goes on from, as far as it is there.
+#: The rules of the training state, where it is there.
 _TRAINING_RULES: dict[str, Rule] = {
     "seconds": ("a finite number", lambda v: is_finite_number(v) and v >= 0),
     "core_state": (

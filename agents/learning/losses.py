@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Taken(NamedTuple):
-    """What a rollout says of its steps, all of one shape (...) with at least one axis."""
+    """Data of a rollout's steps, all of one shape (...) with at least one axis."""
 
     actions: Tensor  # int64
     log_probs: Tensor  # of these actions, when they were taken
@@ -21,7 +21,7 @@ class Taken(NamedTuple):
 
 
 class LossSettings(NamedTuple):
-    """Where the policy's loss is clipped, and what the other terms are weighted with."""
+    """The clip range of the policy's loss, and the weights of the other terms."""
 
     clip_range: float  # epsilon
     value_coefficient: float  # c_v
@@ -52,7 +52,7 @@ def ppo_loss(log_probs: Tensor, values: Tensor, taken: Taken, settings: LossSett
     takes; here value and gradient are computed together.
 
     Args:
-        log_probs: of all actions, (..., actions), normalised.
+        log_probs: log-probabilities of all actions, (..., actions), normalised.
         values: V (...).
         taken: the actions a, their log-probabilities under the old policy, A and R.
         settings: epsilon, c_v and c_e.
@@ -105,7 +105,7 @@ class _PPOLoss(torch.autograd.Function):
         means = each.flatten(1) @ weight.flatten()
 
         # Inside the range both sides of the minimum are equal, and the gradient is the surrogate's.
-        # What is not a number is not above the other side either, and so is found in the gradient.
+        # NaN is not above the other side either, so it reaches the gradient and is found there.
         into_action = torch.where(surrogate > clipped, 0.0, surrogate * -weight)
         into_log_probs = p_log_p.add_(probs).mul_((c_e * weight).unsqueeze(-1))
         into_log_probs.scatter_add_(-1, actions, into_action.unsqueeze(-1))

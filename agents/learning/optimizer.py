@@ -76,7 +76,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         if any(group[name] != made[name] for name in made.keys() - {"params", "lr"}):
             raise ValueError("the state of an optimizer with other settings")
         if not is_finite_number(group["lr"]):
-            raise ValueError("a step size that is no number")
+            raise ValueError("a learning rate that is not a number")
         for parameter in group["params"]:
             for value in optimizer.state[parameter].values():
                 if value.shape not in ((), parameter.shape):

@@ -46,10 +46,10 @@ def update(
 
     Args:
         policy: is trained.
-        optimizer: of its parameters.
-        rollout: of this process's environments.
+        optimizer: the optimizer of its parameters.
+        rollout: the rollout of this process's environments.
         config: all settings.
-        generator: of the order of environments; in the same state in all processes.
+        generator: draws the order of environments; in the same state in all processes.
         world: the processes that train together. Each step is down the gradient of the loss over
             the environments of all of them.
 

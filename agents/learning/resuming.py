@@ -1,4 +1,4 @@
-"""Finding out how to go on with a run."""
+"""Resuming a run: what its folder holds, and a trainer that continues it."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Interrupted(NamedTuple):
     notices: tuple[str, ...] = ()  # what may be otherwise than if it had not stopped
 
 
-#: A trainer, and what there is to know about how it goes on.
+#: A trainer, and notices about its resumed run.
 Prepared = tuple[Trainer, tuple[str, ...]]
 
 
 def read_run(folder: Path, *, fallback: bool = False) -> Interrupted:
-    """What a run goes on from; hold the lock of its folder if that is to stay so.
+    """Read the state that a run resumes from; hold the folder's lock to keep it valid.
 
     Nothing is changed.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         fallback: where the last checkpoint is damaged, take the one before; it is to be set aside.
 
     Raises:
@@ -82,13 +82,13 @@ def resume(
     fallback: bool = False,
     world: World | None = None,
 ) -> Prepared:
-    """A trainer that goes on with a run, and what there is to know about it.
+    """A trainer that resumes a run, and notices about it.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         total_steps: new total of environment steps; ``None``: unchanged.
-        threads: of torch, instead of those before.
-        device: of torch, instead of that before.
+        threads: new number of torch's threads.
+        device: new torch device.
         fallback: see :func:`read_run`.
         world: the processes that train together; all of them call this.
 
@@ -108,7 +108,7 @@ def resume(
         notices = (*before.notices, edited) if edited else before.notices
         return Trainer(config, folder, world, Resumed(before.checkpoint, lock)), notices
 
-    # What is refused is refused by all processes, before anything is written.
+    # All processes refuse together, before anything is written.
     prepared(fallback=fallback)
     world.wait()
     if not world.is_first:  # looks at what the first one has left
@@ -126,7 +126,7 @@ def resume(
 
 
 def trainer_for(config: PPOConfig, folder: Path) -> Trainer:
-    """A trainer of the run in ``folder``, which goes on if it was interrupted and begins otherwise.
+    """A trainer of the run in ``folder``: resumes it if it was interrupted, begins it otherwise.
 
     What is there and no beginning of a run with these settings is kept under another name.
 
@@ -161,7 +161,7 @@ def device_of(folder: Path, *, fallback: bool = False) -> str:
 
 
 def _begin(folder: Path, *, fallback: bool = False) -> None:
-    """Make the first changes in the locked folder of a run that goes on."""
+    """Make the first changes in the locked folder of a run to resume."""
     begin_writing(folder)
     if fallback:
         agent_store(folder).set_aside_damaged()

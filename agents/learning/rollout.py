@@ -132,7 +132,7 @@ class Runner:
         Args:
             actions: those of :attr:`actions` of another runner, whose environments had the same
                 seeds.
-            expected: what was seen there in the end.
+            expected: the observations at the end of these actions.
 
         Raises:
             RunStopped: if something else is seen.
@@ -161,7 +161,7 @@ class Runner:
             self._encode = None
 
     def look(self) -> tuple[Tensor, PolicyOutput]:
-        """What the policy would do now; nothing moves on, but randomness is drawn."""
+        """The policy's output for the current observations; draws random numbers, steps nothing."""
         seen: tuple[Tensor, PolicyOutput] = self.policy.act(
             self._observation,
             self.state,
@@ -240,7 +240,7 @@ def minibatch_indices(
     steps a part of the environments has as many in every minibatch.
 
     Args:
-        num_envs: of all processes together.
+        num_envs: number over all processes.
         minibatches: per epoch; divides ``num_envs``.
         generator: decides the order.
         part: the environments of this process; its ends are multiples of ``minibatches``.

@@ -1,4 +1,4 @@
-"""What ``config.toml`` says of a run, beside the settings its checkpoints were made with."""
+"""Comparing a run's ``config.toml`` with the settings its checkpoints were made with."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MAY_CHANGE = ("total_steps", "device", *PPOConfig.without_effect())
 
 
 def differing(folder: Path, made_with: PPOConfig) -> dict[str, tuple[Any, Any]]:
-    """What the ``config.toml`` of a run says otherwise than the settings of a checkpoint in it.
+    """Settings in which a run's ``config.toml`` and a checkpoint differ.
 
     Nothing of the file is imported or otherwise used.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         made_with: the checkpoint's.
 
     Returns:
@@ -54,7 +54,7 @@ def require_unedited(folder: Path, made_with: PPOConfig) -> None:
 
 
 def notice(folder: Path, made_with: PPOConfig) -> str:
-    """One line about settings with an effect that differ, for who only uses the agent; or ""."""
+    """One line about differing settings with an effect, for commands that use the agent; or ""."""
     try:
         found = differing(folder, made_with)
     except ValueError as error:
@@ -64,7 +64,7 @@ def notice(folder: Path, made_with: PPOConfig) -> str:
 
 
 def notice_of_what_may_change(folder: Path, made_with: PPOConfig, given: Collection[str]) -> str:
-    """One line about edits of settings that options are for, unless these are given; or ""."""
+    """One line about differing settings that have options, unless these are given; or ""."""
     found = {
         name: values
         for name, values in differing(folder, made_with).items()

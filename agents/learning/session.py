@@ -1,18 +1,21 @@
-"""What one process of a run trains with: environments, agent, optimizer and random numbers."""
+"""The training state of one process, and its way into a checkpoint and back."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from agents.config import PPOConfig
 from agents.learning.checkpoint import Checkpoint
-from agents.learning.optimizer import make_optimizer
+from agents.learning.optimizer import load_optimizer, make_optimizer
 from agents.learning.recent_episodes import RecentEpisodes
 from agents.learning.rollout import Runner
 from agents.model.cores import require_usable
+from agents.model.encoder import Observations
 from agents.model.footprint import require_fits
 from agents.model.policy import RecurrentActorCritic, reads_mission
 from agents.model.trainable import require_trainable
@@ -25,7 +28,7 @@ from lab.settings import ConfigError
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     env_steps: int = 0
     updates: int = 0
@@ -34,13 +37,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a run is trained: which settings, by which processes, device and environments."""
+    """The place of a run: its settings, processes, device and environments."""
 
     config: PPOConfig
     world: World
     device: torch.device
     backend: BackendName
-    view: View | None  # of the agent that goes on; None: as the environments have it
+    view: View | None  # of a resumed agent; None: the view of the environments
 
     @classmethod
     def checked(
@@ -49,14 +52,14 @@ class Place:
         """The place of a run, if it can be trained there.
 
         Args:
-            config: what to train.
+            config: settings of the run.
             world: the processes that train together.
-            checkpoint: from which the run goes on.
+            checkpoint: the checkpoint that the run resumes from.
 
         Raises:
             ValueError: in one line, if not.
         """
-        # What "auto" means can change with what is installed; the levels would be others.
+        # The meaning of "auto" depends on installed packages; the levels would change with it.
         asked = config.backend if checkpoint is None else checkpoint.backend
         view = None if checkpoint is None else checkpoint.view
         device = usable_device(local_device(config.device))
@@ -83,8 +86,8 @@ class Place:
         """The agent on its device.
 
         Args:
-            env: which it is to act in.
-            weights: that it begins with; None: drawn at random.
+            env: the environments it acts in.
+            weights: initial weights; None: drawn at random.
         """
         config = self.config
         policy = RecurrentActorCritic(
@@ -105,7 +108,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a run trains with."""
+    """The objects a run trains with."""
 
     place: Place
     policy: RecurrentActorCritic
@@ -126,7 +129,7 @@ class Session:
     ) -> Session:
         """A new session; the environments are reset."""
         config = place.config
-        # On the CPU, whatever the device: a run can go on with another one.
+        # On the CPU, whatever the device: a run can be resumed on another one.
         actions, shuffle = (torch.Generator().manual_seed(config.seed) for _ in range(2))
         return cls(
             place=place,
@@ -159,10 +162,10 @@ class Session:
 
 
 def require_divisible(config: PPOConfig, processes: int) -> None:
-    """See that every process gets as many environments, in every minibatch.
+    """Refuse settings that give processes different numbers of environments in a minibatch.
 
     Raises:
-        ConfigError: if not.
+        ConfigError: in one line.
     """
     if config.num_envs % (processes * config.minibatches):
         rule = (
@@ -170,3 +173,81 @@ def require_divisible(config: PPOConfig, processes: int) -> None:
             f"got {config.num_envs}."
         )
         raise ConfigError("num_envs", rule)
+
+
+def make_checkpoint(session: Session) -> Checkpoint:
+    """A checkpoint of the agent and all other state; all processes call this together."""
+    place, progress = session.place, session.progress
+    config = place.config
+    score = session.recent.statistics()["episode_return_mean"]
+    # A checkpoint made at an interruption cannot be the best: an uninterrupted run has none.
+    regular = progress.updates % config.checkpoint_every == 0
+    done = progress.env_steps >= config.total_steps
+    return Checkpoint(
+        config=config,
+        num_actions=session.runner.env.num_actions,
+        read_mission=reads_mission(config),
+        view=session.policy.view,
+        backend=place.backend,
+        env_steps=progress.env_steps,
+        updates=progress.updates,
+        policy=session.policy.state_dict(),
+        optimizer=session.optimizer.state_dict(),
+        training=_training_state(session),
+        score=score if math.isfinite(score) and (regular or done) else None,
+    )
+
+
+def _training_state(session: Session) -> dict[str, object]:
+    """The state of all processes, besides the agent, that decides the rest of the run."""
+    place, runner = session.place, session.runner
+    gather = place.world.gather
+    random = {
+        "actions": session.action_numbers.get_state(),
+        "shuffle": session.shuffle_numbers.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if place.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(place.device)
+    actions = np.array(runner.actions, dtype=np.uint8).reshape(-1, runner.env.num_envs)
+    return {
+        "seconds": session.progress.seconds,
+        "core_state": [gather(part, 1) for part in runner.state],  # each (L, E, H)
+        "actions": gather(torch.from_numpy(actions), 1),  # (t, E) since the environments began
+        "seen": {k: gather(v, 0) for k, v in runner.seen._asdict().items()},
+        "recent_episodes": session.recent.to_tensor(),
+        "random": random,
+    }
+
+
+def restore(session: Session, checkpoint: Checkpoint) -> None:
+    """Put a new session into the state of a checkpoint.
+
+    Raises:
+        RunStopped: in one line, if its environments do not lead where they led before.
+        Exception: of many kinds, if the checkpoint holds an agent and nothing else that is right.
+    """
+    training, runner, place = checkpoint.training, session.runner, session.place
+    part = place.world.part(place.config.num_envs)
+    progress = session.progress
+    progress.env_steps, progress.updates = checkpoint.env_steps, checkpoint.updates
+    progress.seconds = training["seconds"]
+    session.policy.load_state_dict(checkpoint.policy)
+    load_optimizer(session.optimizer, checkpoint.optimizer)
+    session.recent.add_rows(training["recent_episodes"])
+    if progress.updates >= place.config.restart_envs_every:
+        session.restart_envs()
+    runner.replay(
+        training["actions"][:, part].numpy(),
+        Observations(**{name: value[part] for name, value in training["seen"].items()}),
+    )
+    state = tuple(x[:, part].to(place.device) for x in training["core_state"])
+    if [(x.shape, x.dtype) for x in state] != [(x.shape, x.dtype) for x in runner.state]:
+        raise ValueError("the state of another core")
+    runner.state = state
+    random = training["random"]
+    session.action_numbers.set_state(random["actions"])
+    session.shuffle_numbers.set_state(random["shuffle"])
+    torch.set_rng_state(random["torch"])
+    if "cuda" in random and place.device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"], place.device)

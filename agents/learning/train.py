@@ -18,8 +18,7 @@ from agents.learning.initial_weights import initial_weights
 from agents.learning.ppo import UPDATE_METRICS, update
 from agents.learning.recent_episodes import episode_rows
 from agents.learning.rollout import collect
-from agents.learning.session import Place, Progress, Session
-from agents.learning.training_state import make_checkpoint, restore
+from agents.learning.session import Place, Progress, Session, make_checkpoint, restore
 from agents.model.policy import RecurrentActorCritic
 from envs import BackendName, EnvironmentFailed
 from lab.disk.folder import FAILURE_NAME, claim_run_folder, remove_own_files
@@ -29,6 +28,7 @@ from lab.disk.store import has_checkpoint
 from lab.running.guards import CannotSave, NotFinite, RunStopped, TrainingError, first_not_finite
 from lab.running.signals import Stopped, StopRequest
 from lab.running.world import World
+from lab.words import message_of
 
 #: Called after every update with the row that was logged.
 OnUpdate = Callable[[Mapping[str, float]], None]
@@ -36,7 +36,7 @@ OnUpdate = Callable[[Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run that goes on as if it had never stopped.
+    """A resumed run, which continues as if it had never stopped.
 
     :func:`agents.learning.resuming.resume` finds out what to give.
 
@@ -55,13 +55,13 @@ class Trainer:
     The folder is locked from construction to the end of :meth:`run`.
 
     Args:
-        config: what to train. Of a run that goes on, only ``total_steps`` and settings that have
-            no effect in it may differ from before.
+        config: settings of the run. When a run is resumed, only ``total_steps`` and settings
+            without effect in it may differ from before.
         folder: the run folder. That of a new run must be absent or empty.
         world: the processes that train together, each with its part of the environments; by
-            default this one alone. All of them make a Trainer; the first one writes. A run may go
-            on with another number of processes.
-        resumed: of a run that goes on; ``None`` begins a new one.
+            default this one alone. All of them make a Trainer; the first one writes. The number of
+            processes may change when a run is resumed.
+        resumed: the state of a run to resume; ``None`` begins a new one.
 
     Raises:
         ValueError: before any work, for a task the backend cannot run, an unusable device, a core
@@ -98,7 +98,7 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """How far the run is in this process."""
+        """The progress of the run in this process."""
         return Progress() if self._session is None else self._session.progress
 
     @property
@@ -191,7 +191,7 @@ class Trainer:
                 self._remove_traces()
             if isinstance(error, RunStopped):
                 raise
-            why = " ".join(str(error).split())[:200] or type(error).__name__
+            why = message_of(error)[:200]
             raise RunStopped(f"the agent cannot be built: {why}.") from None
         return Session.of(place, env, policy, optimizer)
 
@@ -331,7 +331,7 @@ class Trainer:
 
 
 def check(config: PPOConfig) -> None:
-    """See that a run with these settings can be trained; nothing is written.
+    """Refuse settings with which no run can be trained; nothing is written.
 
     Raises:
         ValueError: as :class:`Trainer` for a new run, but for its folder.

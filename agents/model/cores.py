@@ -13,16 +13,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from agents.config import PPOConfig
 from agents.model.resetting import run_with_resets, supports
 from lab.core_modules import (
-    LAYERS,
     CoreState,
     as_tuple,
+    computes_as,
     learned_starts,
     make_layer,
     require_repeatable,
     state_form,
 )
-from lab.cores import CORE_NAMES
-from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
+from lab.cores import CORE_NAMES, RIM_CORES
+from rims import RepeatedInput, scan_path
 
 
 class RecurrentCore(nn.Module):
@@ -36,7 +36,7 @@ class RecurrentCore(nn.Module):
 
     Args:
         input_size: features of the input.
-        config: which core, and its sizes.
+        config: the core and its sizes.
 
     Shape:
         ``(T, E, I), state, reset (T, E) -> (T, E, H), state``; the input may be a ``RepeatedInput``
@@ -66,9 +66,8 @@ class RecurrentCore(nn.Module):
         self.is_memoryless = not any(size for _, size in self.form.shapes)
         self.starts = learned_starts(self.form, config)
         # A subclass with a forward of its own may not know of these forms of input.
-        own_forward = type(self.module).forward
-        self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)
-        self.handles_packed = own_forward in (nn.LSTM.forward, nn.GRU.forward)
+        self.handles_repeated = computes_as(self.module, *RIM_CORES)
+        self.handles_packed = computes_as(self.module, "lstm", "gru")
         self.handles_reset = _takes_reset(self.module) and not len(self.starts)
         # Type and device of states; a user's core may have no parameter to tell them by.
         self.register_buffer("like", torch.zeros(()), persistent=False)
@@ -144,10 +143,10 @@ class RecurrentCore(nn.Module):
 
 
 def require_usable(config: PPOConfig) -> None:
-    """See that a core given by import path can be made and keeps to the contract.
+    """Refuse a core, given by import path, that cannot be made or breaks the contract.
 
     Raises:
-        ValueError: in one line, if it does not.
+        ValueError: in one line.
     """
     if config.core not in CORE_NAMES:
         RecurrentCore(config.encoder_size, config)
@@ -155,7 +154,7 @@ def require_usable(config: PPOConfig) -> None:
 
 def make_module(input_size: int, config: PPOConfig) -> nn.Module:
     """The layer of a core, with new weights; a class with an import path draws its own."""
-    module = make_layer(input_size, config, CORES)
+    module = make_layer(input_size, config)
     if config.core in CORE_NAMES:
         initialize(module)
     return module
@@ -204,7 +203,3 @@ def _split_at(reset: Tensor) -> _Parts:
         anew=reset[first, env],
         last=row[-1],
     )
-
-
-#: The layers of the cores that have a name.
-CORES: dict[str, type[nn.Module]] = {"rim_lstm": RIM_LSTM, "rim_gru": RIM_GRU, **LAYERS}

@@ -1,4 +1,4 @@
-"""What a step of an agent costs: multiply-adds of its matrix products."""
+"""The cost of a step of an agent: multiply-adds of its matrix products."""
 
 from __future__ import annotations
 

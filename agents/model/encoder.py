@@ -1,4 +1,4 @@
-"""From what an agent sees to a feature vector."""
+"""The encoder: observations to feature vectors."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ObservationEncoder(nn.Module):
             all objects and colours that minigrid knows now.
 
     Attributes:
-        view: as given.
+        view: the view given.
 
     Raises:
         ValueError: when it is called, if a cell holds what has no place in its one-hot code.

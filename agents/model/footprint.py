@@ -1,4 +1,4 @@
-"""The memory that training takes at least, known before anything is made."""
+"""A lower bound on the memory of training, known before anything is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 
 from agents.config import PPOConfig
-from agents.model.cores import CORES
 from agents.model.policy import count_parameters
 from agents.model.view_maps import map_features
 from envs import STOCK_VIEW
@@ -30,7 +29,7 @@ _CURE = "give less of --num-envs, --rollout-steps-per-env, --hidden-size or --en
 
 
 def bytes_of_weights(config: PPOConfig) -> float:
-    """Of the agent's core and encoder, with what training keeps beside them, at least.
+    """Lower bound on bytes for core and encoder, with their gradients and optimizer state.
 
     Of a core with an import path nothing is known.
 
@@ -42,7 +41,7 @@ def bytes_of_weights(config: PPOConfig) -> float:
         return 0.0
     try:
         with torch.device("meta"):  # there tensors have a shape and no content
-            core = count_parameters(make_layer(config.encoder_size, config, CORES))
+            core = count_parameters(make_layer(config.encoder_size, config))
     except (RuntimeError, TypeError):  # of torch, for sizes beyond any memory
         return math.inf
     view = STOCK_VIEW
@@ -53,7 +52,7 @@ def bytes_of_weights(config: PPOConfig) -> float:
 
 
 def bytes_of_rollout(config: PPOConfig) -> float:
-    """Of all observations of an update, and of the core's outputs for a minibatch, at least.
+    """Lower bound on bytes for an update's observations and a minibatch's core outputs.
 
     Example:
         >>> bytes_of_rollout(PPOConfig(env="MiniGrid-Empty-5x5-v0")) / 1e6
@@ -64,10 +63,10 @@ def bytes_of_rollout(config: PPOConfig) -> float:
 
 
 def require_fits(config: PPOConfig, processes: int = 1) -> None:
-    """See that there is memory for a run, of which ``processes`` train, before it is begun.
+    """Refuse a run, trained by ``processes`` processes, for which there is no memory.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     here = processes_here(processes)
     needed = here * bytes_of_weights(config) + here / processes * bytes_of_rollout(config)
@@ -77,14 +76,14 @@ def require_fits(config: PPOConfig, processes: int = 1) -> None:
 
 
 def require_all_fit(configs: Sequence[PPOConfig], jobs: int) -> None:
-    """See that there is memory for runs, ``jobs`` of which are trained at a time.
+    """Refuse runs, ``jobs`` of which train at a time, for which there is no memory.
 
     Args:
         configs: of the runs; those of one core differ in their seed alone.
         jobs: runs at a time.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     needed = {}
     for config in {config.core: config for config in configs}.values():  # seeds need the same

@@ -16,7 +16,7 @@ from rims import RepeatedInput
 
 
 class PolicyOutput(NamedTuple):
-    """What the policy says about a sequence of observations."""
+    """The policy's output for a sequence of observations."""
 
     log_probs: Tensor  # (T, E, actions), normalised
     values: Tensor  # (T, E)
@@ -34,7 +34,7 @@ class RecurrentActorCritic(nn.Module):
 
     Attributes:
         actions: numbers, in the task, of the actions it chooses from.
-        view: what it can see.
+        view: its view.
 
     Raises:
         ValueError: if ``config.actions`` names one that the task does not have.
@@ -67,7 +67,7 @@ class RecurrentActorCritic(nn.Module):
             nn.init.zeros_(head.bias)
 
     def initial_state(self, num_envs: int) -> CoreState:
-        """What to hand in with first observations; their reset replaces it."""
+        """A state for the first observations; their reset replaces it."""
         return self.core.initial_state(num_envs)
 
     def forward(
@@ -125,7 +125,7 @@ def sample(log_probs: Tensor, drawn: Tensor) -> Tensor:
     As ``torch.multinomial``, at a third of its time for a few actions.
 
     Args:
-        log_probs: of the actions, normalised.
+        log_probs: log-probabilities of the actions, normalised.
         drawn: ``(E,)`` random numbers, uniform in [0, 1).
     """
     below = log_probs.exp().cumsum(-1)  # (E, actions)

@@ -43,7 +43,7 @@ def run_with_resets(
         module: for which :func:`supports` is true.
         input: ``(T, B, I)``, of the type of the weights; there is no autocast.
         state: h, and c of an LSTM, each ``(1, B, H)``.
-        starts: what an episode begins with, each ``(1, 1, H)``.
+        starts: states that episodes begin with, each ``(1, 1, H)``.
         reset: bool ``(T, B)``.
 
     Returns:
@@ -71,7 +71,7 @@ def run_with_resets(
 
 
 class _Resets:
-    """Where states start anew, forwards and backwards."""
+    """The places where states are reset, in the forward and the backward pass."""
 
     def __init__(self, reset: Tensor) -> None:
         self.flag = reset.unsqueeze(-1)  # (T, B, 1)
@@ -134,7 +134,7 @@ class _LSTMLoop(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight_hh, gates, tanh_cells, h_prev, c_prev = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, dim=-1)
-        # What gradients of c and h are multiplied with on their way into the gates.
+        # Factors of the gradients of c and h on their way into the gates.
         from_c = torch.stack([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g)], dim=2)
         from_h, into_c = tanh_cells * o * (1 - o), o * (1 - tanh_cells * tanh_cells)
         grad_gates = gates.new_empty(*i.shape[:2], 4, i.shape[2])  # (T, B, 4, H)
@@ -188,7 +188,7 @@ class _GRULoop(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
         weight_hh, gates, h_prev, hidden_n = ctx.saved_tensors
         r, z, n = gates.chunk(3, dim=-1)
-        # What the gradient of h is multiplied with on its way into the gates.
+        # Factors of the gradient of h on its way into the gates.
         into_n = (1 - z) * (1 - n * n)
         into_r, into_z = into_n * hidden_n * r * (1 - r), (h_prev - n) * z * (1 - z)
         into = torch.stack([into_r, into_z, into_n * r], dim=2)  # (T, B, 3, H)

@@ -1,4 +1,4 @@
-"""Whether an agent can be trained in an environment: asked before anything is made."""
+"""Checks that an agent can be trained in an environment, before anything is made."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def require_trainable(
     """The backend that will run the task of ``config``, after seeing that agents can learn it.
 
     Args:
-        config: what is to be trained.
+        config: settings of the run.
         backend: in place of that of ``config``.
         others: tasks that the agent is to be judged on.
-        view: what the agent can see, if there is one already.
+        view: the agent's view, if there is an agent already.
 
     Raises:
         ValueError: in one line, if the environment cannot be made, its observations or actions are

@@ -1,1 +1,1 @@
-"""Search over hyperparameters: what is asked for, the trials, what they show."""
+"""Search over hyperparameters: definition, trials, report."""

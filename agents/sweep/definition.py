@@ -1,7 +1,8 @@
-"""What a sweep tries: read from a TOML file and checked in full before anything is trained."""
+"""The definition of a sweep: read from TOML and checked in full before any training."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -12,7 +13,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from agents.config import PPOConfig
 from envs import Task, get_suite, resolve_backend
-from lab.settings import ConfigError, did_you_mean, read_toml
+from lab.cores import core_label
+from lab.settings import ConfigError, read_toml
+from lab.words import did_you_mean
 
 Sampler = Literal["tpe", "random", "grid"]
 Objective = Literal["success_rate", "unseen_success_rate", "return", "unseen_return"]
@@ -21,6 +24,9 @@ TABLES = ("sweep", "settings", "search")
 
 #: Up to this many integers of a range are all checked beforehand, and all part of a grid.
 FEW = 16
+
+#: Settings that decide which other ones of a core are used.
+_DECIDE_EFFECT = ("core", "num_rims", "k", "num_layers", "use_inactive")
 
 _FIELDS = {field.name: field for field in dataclasses.fields(PPOConfig)}
 
@@ -42,7 +48,7 @@ class Searched:
 
     @property
     def few(self) -> tuple[Any, ...]:
-        """All values, if they can be counted and are not many; else nothing."""
+        """All values, if they are few; else nothing."""
         if self.choices:
             return self.choices
         countable = self.is_int and self.high - self.low < FEW
@@ -50,13 +56,13 @@ class Searched:
 
     @property
     def samples(self) -> tuple[Any, ...]:
-        """All values, or enough to see whether any is refused: neighbours, for what must divide."""
+        """All values, or enough to find a refused one; neighbours too, as some must divide."""
         if self.is_int:
             return self.few or (self.low, self.low + 1, self.high)
         return self.few or (self.low, self.high)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file."""
+        """The table of the file."""
         if self.choices:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log}
@@ -71,10 +77,10 @@ class Sweep:
         sampler: how they are chosen.
         sampler_seed: seed of that choice.
         seeds: runs per trial, with seeds from 0; a trial's value is their mean.
-        objective: what is made large.
+        objective: the measure that is maximised.
         episodes: per unseen task and run, for the objective that needs them.
         settings: fixed fields of PPOConfig, those of the suite's preset included.
-        search: what is varied.
+        search: the searched hyperparameters.
     """
 
     trials: int
@@ -117,14 +123,14 @@ class Sweep:
 
     @property
     def measure(self) -> str:
-        """What is made large, in words: success rate or return."""
+        """The measure that is maximised, in words: success rate or return."""
         return self.objective.removeprefix(_UNSEEN).replace("_", " ")
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for trials to be compared: all but their number."""
+        """Everything that must be equal for trials to be comparable: all but their number."""
         first = self.config(self.first, seed=0)
         config = dataclasses.asdict(first)
-        # What "auto" comes to depends on the machine.
+        # The meaning of "auto" depends on the machine.
         tasks = (first.task, *self.unseen)
         backends = {task.id: resolve_backend(task, first.backend) for task in tasks}
         left_out = {"seed", *PPOConfig.without_effect(), *self.first}
@@ -173,6 +179,7 @@ def parse_sweep(document: Mapping[str, Any]) -> Sweep:
     searched = tuple(_searched(name, value) for name, value in search.items())
     sweep = Sweep(**_options(options, searched), settings=fixed, search=searched)
     _check_combinations(sweep)
+    _check_effect(sweep)
     _check_objective(sweep)
     return sweep
 
@@ -269,7 +276,7 @@ def _searched(name: str, given: Any) -> Searched:
 def _range(name: str, where: str, given: Mapping[str, Any]) -> Searched:
     kind = get_type_hints(PPOConfig)[name]
     if kind not in (int, float):
-        raise ValueError(f"{where} is no number; give {{choices = [...]}}.")
+        raise ValueError(f"{where} is not a number; give {{choices = [...]}}.")
     for end in ("low", "high"):
         if end not in given:
             raise ValueError(f"{where} has no {end}; a range needs low and high.")
@@ -289,7 +296,7 @@ def _range(name: str, where: str, given: Mapping[str, Any]) -> Searched:
 
 
 def _check_combinations(sweep: Sweep) -> None:
-    """See that PPOConfig takes what the search can come to.
+    """Refuse a search with values or combinations that PPOConfig does not take.
 
     No rule of PPOConfig is about more than three fields, so it is enough to vary three at a time.
     """
@@ -309,6 +316,22 @@ def _check_values(sweep: Sweep, varied: Mapping[str, Any]) -> None:
             raise ValueError(f"[settings] {error}") from None
         values = ", ".join(f"{name}={value!r}" for name, value in (varied or sweep.first).items())
         raise ValueError(f"[search] allows {values}, but {error}") from None
+
+
+def _check_effect(sweep: Sweep) -> None:
+    """Refuse a search over what no trial would use: all its values would give the same agent."""
+    left = {searched.name: "" for searched in sweep.search}
+    deciding = [searched for searched in sweep.search if searched.name in _DECIDE_EFFECT]
+    names = [searched.name for searched in deciding]
+    for values in itertools.product(*(searched.samples for searched in deciding)):
+        with contextlib.suppress(ConfigError):  # not every combination need be possible
+            config = sweep.config({**sweep.first, **dict(zip(names, values, strict=True))}, seed=0)
+            left = {name: config.unused[name] for name in left if name in config.unused}
+        if not left:
+            return
+    name, why = next(iter(left.items()))
+    cores = ", ".join(map(core_label, sweep.cores))
+    raise ValueError(f"[search] {name} would change nothing: it {why}; core is {cores}.")
 
 
 def _refuse_unknown(given: Iterable[str], known: Iterable[str], what: str, where: str = "") -> None:

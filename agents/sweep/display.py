@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs, on standard error."""
+"""Progress of a sweep on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep found: a table, everything as JSON, the best settings as TOML, a figure."""
+"""The report of a sweep: a table, everything as JSON, the best settings as TOML, a figure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from agents.config import PPOConfig
 from agents.sweep.definition import Searched, Sweep
 from agents.sweep.study import Trial
-from lab.disk.folder import write_bytes, write_text
+from lab.disk.output import write_bytes, write_text
 from lab.reporting.figures import drawn, tidy
-from lab.reporting.tables import plural, write_texts
+from lab.reporting.tables import markdown_table, write_texts
+from lab.words import plural
 
 BEST_NAME = "best.toml"
 
@@ -26,9 +27,9 @@ def write_tables(sweep: Sweep, trials: list[Trial], folder: Path) -> list[Path]:
     """Write sweep.md, sweep.json and, if any trial succeeded, best.toml; return their paths.
 
     Args:
-        sweep: what was asked for.
+        sweep: the sweep.
         trials: best first, as :meth:`agents.sweep.study.Study.trials` gives them.
-        folder: of the sweep.
+        folder: the sweep's folder.
     """
     texts = to_markdown(sweep, trials, folder), to_dict(sweep, trials)
     paths = write_texts(folder, "sweep", *texts)
@@ -64,7 +65,7 @@ def to_markdown(sweep: Sweep, trials: list[Trial], folder: Path) -> str:
     failed = [trial for trial in trials if trial.state == "failed"]
     lines = [f"# Sweep of {_task(sweep)}", "", _summary(sweep, complete, failed), ""]
     if complete:
-        lines += [*_table(sweep, complete), "", *_best(sweep, complete[0], folder)]
+        lines += [_table(sweep, complete), "", *_best(sweep, complete[0], folder)]
     if failed:
         lines += ["", "## Failed", ""]
         for trial in failed:
@@ -156,17 +157,17 @@ def _summary(sweep: Sweep, complete: list[Trial], failed: list[Trial]) -> str:
     )
 
 
-def _table(sweep: Sweep, complete: list[Trial]) -> list[str]:
+def _table(sweep: Sweep, complete: list[Trial]) -> str:
     names = [searched.name for searched in sweep.search]
     several = sweep.seeds > 1
-    head = ["trial", "value", *["per seed"] * several, *names, "seconds"]
-    lines = [_row(head), "|" + "---:|" * len(head)]
+    head = ["trial", "value", *(["per seed"] if several else []), *names, "seconds"]
+    lines = []
     for trial in complete:
         per_seed = ", ".join(f"{value:.3f}" for value in trial.per_seed.values())
-        cells = [str(trial.number), f"{trial.value:.3f}", *[per_seed] * several]
+        cells = [str(trial.number), f"{trial.value:.3f}", *([per_seed] if several else [])]
         cells += [_short(trial.settings[name]) for name in names]
-        lines.append(_row([*cells, f"{trial.seconds:.0f}"]))
-    return lines
+        lines.append([*cells, f"{trial.seconds:.0f}"])
+    return markdown_table(head, lines, right=True)
 
 
 def _best(sweep: Sweep, best: Trial, folder: Path) -> list[str]:
@@ -190,10 +191,6 @@ def _settings_text(sweep: Sweep, trial: Trial) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _task(sweep: Sweep) -> str:

@@ -1,4 +1,4 @@
-"""One run of a trial: train, then say how good the agent is. Called in a process of its own."""
+"""One run of a trial: train, then measure the agent. Called in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agents.learning.resuming import is_of, trainer_for
 from envs import Task
 from lab.disk.folder import read_progress
 
-#: What training is judged by is that of this last part of the run.
+#: Training is judged by this last part of the run.
 LAST_PART = 0.2
 
 #: Columns of the progress table, by what is made large.
@@ -30,7 +30,7 @@ _NOT_TOLD = (
 
 
 class Measured(NamedTuple):
-    """What came of one run."""
+    """The measured objective of one run."""
 
     value: float
     seconds: float  # of training and judging; less where the training was there already
@@ -46,7 +46,7 @@ def run_once(
     """Train unless that is done, and measure the objective.
 
     Args:
-        config: what to train.
+        config: settings of the run.
         folder: the run folder. A run that was interrupted there goes on.
         unseen: tasks to be judged on; none to judge the training.
         episodes: per task.
@@ -67,10 +67,10 @@ def run_once(
 
 
 def last_part(folder: Path, measure: str = "success rate") -> float:
-    """What training is judged by, mean over the updates of the last part of the run.
+    """The measure of training: its mean over the updates of the last part of the run.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         measure: "success rate" or "return".
 
     Raises:

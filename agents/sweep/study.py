@@ -53,7 +53,7 @@ class Trial(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """How far a run is."""
+    """The progress of a run."""
 
     name: str
     total_steps: int
@@ -77,7 +77,7 @@ class Study:
     """The trials of one sweep in its folder.
 
     Args:
-        sweep: what is asked for.
+        sweep: the sweep to run.
         folder: exists, is locked by the caller, and is empty or holds this very sweep.
 
     Raises:
@@ -95,7 +95,7 @@ class Study:
 
     @staticmethod
     def check(sweep: Sweep, folder: Path) -> None:
-        """What can be refused before anything is written.
+        """Refuse, before anything is written, a sweep that cannot run.
 
         Raises:
             ValueError: in one line, if the settings cannot run on this machine, a core given by
@@ -115,7 +115,7 @@ class Study:
             )
 
     def trials(self) -> list[Trial]:
-        """Those that have ended, best first, the failed ones last."""
+        """Trials that have ended: best first, failed ones last."""
         ended = self._study.get_trials(deepcopy=False, states=tuple(_STATES))
         return sorted(map(_to_trial, ended), key=_rank)
 
@@ -264,7 +264,7 @@ def _require_same(there: Mapping[str, Any], asked: Mapping[str, Any], folder: Pa
 
 
 def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
-    """A trial's own sampler: an interrupted sweep goes on as it would have."""
+    """A trial's own sampler, so that an interrupted sweep continues unchanged."""
     seed = int(np.random.SeedSequence((sweep.sampler_seed, number)).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,1 +1,1 @@
-"""How fast agents train: ours with each core, and sb3-contrib's RecurrentPPO beside them."""
+"""Training speed of agents: ours with each core, and sb3-contrib's RecurrentPPO."""

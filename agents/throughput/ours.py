@@ -16,7 +16,7 @@ from envs import level_seeds, make_vector_env
 
 
 class Round(NamedTuple):
-    """What one contender did in one round."""
+    """The measurement of one contender in one round."""
 
     env_steps: int
     collecting: float  # seconds
@@ -58,7 +58,7 @@ def measure_ours(config: PPOConfig, updates: int) -> Round:
 
 
 def total(rounds: list[Round]) -> Round:
-    """All of them as one.
+    """The rounds added up.
 
     >>> total([Round(10, 1.0, 2.0), Round(20, 1.0, 1.0)])
     Round(env_steps=30, collecting=2.0, updating=3.0)

@@ -17,13 +17,15 @@ from agents.throughput.run import (
     spread,
 )
 from envs import resolve_backend
+from lab.reporting.tables import markdown_table
+from lab.words import plural
 
 _TEXT = """\
 # Speed of training
 
     {command}
 
-{processor}, {cores} cores, {threads} thread{s} of torch, device cpu; {system}, {versions};
+{processor}, {cores} cores, {threads} of torch, device cpu; {system}, {versions};
 commit {commit}, {date}.
 
 Environment steps per second of training, collecting and updating together, on {task}:
@@ -55,7 +57,7 @@ def to_markdown(contest: Contest, measured: Measured, machine: dict[str, Any]) -
         **dataclasses.asdict(config),
         **machine,
         "versions": ", ".join(f"{name} {v}" for name, v in machine["versions"].items()),
-        "s": "s" * (config.threads > 1),
+        "threads": plural(config.threads, "thread"),
         "task": config.task.id,
         "updates": contest.updates,
         "rounds": f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} rounds",
@@ -101,8 +103,14 @@ def progress_line(contest: Contest, name: str, newest: Round, measured: Measured
 
 def _table(contest: Contest, done: Measured) -> str:
     with_ratio = SB3 in done
-    head = ["contender", "steps/s", *["ratio"] * with_ratio, "collecting, s", "updating, s"]
-    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    head = [
+        "contender",
+        "steps/s",
+        *(["ratio"] if with_ratio else []),
+        "collecting, s",
+        "updating, s",
+    ]
+    lines = []
     for name, rounds in done.items():
         speed = spread([r.per_second for r in rounds])
         cells = [name, f"{speed.median:,.0f} [{speed.low:,.0f}, {speed.high:,.0f}]"]
@@ -112,9 +120,5 @@ def _table(contest: Contest, done: Measured) -> str:
             cells.append("1" if name == SB3 else text)
         for seconds in ([r.collecting for r in rounds], [r.updating for r in rounds]):
             cells.append(f"{spread(seconds).median / contest.updates:.3f}")
-        lines.append(_row(cells))
-    return "\n".join(lines)
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        lines.append(cells)
+    return markdown_table(head, lines, right=True)

@@ -1,4 +1,4 @@
-"""Rounds of contenders: who trains when, and what is to be said of all rounds.
+"""Rounds of contenders: their order, and statistics over all rounds.
 
 Each contender runs in a fresh process in every round: none finds memory, threads or caches that
 another left, and every round is the same stretch of training, its beginning.
@@ -32,7 +32,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """What is measured.
+    """The measurement to make.
 
     Attributes:
         config: settings of all contenders, with the threads of torch.
@@ -64,7 +64,7 @@ def measure(contest: Contest, on_round: Callable[[str, Round, Measured], None]) 
     """Run all rounds.
 
     Args:
-        contest: what is measured.
+        contest: the measurement.
         on_round: called with every round, and all that was measured up to it.
 
     Returns:
@@ -88,7 +88,7 @@ def measure(contest: Contest, on_round: Callable[[str, Round, Measured], None]) 
 
 
 def measure_once(name: str, config: PPOConfig, updates: int) -> Round:
-    """One contender in one round."""
+    """Measure one contender in one round."""
     if name in CORE_NAMES:
         return measure_ours(replace(config, core=name), updates)
     from agents.throughput.sb3 import measure_sb3  # an optional dependency

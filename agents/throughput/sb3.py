@@ -139,7 +139,7 @@ class AdaptedEnv(VecEnv):
     next episode, which is not what an agent should learn from but costs what it would cost.
 
     Args:
-        env: what is stepped.
+        env: the environments to step.
         rollout_steps: after as many, :attr:`resets` gets its next entry.
     """
 
@@ -195,7 +195,7 @@ class AdaptedEnv(VecEnv):
         raise AttributeError(method_name)
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """None of them is."""
+        """No environment is wrapped."""
         return [False] * self.num_envs
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:

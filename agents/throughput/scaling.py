@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ import tomli_w
 
 from agents.config import PPOConfig
 from lab.disk.folder import read_progress
+from lab.reporting.tables import markdown_table
+from lab.words import plural
 
 #: Updates at the beginning that are not counted: compilation, first episodes.
 WARM_UP = 3
@@ -26,7 +28,7 @@ _TEXT = """\
 
     {command}
 
-{processor}, {cores} cores, {threads} thread{s} of torch per process, device cpu; {system},
+{processor}, {cores} cores, {threads} of torch per process, device cpu; {system},
 {versions}; commit {commit}, {date}.
 
 Environment steps per second of training, all processes together, of {core} on {task}:
@@ -38,7 +40,7 @@ update: minibatches by epochs by 4 bytes a parameter."""
 
 
 class Row(NamedTuple):
-    """So many processes with so many environments in all."""
+    """A number of processes with a total number of environments."""
 
     processes: int
     num_envs: int
@@ -53,7 +55,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured.
+    """The measurement to make.
 
     Attributes:
         config: settings; ``num_envs`` is of one process alone.
@@ -85,7 +87,7 @@ def measure(plan: Plan, on_run: Callable[[Row, Measured, Results], None]) -> Res
     """Run every row in turn, ``plan.rounds`` times.
 
     Args:
-        plan: what is measured.
+        plan: the measurement.
         on_run: called with each row that was run, and all there is so far.
 
     Raises:
@@ -126,14 +128,14 @@ def _run(plan: Plan, row: Row) -> Measured:
 
 
 def _launcher(processes: int) -> tuple[str, ...]:
-    """Nothing for one process: that is how one is started."""
+    """Arguments that start several processes; none for one process."""
     if processes == 1:
         return ()
     return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
 
 
 def bytes_per_update(config: PPOConfig, parameters: int) -> int:
-    """Of gradients that a process hands to all-reduce."""
+    """Bytes of gradients that a process hands to all-reduce in an update."""
     return 4 * parameters * config.minibatches * config.epochs
 
 
@@ -144,30 +146,29 @@ def to_markdown(plan: Plan, results: Results, machine: dict[str, Any], parameter
         **dataclasses.asdict(plan.config),
         **machine,
         "versions": ", ".join(f"{name} {v}" for name, v in machine["versions"].items()),
-        "s": "s" * (plan.config.threads > 1),
+        "threads": plural(plan.config.threads, "thread"),
         "task": plan.config.task.id,
         "updates": plan.updates,
         "rounds": plan.rounds,
         "warm_up": WARM_UP,
         "parameters": parameters,
     }
-    return "\n\n".join([_TEXT.format(**values), "\n".join(_table(plan, done, parameters))]) + "\n"
+    return "\n\n".join([_TEXT.format(**values), _table(plan, done, parameters)]) + "\n"
 
 
-def _table(plan: Plan, done: Results, parameters: int) -> Iterator[str]:
-    yield "| processes | environments | steps/s | to one process | ms per update | MB per update |"
-    yield "|---|---|---|---|---|---|"
+def _table(plan: Plan, done: Results, parameters: int) -> str:
+    heads = ["processes", "environments", "steps/s", "to one process", "ms per update"]
+    lines = []
     alone = _median(done, Row(1, plan.config.num_envs))
     for row in done:
         rate = _median(done, row)
         assert rate is not None
         ratio = "-" if alone is None else f"{rate / alone:.2f}"
         update = 1000 * statistics.median(run.seconds_per_update for run in done[row])
-        exchanged = bytes_per_update(plan.config, parameters) / 1e6 * (row.processes > 1)
-        yield (
-            f"| {row.processes} | {row.num_envs} | {rate:,.0f} | {ratio} | {update:,.0f} "
-            f"| {exchanged:.1f} |"
-        )
+        exchanged = bytes_per_update(plan.config, parameters) / 1e6 if row.processes > 1 else 0.0
+        cells = [f"{row.processes}", f"{row.num_envs}", f"{rate:,.0f}", ratio, f"{update:,.0f}"]
+        lines.append([*cells, f"{exchanged:.1f}"])
+    return markdown_table([*heads, "MB per update"], lines)
 
 
 def _median(done: Results, row: Row) -> float | None:
@@ -176,7 +177,7 @@ def _median(done: Results, row: Row) -> float | None:
 
 
 def to_json(plan: Plan, results: Results, machine: dict[str, Any], parameters: int) -> str:
-    """The same, with every run."""
+    """The report as JSON, with every run."""
     content = {
         "machine": machine,
         "config": dataclasses.asdict(plan.config),

@@ -1,1 +1,1 @@
-"""Agents and their runs to look at: episodes, curves, runs under way."""
+"""Watching agents and runs: recorded episodes, learning curves, live views."""

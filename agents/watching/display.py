@@ -1,4 +1,4 @@
-"""What a person sees while agents are trained or evaluated."""
+"""Progress on screen while agents are trained or evaluated."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.reporting.display import Display, ProgressTable, RunLine, clock, number
+from lab.reporting.tables import trained_label
 
 if TYPE_CHECKING:  # they need torch, which is not needed to watch others train
     from agents.judging.comparison import Run
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # they need torch, which is not needed to watch others train
 PIPE_WIDTH = 120
 
 #: In place of a success rate, where neither the environment nor the task says what success is.
-NOT_TOLD = "not told"
+NOT_TOLD = "unknown"
 
 
 _SHOWN = {
@@ -60,7 +61,7 @@ def training_picture(title: str, row: Mapping[str, float], total_steps: int) -> 
 
     Args:
         title: stands above.
-        row: of the newest update.
+        row: the row of the newest update.
         total_steps: environment steps to train for.
     """
     table = Table(show_header=False, box=None)
@@ -96,7 +97,7 @@ def success_text(row: Mapping[str, float]) -> str:
     >>> success_text({"success_rate": 0.5, "episode_return_mean": 0.4})
     '0.5'
     >>> success_text({"success_rate": nan, "episode_return_mean": 0.4})
-    'not told'
+    'unknown'
     >>> success_text({"success_rate": nan, "episode_return_mean": nan})  # of nothing yet
     '-'
     """
@@ -155,7 +156,7 @@ def print_evaluations(title: str, evaluations: Sequence[Evaluation], trained: Ta
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for e in evaluations:
         table.add_row(
-            e.task.name + (" (trained)" if e.task == trained else ""),
+            trained_label(e.task.name, e.task == trained),
             str(len(e.episodes)),
             "-" if e.success_rate is None else _interval(e.success_rate, ".3f"),
             _interval(e.mean_return, ".3f"),

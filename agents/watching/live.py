@@ -1,4 +1,4 @@
-"""Live view of runs that train elsewhere: what is in their folders, and who still writes."""
+"""Live view of runs that train elsewhere, read from their folders."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ CHARTS = {
 
 
 class Seen(NamedTuple):
-    """One look at a run."""
+    """The state of a run at one moment."""
 
     run: FoundRun
     has_writer: bool
 
     @property
     def state(self) -> str:
-        """How it stands, in few words."""
+        """The state of the run in a few words."""
         if self.run.is_complete:
             return "done"
         if not self.has_writer:
@@ -94,7 +94,7 @@ class Watcher:
 
 
 def check_watchable(place: Path) -> None:
-    """See that there is something to look at, or will be: a command has just begun there.
+    """Refuse a folder that holds no run and in which no command has begun.
 
     Raises:
         ValueError: if the folder does not exist, holds no run that nobody is about to train, or a
@@ -116,7 +116,7 @@ def watch_folder(place: Path, interval: float, console: Console | None = None) -
     Args:
         place: a run folder, or a folder with run folders below it.
         interval: seconds between two looks.
-        console: where to. Default: standard output.
+        console: output; default: standard output.
     """
     watcher = Watcher(place)
     printed: set[str] = set()
@@ -135,7 +135,7 @@ def watch_folder(place: Path, interval: float, console: Console | None = None) -
 
 
 def picture_of(place: Path, seen: Sequence[Seen]) -> RenderableType:
-    """What a terminal shows: of one run everything, of several a row each."""
+    """The picture for a terminal: one run in full, or a row for each of several."""
     if not seen:
         return Text(f"{place}: nothing is trained yet")
     if len(seen) == 1 and seen[0].run.folder == place:
@@ -176,7 +176,7 @@ def _picture_of_run(seen: Seen) -> RenderableType:
 
 
 def lines_of(place: Path, seen: Sequence[Seen]) -> list[str]:
-    """What is printed where output is not a terminal: a line for each run that has a row."""
+    """Lines printed where output is not a terminal: one for each run that has a row."""
     lines = []
     for one in seen:
         if one.run.row:
@@ -186,7 +186,7 @@ def lines_of(place: Path, seen: Sequence[Seen]) -> list[str]:
 
 
 def ending_of(seen: Sequence[Seen]) -> str:
-    """What is said when nothing is trained any more."""
+    """The message when no run trains any more."""
     complete = sum(one.run.is_complete for one in seen)
     if len(seen) == 1:
         if complete:

@@ -1,4 +1,4 @@
-"""A recording as pictures: the grid and, beside it, what goes on inside the agent."""
+"""A recording as pictures: the grid and, beside it, the state of the agent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GREY, _PALE = "#BBBBBB", "#E8E8E8"
 _UNSEEN = (20, 20, 20)
 _TILE = 32  # pixels of a cell of the agent's view
 
-#: What minigrid draws, and what is no object.
+#: Objects that minigrid draws, and cells without one.
 _OBJECTS = ("wall", "floor", "door", "key", "ball", "box", "goal", "lava")
 _NOTHING = ("unseen", "empty", "agent")
 
@@ -79,7 +79,7 @@ class Overlay:
     """Draws frame after frame of a recording into one figure.
 
     Args:
-        recording: what to draw.
+        recording: the episode to draw.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -98,7 +98,7 @@ class Overlay:
         below = rows[1].subplots(1 + has_mechanisms, 1, sharex=True, squeeze=False)[:, 0]
         self.raster: Axes | None = below[0] if has_mechanisms else None
         self.value: Axes = below[-1]
-        # Of the subfigure: a title of axes that keep their aspect is not laid out for.
+        # A title of the subfigure: titles of axes that keep their aspect get no room.
         self.title = self.left.suptitle("", fontsize=11)
         self._prepare_pictures()
         self._prepare_policy()
@@ -180,7 +180,7 @@ class Overlay:
         self.title.set_text(f"{self.core} on {self.recording.task.name}\n{headline}")
 
     def mechanisms(self, t: int) -> NDArray[np.float64]:
-        """What the raster (N, steps) shows in frame ``t``: 1 active, 0 not, NaN yet to come.
+        """Values of the raster (N, steps) in frame ``t``: 1 active, 0 not, NaN yet to come.
 
         Raises:
             ValueError: if the core has no mechanisms.

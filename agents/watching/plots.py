@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from agents.watching.run_list import FoundRun, Group, group_runs
-from lab.disk.folder import write_bytes
+from lab.disk.output import write_bytes
 from lab.reporting.figures import COLOURS, draw_curves, draw_line, drawn, from_zero, tidy
-from lab.settings import did_you_mean
+from lab.words import did_you_mean
 
 ENDINGS = (".png", ".svg", ".pdf")
 
-#: What can stand on the x axis, and its label.
+#: Quantities for the x axis, with their labels.
 X_AXES = {"env_steps": "environment steps", "seconds": "seconds", "update": "updates"}
 
 #: Labels of metrics whose name alone would mislead.
@@ -41,7 +41,7 @@ _POINTS = 201
 
 
 class Look(NamedTuple):
-    """How the line of a group looks."""
+    """The look of a group's line."""
 
     colour: str
     style: str
@@ -55,7 +55,7 @@ class Curve(NamedTuple):
 
 
 def check_metrics(runs: Sequence[FoundRun], metrics: Sequence[str]) -> None:
-    """See that some run has each metric.
+    """Refuse a metric that no run has.
 
     Raises:
         ValueError: if none has; the message names the closest one and all there are.
@@ -63,17 +63,17 @@ def check_metrics(runs: Sequence[FoundRun], metrics: Sequence[str]) -> None:
     >>> check_metrics([FoundRun(Path("x"), {}, {"update": [1.0]})], ["updaet"])
     Traceback (most recent call last):
         ...
-    ValueError: --metrics: there is no 'updaet'; did you mean 'update'? There is update.
+    ValueError: --metrics: there is no column 'updaet'; did you mean 'update'? Columns: update.
     """
     known = list(dict.fromkeys(name for run in runs for name in run.progress))
     for name in metrics:
         if name not in known:
             hint, there_is = did_you_mean(name, known), ", ".join(known)
-            raise ValueError(f"--metrics: there is no {name!r}{hint} There is {there_is}.")
+            raise ValueError(f"--metrics: there is no column {name!r}{hint} Columns: {there_is}.")
 
 
 def shown_by_default(runs: Sequence[FoundRun]) -> tuple[str, ...]:
-    """Success rate and return; the return alone where no run's environment tells success.
+    """Success rate and return; the return alone where no run's environment reports success.
 
     >>> shown_by_default([FoundRun(Path("x"), {}, {"success_rate": [math.nan],
     ...                                            "episode_return_mean": [2.5]})])
@@ -104,7 +104,7 @@ def plot_groups(groups: Sequence[Group], metrics: Sequence[str], x: str) -> Figu
     """One panel per metric; groups of several runs as mean and band.
 
     Args:
-        groups: what to draw, each with rows.
+        groups: the groups to draw, each with rows.
         metrics: columns, one panel each.
         x: the column on the x axis, of :data:`X_AXES`.
     """
@@ -126,7 +126,7 @@ def plot_groups(groups: Sequence[Group], metrics: Sequence[str], x: str) -> Figu
 
 
 def choose_looks(groups: Sequence[Group]) -> dict[str, Look]:
-    """By label: the colour its core has in every figure, unless groups share a core."""
+    """The look of each label: its core's colour in every figure, unless groups share a core."""
     counts = Counter(group.core for group in groups)
     if all(core in COLOURS and count == 1 for core, count in counts.items()):
         return {group.label: Look(COLOURS[group.core], "-") for group in groups}
@@ -165,7 +165,7 @@ def on_common_grid(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArra
 
 
 def _legend_name(group: Group, metrics: Sequence[str], x: str) -> str:
-    """What the legend, one for all panels, calls a group."""
+    """The name of a group in the legend, which all panels share."""
     count = len(group.runs)
     name = group.label if count == 1 else f"{group.label} ({count} seeds)"
     shown = any(len(curve_of(r.progress, metric, x).x) for r in group.runs for metric in metrics)

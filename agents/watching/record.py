@@ -1,4 +1,4 @@
-"""One episode with all that the agent saw and thought in it."""
+"""Recording an episode: observations, probabilities, values and active mechanisms."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from agents.config import ActionMode
 from agents.learning.rollout import Episode, Runner
 from agents.model.policy import RecurrentActorCritic
 from envs import VOCABULARY, Task, level_seeds, make_drawable_env, mission_varies
-from lab.reporting.tables import plural
+from lab.words import plural
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What happened in one episode; row t is the moment before action t."""
+    """Data of one episode; row t is the moment before action t."""
 
     task: Task
     core: str
@@ -35,7 +35,7 @@ class Recording:
 
     @property
     def outcome(self) -> str:
-        """How it ended, in words."""
+        """The end of the episode, in words."""
         if self.episode is None:
             return f"Stopped after {plural(len(self.actions), 'step')}"
         result = {True: "success", False: "failure", None: "ended"}[self.episode.success]
@@ -56,7 +56,7 @@ def record_episode(
 
     Args:
         policy: the agent.
-        task: what to run.
+        task: the task to run.
         core: name of the agent's core, for the title.
         seed: decides level and sampled actions.
         mode: draw actions from the policy, or take the most probable.

@@ -1,4 +1,4 @@
-"""Run folders on disk: finding them, what they hold by now, and which belong together."""
+"""Run folders on disk: finding them, reading them, and grouping those that belong together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(PPOConfig
 
 
 class FoundRun(NamedTuple):
-    """What a run folder holds; settings or progress are empty if there are none yet."""
+    """The content of a run folder; settings or progress are empty if there are none yet."""
 
     folder: Path
     settings: dict[str, Any]
@@ -125,7 +125,7 @@ def with_progress(runs: Sequence[FoundRun], named: Iterable[Path]) -> list[Found
     """The runs that have a row to show; others may have just begun.
 
     Args:
-        runs: what was found.
+        runs: the runs found.
         named: the folders that were asked for; one that is itself a run must have a row.
 
     Raises:
@@ -143,7 +143,7 @@ def read_rows(folder: Path) -> dict[str, list[float]]:
     """The columns of ``progress.csv`` as far as they are written.
 
     Raises:
-        ValueError: if there is no such file, or something in it is no number.
+        ValueError: if there is no such file, or something in it is not a number.
     """
     try:
         return read_progress(folder)
@@ -151,7 +151,7 @@ def read_rows(folder: Path) -> dict[str, list[float]]:
         if not (folder / PROGRESS_NAME).is_file():
             raise
         path = str(folder / PROGRESS_NAME)
-        raise ValueError(f"{path!r} is no table of numbers: {error}.") from None
+        raise ValueError(f"{path!r} is not a table of numbers: {error}.") from None
 
 
 def group_runs(runs: Sequence[FoundRun]) -> list[Group]:

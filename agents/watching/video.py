@@ -19,7 +19,7 @@ from lab.disk.output import ANIMATION_ENDINGS, check_output, whole_file
 ENDINGS = ANIMATION_ENDINGS
 LAST_FRAME_MILLISECONDS = 1500
 
-#: What every browser plays; libx264 is left out of some builds of ffmpeg.
+#: A format that every browser plays; libx264 is left out of some builds of ffmpeg.
 ENCODER = "libx264"
 
 #: Frames whose colours make up the palette of a GIF, evenly over the episode.
@@ -27,7 +27,7 @@ PALETTE_FRAMES = 6
 
 
 def check_animation(path: Path) -> None:
-    """See that an animation can be written to ``path``, and what writes it is there.
+    """Refuse a path to which no animation can be written, and a missing writer.
 
     Raises:
         ValueError: if the name does not end in .gif or .mp4, the folder is missing or not

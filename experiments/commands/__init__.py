@@ -1,1 +1,1 @@
-"""The commands of ``rims experiment``; they are part of ``cli``, as those of the agents are."""
+"""The commands of ``rims experiment``; they are part of ``cli``, like the commands of agents."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, claimed
+from agents.commands.compare import MATCH_PARAMS, REPORT_ONLY, claimed, show_report
 from agents.commands.parsing import options
 from agents.commands.parsing.errors import checking_input
 from agents.commands.parsing.lists import CommaSeparated, Seeds
@@ -22,7 +22,7 @@ from lab.cores import CORE_NAMES, check_core
 from lab.disk.output import check_output
 
 if TYPE_CHECKING:
-    from experiments.comparison import Run
+    from experiments.judging.comparison import Run
     from lab.comparing import Flag
 
 CORES_HELP = (
@@ -38,9 +38,9 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 def experiment(context: click.Context) -> None:
     """Supervised experiments: train models over seeds and compare them.
 
-    Every run has a folder of its own in RUN_ROOT, with config.toml, progress.csv, TensorBoard
-    events, checkpoint.pt and in the end results.json. A run that was interrupted goes on when the
-    same command is given again; what is finished is not trained again.
+    Every run has its own folder in RUN_ROOT, with config.toml, progress.csv, TensorBoard events,
+    checkpoints and in the end results.json. The same command resumes interrupted runs and does not
+    train finished ones again.
 
     \b
     rims experiment sort-of-clevr --model cnn,nfm --seeds 3 --run-root runs/clevr
@@ -75,7 +75,7 @@ def _options(task: Task) -> list[Decorator]:
         models,
         seeds,
         options.RUN_ROOT,
-        *[MATCH_PARAMS] * has_cores,
+        *([MATCH_PARAMS] if has_cores else []),
         REPORT_ONLY,
         options.JOBS,
         options.JSON,
@@ -156,8 +156,8 @@ def _compare(
     as_json: bool,
 ) -> list[Run]:
     """Train what is missing, then write and print the report."""
-    from experiments import comparison as comparing
-    from experiments.report import to_dict, to_markdown, write_report
+    from experiments.judging import comparison as comparing
+    from experiments.judging.report import to_dict, to_markdown, write_report
     from lab.comparing import NothingToCompare
     from lab.running.processes import usable_processors
 
@@ -173,10 +173,8 @@ def _compare(
         except NothingToCompare as error:
             raise click.ClickException(str(error)) from None
         written = write_report(found, run_root)
-    click.echo(json.dumps(to_dict(found), indent=2) if as_json else to_markdown(found))
-    click.echo("Written: " + ", ".join(str(path) for path in written), err=True)
-    if found.failed:
-        raise click.ClickException("some runs failed; the report's flags say which.")
+    text = json.dumps(to_dict(found), indent=2) if as_json else to_markdown(found)
+    show_report(text, written, failed=found.failed)
     return runs
 
 
@@ -190,7 +188,7 @@ def _check_pictures(task: Task, pictures: Mapping[Show, Path], models: tuple[str
 
 
 def _draw(runs: list[Run], pictures: Mapping[Show, Path]) -> None:
-    from experiments.figures import draw
+    from experiments.judging.figures import draw
 
     for show, path in pictures.items():
         try:

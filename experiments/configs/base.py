@@ -23,7 +23,7 @@ NFM_MODEL = "nfm"
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig(Settings):
-    """What every experiment needs to be told. A task adds its own settings in a subclass.
+    """Settings of every experiment. A task adds its own settings in a subclass.
 
     ``model`` has to be given a type in the subclass: ``Literal`` of the models there are.
 
@@ -42,10 +42,14 @@ class ExperimentConfig(Settings):
     )
     epochs: int = option(20, "Training", "Passes over the training data.", low=1)
     batch_size: int = option(64, "Training", "Samples per step.", low=1)
-    optimizer: Optimizer = option("adam", "Training", "How steps are made of gradients.")
+    optimizer: Optimizer = option("adam", "Training", "Optimiser.")
     learning_rate: float = option(1e-3, "Training", "Step size at the start.", low=TINY, high=1e6)
-    weight_decay: float = option(0.0, "Training", "Pull of all weights to zero.", low=0, high=1e6)
-    momentum: float = option(0.9, "Training", "Of sgd: share of the last step kept.", low=0, high=1)
+    weight_decay: float = option(
+        0.0, "Training", "Weight decay: pull of all weights towards zero.", low=0, high=1e6
+    )
+    momentum: float = option(
+        0.9, "Training", "sgd: share of the last step that is kept.", low=0, high=1
+    )
     schedule: Schedule = option(
         "constant",
         "Training",
@@ -60,7 +64,7 @@ class ExperimentConfig(Settings):
     patience: int = option(
         0,
         "Training",
-        "Evaluations without a better one after which training ends; 0: never before --epochs.",
+        "Evaluations without improvement after which training ends early; 0: never.",
         low=0,
     )
     bf16: bool = option(
@@ -112,6 +116,22 @@ class ExperimentConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DigitsConfig(ExperimentConfig):
+    """Adds where the digits of MNIST are, and how many of them are held out."""
+
+    data_dir: str = option(
+        "data/mnist",
+        "Data",
+        "Folder with the idx files of MNIST, or the t10k ones alone.",
+        has_effect=False,
+    )
+    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
+    validation_share: float = option(
+        0.1, "Data", "Share of the training digits kept for validation.", low=0.001, high=0.9
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NFMConfig(ExperimentConfig):
     """Adds what a Neural Function Module can be given, the ablations of arXiv:2010.08012 among it.
 
@@ -123,25 +143,29 @@ class NFMConfig(ExperimentConfig):
         False, "NFM", "Let all passes use the same parameters instead of their own."
     )
     first_pass_reads: bool = option(
-        True, "NFM", "Read in the first pass too; else it only writes what later ones read."
+        True, "NFM", "Read in the first pass too; otherwise the first pass only writes."
     )
-    top_k: int = option(
-        5, "NFM", "Entries of the memory that a head reads at a point; 0: all.", low=0
-    )
+    top_k: int = option(5, "NFM", "Memory entries that a head reads at each point; 0: all.", low=0)
     topk_rule: TopKRule = option(
         "softmax", "NFM", "softmax over the largest scores (paper) or threshold (authors' code)."
     )
     rescale: Rescale = option(
-        "space_to_depth", "NFM", "How larger maps are read by smaller ones; smaller ones: nearest."
+        "space_to_depth",
+        "NFM",
+        "How smaller maps read larger ones; larger ones read smaller ones by nearest.",
     )
-    null_slot: bool = option(True, "NFM", "Let a head read nothing: an entry of zeros.")
+    null_slot: bool = option(True, "NFM", "Let a head read nothing, by an entry of zeros.")
     key_size: int = option(32, "NFM", "Features of a query or key, per head.", low=1)
     value_size: int = option(32, "NFM", "Features of a value, per head.", low=1)
     num_heads: int = option(4, "NFM", "Heads of each module.", low=1)
     out_kernel_size: int = option(
-        3, "NFM", "Of the two convolutions after reading; odd. The paper's are 1.", low=1, high=99
+        3,
+        "NFM",
+        "Kernel size of the two convolutions after reading; odd (paper: 1).",
+        low=1,
+        high=99,
     )
-    batch_norm: bool = option(True, "NFM", "Normalise between these two convolutions.")
+    batch_norm: bool = option(True, "NFM", "Batch normalisation between these two convolutions.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,7 +174,7 @@ class NFMConfig(ExperimentConfig):
 
     @property
     def unused(self) -> Mapping[str, str]:
-        """Also settings of NFM, where the model has none."""
+        """Adds settings of NFM, where the model has none."""
         if self.model == NFM_MODEL:
             return super().unused
         own = (f.name for f in dataclasses.fields(self) if f.metadata["group"] == "NFM")

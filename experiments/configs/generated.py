@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from experiments.configs.base import ExperimentConfig, NFMConfig
+from experiments.configs.base import DigitsConfig, ExperimentConfig, NFMConfig
 from lab.settings import ConfigError, changed, option
 
 
@@ -21,8 +21,10 @@ class SortOfClevrConfig(NFMConfig):
     model: Literal["cnn", "nfm", "rn"] = option(
         "cnn", "Network", "CNN with MLP, the same with NFM, or a Relation Network."
     )
-    channels: int = option(24, "Network", "Of each convolution.", low=1)
-    hidden_size: int = option(256, "Network", "Of the layers after the convolutions.", low=1)
+    channels: int = option(24, "Network", "Channels of each convolution.", low=1)
+    hidden_size: int = option(
+        256, "Network", "Features of the layers after the convolutions.", low=1
+    )
     held_out: int = option(
         0,
         "Data",
@@ -31,8 +33,8 @@ class SortOfClevrConfig(NFMConfig):
         high=6,
     )
     train_images: int = option(9800, "Data", "Images trained on, 20 questions each.", low=1)
-    validation_images: int = option(1000, "Data", "Images judged on while training.", low=1)
-    test_images: int = option(2000, "Data", "Images judged on in the end.", low=1)
+    validation_images: int = option(1000, "Data", "Validation images.", low=1)
+    test_images: int = option(2000, "Data", "Test images.", low=1)
     questions: int = option(
         20, "Training", "Questions drawn per image and step; 20: all.", low=1, high=20
     )
@@ -48,7 +50,7 @@ class SortOfClevrConfig(NFMConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackedMNISTConfig(NFMConfig):
+class StackedMNISTConfig(NFMConfig, DigitsConfig):
     """Settings of stacked MNIST; defaults as in arXiv:2010.08012, section 4.2 and appendix C."""
 
     task: ClassVar[str] = "stacked-mnist"
@@ -60,26 +62,16 @@ class StackedMNISTConfig(NFMConfig):
         32, "Network", "Channels of the first convolution; they double four times.", low=1
     )
     pool: Literal["mean", "none"] = option(
-        "mean", "Network", "What of the last map is classified: its mean, or all of it."
+        "mean", "Network", "Input of the classifier: the mean of the last map, or all of it."
     )
-    data_dir: str = option(
-        "data/mnist",
-        "Data",
-        "Folder with the idx files of MNIST, or the t10k ones alone.",
-        has_effect=False,
-    )
-    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
     digits: str = option(
         "1,3", "Data", "Numbers of digits per image in training, such as 1,3 or 1,5."
     )
     train_images: int = option(20_000, "Data", "Images per epoch; they are new in each.", low=1)
     validation_images: int = option(
-        1000, "Data", "Images per number of digits to choose the best epoch by.", low=1
+        1000, "Data", "Validation images per number of digits; they select the best epoch.", low=1
     )
-    validation_share: float = option(
-        0.1, "Data", "Of the training digits, kept for validation.", low=0.001, high=0.9
-    )
-    test_images: int = option(2000, "Data", "Images per number of digits in the end.", low=1)
+    test_images: int = option(2000, "Data", "Test images per number of digits.", low=1)
     epochs: int = changed(ExperimentConfig, "epochs", 300)
     key_size: int = changed(NFMConfig, "key_size", 16)
     value_size: int = changed(NFMConfig, "value_size", 16)

@@ -16,7 +16,7 @@ Dataset = Literal["mnist", "cifar10", "cifar100", "tiny-imagenet"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(NFMConfig):
-    """Which images a task is about."""
+    """Adds the data set of images."""
 
     dataset: Dataset = option(
         "cifar10",
@@ -51,10 +51,10 @@ class ClassifyConfig(ImageConfig):
         64, "Network", "Channels of the first stage (of its 3x3 convolutions); they double.", low=1
     )
     mixup: float = option(
-        1.0, "Training", "Alpha of input mixup: images and losses are mixed; 0: not.", low=0
+        1.0, "Training", "Alpha of input mixup, which mixes images and losses; 0: no mixup.", low=0
     )
     crop_padding: int = option(
-        4, "Training", "Pixels by which images are shifted at most, at random; 0: not.", low=0
+        4, "Training", "Largest random shift of an image in pixels; 0: no shift.", low=0
     )
     occlusion_size: int = option(
         16, "Data", "Side in pixels of the box over each test image, in one row.", low=1
@@ -85,23 +85,28 @@ class GANConfig(ImageConfig):
     )
     latent_size: int = option(128, "Network", "Features of a latent vector.", low=1)
     projection_size: int = option(
-        1024, "Network", "Features in which InfoMax compares places with images.", low=1
+        1024,
+        "Network",
+        "Features of the space in which InfoMax compares places with images.",
+        low=1,
     )
-    infomax_weight: float = option(0.2, "Training", "Of the InfoMax loss in both losses.", low=0)
+    infomax_weight: float = option(
+        0.2, "Training", "Weight of the InfoMax loss in both losses.", low=0
+    )
     discriminator_steps: int = option(
         5, "Training", "Steps of the discriminator before each of the generator.", low=1
     )
-    beta1: float = option(0.0, "Training", "Of adam: share kept of gradients.", low=0, high=0.9999)
+    beta1: float = option(0.0, "Training", "adam: decay of the mean gradient.", low=0, high=0.9999)
     beta2: float = option(
-        0.9, "Training", "Of adam: share kept of squared gradients.", low=0, high=0.999999
+        0.9, "Training", "adam: decay of the mean squared gradient.", low=0, high=0.999999
     )
     steps_per_epoch: int = option(
         1000, "Training", "Steps of the generator that count as an epoch.", low=1
     )
     evaluation_images: int = option(
-        2000, "Data", "Generated images that are compared with test images.", low=2
+        2000, "Data", "Generated images to compare with test images.", low=2
     )
-    epochs: int = option(100, "Training", "How often --steps-per-epoch steps are made.", low=1)
+    epochs: int = option(100, "Training", "Epochs of --steps-per-epoch steps.", low=1)
     optimizer: Literal["adam"] = changed(ExperimentConfig, "optimizer", "adam")
     learning_rate: float = changed(ExperimentConfig, "learning_rate", 2e-4)
     schedule: Schedule = changed(ExperimentConfig, "schedule", "linear")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from experiments.configs.base import ExperimentConfig
+from experiments.configs.base import DigitsConfig, ExperimentConfig
 from experiments.data.bouncing_balls import Masses
 from experiments.data.pixel_sequences import Order
 from experiments.data.text import Unit
@@ -60,7 +60,7 @@ class SequenceConfig(CoreSettings, ExperimentConfig):
 
     model: str = option("rim_lstm", "Network", "The recurrent core: its name or import path.")
     embedding_size: int = option(
-        600, "Network", "Features that the core reads of each step.", low=1
+        600, "Network", "Features that the core reads at each step.", low=1
     )
     hidden_size: int = changed(CoreSettings, "hidden_size", 600)
     dropout: float = option(
@@ -108,9 +108,11 @@ class DrawnConfig(SequenceConfig):
     steps_per_epoch: int = option(
         200, "Training", "Steps that count as an epoch; the sequences are new in each.", low=1
     )
-    validation_sequences: int = option(500, "Data", "Sequences to choose the best epoch by.", low=1)
-    test_sequences: int = option(1000, "Data", "Sequences of each length in the end.", low=1)
-    epochs: int = option(100, "Training", "How often --steps-per-epoch steps are made.", low=1)
+    validation_sequences: int = option(
+        500, "Data", "Validation sequences; they select the best epoch.", low=1
+    )
+    test_sequences: int = option(1000, "Data", "Test sequences of each length.", low=1)
+    epochs: int = option(100, "Training", "Epochs of --steps-per-epoch steps.", low=1)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -124,13 +126,13 @@ class CopyingConfig(DrawnConfig):
 
     task: ClassVar[str] = "copying"
 
-    items: int = option(10, "Data", "Symbols that are to be kept.", low=1, high=_LONGEST)
+    items: int = option(10, "Data", "Symbols to remember.", low=1, high=_LONGEST)
     alphabet: int = option(8, "Data", "Different symbols.", low=1, high=_LONGEST)
     train_blanks: int = option(
         50, "Data", "Steps between the symbols and their recall, in training.", low=1, high=_LONGEST
     )
     test_blanks: str = option(
-        "50,100,200,400", "Data", "The same in the end, one or more.", metavar="N,N"
+        "50,100,200,400", "Data", "The same in the test, one or more.", metavar="N,N"
     )
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class AddingConfig(DrawnConfig):
 
     train_length: int = option(50, "Data", "Numbers in a training sequence.", low=2, high=_LONGEST)
     test_lengths: str = option(
-        "50,200,1000", "Data", "The same in the end, one or more.", metavar="N,N"
+        "50,200,1000", "Data", "The same in the test, one or more.", metavar="N,N"
     )
 
     def __post_init__(self) -> None:
@@ -165,36 +167,20 @@ class AddingConfig(DrawnConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequentialMNISTConfig(SequenceConfig):
+class SequentialMNISTConfig(SequenceConfig, DigitsConfig):
     """Settings of sequential MNIST; defaults as in section 4.1 of arXiv:1909.10893 and its code."""
 
     task: ClassVar[str] = "sequential-mnist"
 
-    data_dir: str = option(
-        "data/mnist",
-        "Data",
-        "Folder with the idx files of MNIST, or the t10k ones alone.",
-        has_effect=False,
-    )
-    download: bool = option(False, "Data", "Fetch files that are missing there.", has_effect=False)
     order: Order = option(
         "pixel", "Data", "A step is a pixel, a row, or a pixel in one shuffled order for all."
     )
-    train_side: int = option(14, "Data", "Side of the images trained on, pixels.", low=1, high=1000)
+    train_side: int = option(14, "Data", "Side of training images, pixels.", low=1, high=1000)
     test_sides: str = option(
-        "14,16,19,24", "Data", "The same in the end, one or more.", metavar="N,N"
+        "14,16,19,24", "Data", "Sides of test images, one or more.", metavar="N,N"
     )
-    train_digits: int = option(
-        0, "Data", "Digits of the training split that are used; 0: all.", low=0
-    )
-    test_digits: int = option(0, "Data", "Digits of the test split that are used; 0: all.", low=0)
-    validation_share: float = option(
-        0.1,
-        "Data",
-        "Of the training digits, kept to choose the best epoch by.",
-        low=0.001,
-        high=0.9,
-    )
+    train_digits: int = option(0, "Data", "Digits used of the training split; 0: all.", low=0)
+    test_digits: int = option(0, "Data", "Digits used of the test split; 0: all.", low=0)
     learning_rate: float = changed(ExperimentConfig, "learning_rate", 7e-4)
     epochs: int = changed(ExperimentConfig, "epochs", 100)
 
@@ -214,39 +200,39 @@ class BouncingBallsConfig(SequenceConfig):
 
     task: ClassVar[str] = "bouncing-balls"
 
-    balls: int = option(4, "Data", "Balls in the videos trained on.", low=1, high=100)
-    test_balls: str = option("4,6,8", "Data", "The same in the end, one or more.", metavar="N,N")
+    balls: int = option(4, "Data", "Balls in training videos.", low=1, high=100)
+    test_balls: str = option("4,6,8", "Data", "The same in the test, one or more.", metavar="N,N")
     curtain_share: float = option(
-        0.5, "Data", "Of the videos trained on, those with an invisible curtain.", low=0, high=1
+        0.5, "Data", "Share of training videos with an invisible curtain.", low=0, high=1
     )
     masses: Masses = option(
-        "equal", "Data", "Of the balls; different ones have areas that go with them."
+        "equal", "Data", "Masses of the balls; the area of a ball is proportional to its mass."
     )
     side: int = option(64, "Data", "Side of a frame, pixels.", low=2, high=1024)
-    radius: float = option(0.1, "Data", "Of a ball; the side of the box is 1.", low=0.001, high=0.3)
+    radius: float = option(
+        0.1, "Data", "Radius of a ball; the side of the box is 1.", low=0.001, high=0.3
+    )
     speed: float = option(
-        0.05, "Data", "Of a ball at the start, sides of the box per frame.", low=0, high=0.5
+        0.05, "Data", "Initial speed of a ball, sides of the box per frame.", low=0, high=0.5
     )
-    frames: int = option(50, "Data", "Of a video trained on.", low=2, high=_LONGEST)
-    context: int = option(
-        10, "Data", "True frames that are shown before a roll-out.", low=1, high=_LONGEST
-    )
+    frames: int = option(50, "Data", "Frames of a training video.", low=2, high=_LONGEST)
+    context: int = option(10, "Data", "True frames shown before a roll-out.", low=1, high=_LONGEST)
     rollout: int = option(
-        50, "Data", "Frames that are then predicted, each from the one predicted before.", low=1
+        50, "Data", "Frames predicted in a roll-out, each from the prediction before.", low=1
     )
     train_rollout: int = option(
         0,
         "Training",
-        "Frames at the end of a video trained on that are predicted as in a roll-out, if above 1.",
+        "Frames at the end of a training video that are predicted as in a roll-out, if above 1.",
         low=0,
         high=_LONGEST,
     )
-    train_videos: int = option(2000, "Data", "Videos trained on.", low=1)
+    train_videos: int = option(2000, "Data", "Training videos.", low=1)
     validation_videos: int = option(
-        200, "Data", "Videos like these to choose the best epoch by.", low=1
+        200, "Data", "Validation videos; they select the best epoch.", low=1
     )
     test_videos: int = option(
-        200, "Data", "Videos of each number of balls in the end, with and without curtain.", low=1
+        200, "Data", "Test videos of each number of balls, with and without curtain.", low=1
     )
     epochs: int = changed(ExperimentConfig, "epochs", 100)
 
@@ -273,26 +259,33 @@ class LanguageModelConfig(SequenceConfig):
     task: ClassVar[str] = "language-model"
 
     text_file: str = option(
-        "", "Data", "The text to learn, UTF-8.", metavar="NAME", has_effect=False
+        "", "Data", "Text file to learn from, UTF-8.", metavar="NAME", has_effect=False
     )
-    unit: Unit = option("char", "Data", "What is told one after the other.")
+    unit: Unit = option("char", "Data", "Unit of prediction.")
     vocabulary: int = option(
-        10_000, "Data", "Most units that are told apart; the others are one.", low=1
+        10_000,
+        "Data",
+        "Size of the vocabulary: the most frequent units; all others count as one.",
+        low=1,
     )
     reading: Reading = option(
         "stream",
         "Data",
-        "stream: in --batch-size columns, the state carried from piece to piece; lines: each a "
-        "sequence of its own.",
+        "stream: --batch-size columns of text, with the state carried from piece to piece; lines: "
+        "each line is a sequence.",
     )
     bptt: int = option(
-        100, "Training", "Steps of a piece, through which gradients go back.", low=1, high=_LONGEST
+        100,
+        "Training",
+        "Steps of a piece, through which gradients are propagated.",
+        low=1,
+        high=_LONGEST,
     )
     epochs: int = changed(ExperimentConfig, "epochs", 40)
 
     @property
     def unused(self) -> Mapping[str, str]:
-        """Also the length of pieces, where lines are read: they are not cut."""
+        """Adds the length of pieces, where lines are read: they are not cut."""
         if self.reading == "stream":
             return super().unused
         return {**super().unused, "bptt": "cuts a stream; --reading is lines"}

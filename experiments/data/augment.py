@@ -142,8 +142,8 @@ def occlusion_boxes(
 
     Args:
         num_images: boxes to draw.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
         rng: source of the draws.
         size: side of a box that is not cut, 1 or more.
 

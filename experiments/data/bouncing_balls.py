@@ -28,7 +28,7 @@ _RESTARTS = 100
 
 
 class Balls(NamedTuple):
-    """How N balls moved in M boxes over T frames."""
+    """Motion of N balls in M boxes over T frames."""
 
     positions: NDArray[np.float64]  # (M, T, N, 2), y then x, of the centres
     velocities: NDArray[np.float64]  # (M, T, N, 2), per frame
@@ -57,8 +57,8 @@ def simulate(
         num_frames: T.
         num_balls: N.
         rng: source of all draws: places without overlap, directions, masses.
-        radius: of a ball. Default 0.1.
-        speed: of each ball at the start, per frame. Default 0.05.
+        radius: radius of a ball. Default 0.1.
+        speed: initial speed of each ball, per frame. Default 0.05.
         masses: ``equal``, or ``different``: radii from 0.7 to 1.3 of ``radius``, and masses that
             go with their squares. Default ``equal``.
 
@@ -163,7 +163,7 @@ def draw_frames(balls: Balls, side: int) -> NDArray[np.uint8]:
     the share of it that the ball covers.
 
     Args:
-        balls: of :func:`simulate`.
+        balls: motion from :func:`simulate`.
         side: pixels of a frame's side.
 
     Returns:
@@ -189,7 +189,7 @@ def draw_frames(balls: Balls, side: int) -> NDArray[np.uint8]:
 
 
 def draw_curtains(num_videos: int, side: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Where invisible curtains hang: squares of half the frame's side, each at a random place.
+    """Draw places of invisible curtains: squares of half the frame's side, at random.
 
     Args:
         num_videos: M.

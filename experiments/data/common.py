@@ -1,9 +1,10 @@
-"""What the data sets share: images with their labels, holding some out, checks of arguments."""
+"""Code shared by data sets: images with labels, their order and checksum, checks of arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ def hold_out(
     Args:
         data: the whole, M images.
         fraction: share that is cut off, above 0 and below 1; rounded to whole images.
-        seed: of the draw, 0 or more.
+        seed: seed of the draw, 0 or more.
 
     Returns:
         The rest, then the part cut off.
@@ -59,6 +60,44 @@ def hold_out(
         LabelledImages(data.images[rest], data.labels[rest]),
         LabelledImages(data.images[part], data.labels[part]),
     )
+
+
+def identity(*splits: Sequence[NDArray[Any]]) -> str:
+    """The number of samples in each split, and a checksum of all arrays.
+
+    Args:
+        splits: the arrays of each split, such as images and labels.
+
+    Example:
+        >>> identity([np.arange(3)], [np.arange(2)])
+        '3 and 2 samples, checksum 0da7f48a'
+    """
+    checksum = 0
+    for array in (array for split in splits for array in split):
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    counts = " and ".join(str(len(split[0])) for split in splits)
+    return f"{counts} samples, checksum {checksum:08x}"
+
+
+def shuffled(
+    rng: np.random.Generator, total: int, size: int, *, drop_last: bool = False
+) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Indices of the batches of an epoch: each of ``total`` samples once, in random order.
+
+    Args:
+        rng: decides the order.
+        total: samples.
+        size: samples of a batch.
+        drop_last: leave out a last batch that would be smaller.
+
+    Example:
+        >>> [len(part) for part in shuffled(np.random.default_rng(0), 5, 2)]
+        [2, 2, 1]
+    """
+    order = rng.permutation(total)
+    end = total - total % size if drop_last else total
+    for start in range(0, end, size):
+        yield order[start : min(start + size, end)]
 
 
 def check_choice(where: str, argument: str, value: str, choices: Sequence[str]) -> None:
@@ -107,13 +146,3 @@ def check_at_least(where: str, argument: str, value: int, least: int = 1) -> Non
     """
     if value < least:
         raise ValueError(f"{where}: {argument} must be {least} or more; got {value}.")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without line breaks; its type where it says nothing.
-
-    Example:
-        >>> one_line(ValueError("not a\\n  number")), one_line(EOFError())
-        ('not a number', 'EOFError')
-    """
-    return " ".join(str(error).split()) or type(error).__name__

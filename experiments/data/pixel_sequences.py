@@ -47,8 +47,8 @@ def pixel_order(side: int, trained_side: int, seed: int) -> NDArray[np.int64]:
     permuted as usual, and a larger one is the same sequence with pixels repeated.
 
     Args:
-        side: of the images.
-        trained_side: of the images of training.
+        side: side of the images.
+        trained_side: side of training images.
         seed: decides the permutation, 0 or more.
 
     Returns:
@@ -80,11 +80,11 @@ def pixel_sequences(
 
     Args:
         images: ``(M, Y, X)``, 0 to 255.
-        side: of the resized images.
+        side: side of the resized images.
         order: ``pixel``: row by row, a step per pixel; ``row``; ``permuted``: see
             :func:`pixel_order`.
         trained_side: the side that models are trained with.
-        seed: of the permutation.
+        seed: seed of the permutation.
 
     Returns:
         ``(T, M, F)``, 0 or 1: T is ``side * side`` and F is 1, or ``side`` and ``trained_side``.

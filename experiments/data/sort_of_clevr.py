@@ -23,19 +23,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from experiments.data.clevr_scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene, draw, draw_centres
 from experiments.data.common import check_at_least, check_choice, check_seed
 
-IMAGE_SIZE = 75
-RADIUS = 5  # half the side of a square without its middle, too: 11 pixels
-COLOURS = ("red", "green", "blue", "orange", "grey", "yellow")
-SHAPES = ("rectangle", "circle")
-RECTANGLE, CIRCLE = 0, 1
 ANSWERS = ("yes", "no", "rectangle", "circle", "0", "1", "2", "3", "4", "5")
 YES, NO, FIRST_SHAPE, FIRST_COUNT = 0, 1, 2, 4
 QUESTIONS_PER_KIND = 10
 QUESTION_BITS = 11
 
-#: What a question asks, by its kind; kinds 0 to 2 are non-relational, 3 to 5 relational.
+#: The question of each kind; kinds 0 to 2 are non-relational, 3 to 5 relational.
 QUESTION_TEXTS = (
     "What is the shape of the {} object?",
     "Is the {} object in the left half of the image?",
@@ -52,20 +48,7 @@ POSSIBLE_ANSWERS = (2, 2, 2, 2, 2, 6)
 
 Split = Literal["train", "validation", "test"]
 _SPLITS = ("train", "validation", "test")
-_PALETTE = np.array(
-    [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 156, 0), (128, 128, 128), (255, 255, 0)],
-    dtype=np.uint8,
-)
-_OFFSET = np.arange(-RADIUS, RADIUS + 1)
-#: Pixels of each shape around its centre, (2, 11, 11); the disc has the pixels OpenCV fills.
-_STENCIL = np.stack(
-    [
-        np.ones((_OFFSET.size, _OFFSET.size), dtype=bool),
-        _OFFSET[:, None] ** 2 + _OFFSET**2 <= RADIUS**2,
-    ]
-)
 _FAR = 2 * IMAGE_SIZE**2  # more than any squared distance
-_IMAGES_PER_DRAW = 1024  # bounds the memory of drawing
 
 
 class Combination(NamedTuple):
@@ -76,13 +59,6 @@ class Combination(NamedTuple):
 
     def __str__(self) -> str:
         return f"{COLOURS[self.colour]} {SHAPES[self.shape]}"
-
-
-class Scene(NamedTuple):
-    """What there is in each of M images: one object of each colour, in the order of COLOURS."""
-
-    centres: NDArray[np.int64]  # (M, 6, 2), x and y in pixels, 5 to 69
-    shapes: NDArray[np.int64]  # (M, 6), index into SHAPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +96,7 @@ def held_out_combinations(number: int, seed: int) -> tuple[Combination, ...]:
 
     Args:
         number: 0 to 6; the paper has 1, 2 and 3.
-        seed: of the draw, 0 or more.
+        seed: seed of the draw, 0 or more.
 
     Returns:
         ``number`` combinations.
@@ -156,7 +132,7 @@ def make_sort_of_clevr(
 
     Args:
         num_images: 1 or more. The authors have 9800 for training and 2000 for the test.
-        seed: of all draws, 0 or more.
+        seed: seed of all draws, 0 or more.
         split: ``"train"``, ``"validation"`` (like training) or ``"test"``.
         held_out: combinations that training never shows, see :func:`held_out_combinations`.
 
@@ -198,32 +174,6 @@ def make_sort_of_clevr(
     )
 
 
-def draw(scene: Scene) -> NDArray[np.uint8]:
-    """Paint the objects on white, in the order of COLOURS; a later one covers an earlier one.
-
-    Args:
-        scene: M images of six objects.
-
-    Returns:
-        uint8 ``(M, 75, 75, 3)``, RGB.
-
-    Example:
-        >>> scene = Scene(np.full((1, 6, 2), 20), np.zeros((1, 6), int))
-        >>> draw(scene)[0, 20, 20].tolist()  # all at one place: yellow is the last
-        [255, 255, 0]
-    """
-    total = len(scene.shapes)
-    images = np.full((total, IMAGE_SIZE, IMAGE_SIZE, 3), 255, dtype=np.uint8)
-    for start in range(0, total, _IMAGES_PER_DRAW):
-        part = slice(start, start + _IMAGES_PER_DRAW)
-        index = np.arange(start, min(start + _IMAGES_PER_DRAW, total))
-        for colour, value in enumerate(_PALETTE):
-            x, y = scene.centres[part, colour].T  # each (m,)
-            image, dy, dx = np.nonzero(_STENCIL[scene.shapes[part, colour]])  # one entry per pixel
-            images[index[image], y[image] + _OFFSET[dy], x[image] + _OFFSET[dx]] = value
-    return images
-
-
 def describe(question: ArrayLike) -> str:
     """A question in English.
 
@@ -254,14 +204,14 @@ def describe(question: ArrayLike) -> str:
 
 
 def chance_levels(data: SortOfClevr, kinds: Sequence[int]) -> tuple[float, float]:
-    """What a model reaches on questions of some kinds that does not look at the image.
+    """Accuracy of a model that does not look at the image, on questions of some kinds.
 
     Two or three of five other objects have the same shape more often than none, so that for a
     count always giving the most frequent answer is right more often than guessing.
 
     Args:
         data: the questions to be answered.
-        kinds: of the questions meant, such as ``(0,)`` or :data:`RELATIONAL`.
+        kinds: kinds of the questions, such as ``(0,)`` or :data:`RELATIONAL`.
 
     Returns:
         The expected share of right answers when guessing among those that make sense, and the
@@ -316,21 +266,9 @@ def _draw_scenes(
         shapes[image] = rng.integers(len(SHAPES), size=len(COLOURS))
         asked[image] = rng.integers(len(COLOURS), size=asked.shape[1])
         kinds[image] = rng.integers(3, size=asked.shape[1])
-        centres[image] = _draw_centres(rng)
+        centres[image] = draw_centres(rng)
     kinds[:, QUESTIONS_PER_KIND:] += 3
     return Scene(centres, shapes), asked, kinds
-
-
-def _draw_centres(rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Six centres, each drawn again until it is 10 pixels or more from all before it."""
-    centres: list[tuple[int, int]] = []
-    while True:
-        # Plain numbers: for so few, arrays take several times as long.
-        for x, y in rng.integers(RADIUS, IMAGE_SIZE - RADIUS, size=(12, 2)).tolist():
-            if all((x - u) ** 2 + (y - v) ** 2 >= (2 * RADIUS) ** 2 for u, v in centres):
-                centres.append((x, y))
-            if len(centres) == len(COLOURS):
-                return centres
 
 
 def _answer(

@@ -59,7 +59,7 @@ def stack_digits(
     paper says only that they are pasted.) They may also be of one class, which then counts once.
 
     Args:
-        digits: what to draw from, as read or shrunk already (``(M, 16, 16)``, which saves time).
+        digits: digits to draw from, as read or shrunk already (``(M, 16, 16)``, which saves time).
         num_digits: digits in every image, 1 or more.
         num_images: images to make, 1 or more.
         rng: source of all draws. The first images are the same whatever ``num_images`` is.
@@ -109,7 +109,7 @@ def train_batches(
         counts: numbers of digits, :data:`TRAIN_COUNTS` has those of the paper.
         batch_size: images in a batch.
         num_batches: batches to make.
-        seed: of all draws, 0 or more.
+        seed: seed of all draws, 0 or more.
 
     Returns:
         An iterator over batches.
@@ -144,7 +144,7 @@ def evaluation_set(
         digits: the digits of the test split, or those held out of the training split.
         num_digits: digits in every image; :data:`TEST_COUNTS` has those of the paper.
         num_images: images to make. The first ones are the same whatever their number.
-        seed: of all draws, 0 or more. They differ from those of training with the same seed.
+        seed: seed of all draws, 0 or more. They differ from those of training with the same seed.
 
     Returns:
         Images with their targets.

@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.data.common import check_at_least, check_choice, one_line
+from experiments.data.common import check_at_least, check_choice
 from lab.disk.named_files import read_text
 from lab.running.memory import require_memory
+from lab.words import message_of
 
 Unit = Literal["char", "word"]
 UNITS: tuple[Unit, ...] = ("char", "word")
@@ -53,7 +54,7 @@ def read_corpus(path: str | Path, unit: Unit, *, vocabulary: int = 10_000) -> Co
 
     Args:
         path: the file.
-        unit: what a token is: ``char``, or ``word``, which white space separates.
+        unit: the token: ``char``, or ``word``, which white space separates.
         vocabulary: most tokens that are told apart. Default 10 000.
 
     Returns:
@@ -76,7 +77,7 @@ def read_corpus(path: str | Path, unit: Unit, *, vocabulary: int = 10_000) -> Co
         text = read_text(path, LARGEST)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"read_corpus: {path} cannot be read as UTF-8: {one_line(error)}."
+            f"read_corpus: {path} cannot be read as UTF-8: {message_of(error)}."
         ) from None
     # A character is an entry of a list, of the part it is in, and a token; a word is longer.
     needed = 24.0 * len(text) if unit == "char" else 0.0
@@ -154,7 +155,7 @@ def to_columns(text: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
 
 
 def pieces(length: int, steps: int) -> list[tuple[int, int]]:
-    """Where the pieces of a column begin and end, so that each token but the first is told once.
+    """Begin and end of the pieces of a column; each token but the first is predicted once.
 
     Args:
         length: tokens of a column.

@@ -1,1 +1,1 @@
-"""What several tasks share: sets of images, models around a core, distances."""
+"""Code that several tasks share: sets of images, models around a core, distances."""

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from experiments.configs.sequences import SequenceConfig
-from lab.core_modules import LAYERS, CoreState, as_tuple, learned_starts, make_layer, state_form
-from lab.cores import CORE_NAMES
+from lab.core_modules import (
+    CoreState,
+    as_tuple,
+    computes_as,
+    learned_starts,
+    make_layer,
+    state_form,
+)
+from lab.cores import CORE_NAMES, RIM_CORES
 from lab.matching import matched
-from rims import RIM_GRU, RIM_LSTM, RepeatedInput, scan_path
+from rims import RepeatedInput, scan_path
 
 Config = TypeVar("Config", bound=SequenceConfig)
-
-#: The layers of the cores that have a name.
-CORES: dict[str, type[nn.Module]] = {"rim_lstm": RIM_LSTM, "rim_gru": RIM_GRU, **LAYERS}
 
 
 class Core(nn.Module):
@@ -29,7 +33,7 @@ class Core(nn.Module):
 
     Args:
         input_size: I, features of the input.
-        config: which core, and its options.
+        config: the core and its options.
 
     Shape:
         ``(T, B, I)``, a packed sequence or a ``RepeatedInput``, and a state or ``None``, to
@@ -51,16 +55,12 @@ class Core(nn.Module):
         # A class of a user's own may read numbers, which the device "meta" has not.
         place = nullcontext() if config.core in CORE_NAMES else torch.device("cpu")
         with place, scan_path("reference"):  # a trial of two steps compiles no kernels
-            self.module = make_layer(input_size, config, CORES)
+            self.module = make_layer(input_size, config)
             self.form = state_form(self.module, input_size, config)
         self.starts = learned_starts(self.form, config)
         # A subclass with a forward of its own may not know of these forms of input.
-        own_forward = type(self.module).forward
-        self.handles_repeated = own_forward in (RIM_LSTM.forward, RIM_GRU.forward)
-        self.handles_packed = self.handles_repeated or own_forward in (
-            nn.LSTM.forward,
-            nn.GRU.forward,
-        )
+        self.handles_repeated = computes_as(self.module, *RIM_CORES)
+        self.handles_packed = self.handles_repeated or computes_as(self.module, "lstm", "gru")
 
     def forward(
         self, input: Tensor | PackedSequence | RepeatedInput, state: CoreState | None = None

@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, by what can be measured without a trained network.
+"""Distances between generated and real images that need no trained network.
 
 None of this is the Frechet Inception Distance (arXiv:1706.08500), which compares features of a
 network that has to be fetched.
@@ -97,10 +97,10 @@ def patch_distance(
 
     Args:
         real: ``(M, C, Y, X)``, with Y and X a power of two times 16 or less.
-        other: of the same shape.
+        other: images of the same shape.
         patches: drawn of each image and level.
         directions: to project on.
-        seed: of both draws.
+        seed: seed of both draws.
 
     Raises:
         ValueError: if the shapes differ.
@@ -122,7 +122,7 @@ def patch_distance(
 
 
 def _pyramid(images: Tensor) -> list[Tensor]:
-    """What each halving of the size loses, then the coarsest images."""
+    """The details that each halving of the size loses, then the coarsest images."""
     levels = []
     while images.shape[-1] > _COARSEST:
         smaller = F.avg_pool2d(images, 2)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experiments.configs.images import Dataset, ImageConfig
-from experiments.data.cifar import load_cifar
-from experiments.data.common import LabelledImages
-from experiments.data.mnist import load_mnist
-from experiments.data.tiny_imagenet import load_tiny_imagenet
-from experiments.experiment import Batch, Experiment, identity
+from experiments.data.common import LabelledImages, identity
+from experiments.data.published.cifar import load_cifar
+from experiments.data.published.mnist import load_mnist
+from experiments.data.published.tiny_imagenet import load_tiny_imagenet
+from experiments.experiment import Batch, Experiment
 
 Config = TypeVar("Config", bound=ImageConfig)
 
@@ -28,7 +28,7 @@ _CHUNK = 1000  # images
 
 
 class Kind(NamedTuple):
-    """What is known of a data set before it is read."""
+    """Properties of a data set that are known before it is read."""
 
     side: int  # pixels
     channels: int
@@ -73,12 +73,12 @@ class GenerativeExperiment(Experiment[Config, Batch]):
 
     @property
     def data_identity(self) -> str:
-        """Of the images."""
+        """Number and checksum of the images."""
         return identity([self._train_images], [self._test_images])
 
 
 def check_images(config: ImageConfig) -> None:
-    """See that the files are there, with a batch of training images at least.
+    """Refuse missing files, and fewer training images than a batch.
 
     Raises:
         ValueError: in one line, if files are missing or damaged, or a batch is too large.

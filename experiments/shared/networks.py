@@ -1,4 +1,4 @@
-"""From the settings of an experiment to those of Neural Function Modules."""
+"""Translates settings of an experiment into options of Neural Function Modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tasks on sequences share: a model around a core, and pictures of its mechanisms."""
+"""Code shared by tasks on sequences: a model around a core, and pictures of its mechanisms."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class SequenceExperiment(Experiment[Config, Batch]):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Of the core."""
+        """Hidden size and parameters of the core."""
         return {
             "hidden size": self.config.hidden_size,
             "parameters of the core": core_parameters(self.config),
@@ -155,7 +155,7 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
     @abstractmethod
     def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
-        """So many new sequences of a size."""
+        """``number`` new sequences of a size."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -175,7 +175,7 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of the largest set that is drawn, and of the core's outputs for one batch."""
+        """Bytes of the largest set that is drawn, and of the core's outputs for one batch."""
         config = self.config
         judged = [(config.validation_sequences, self.trained)]
         judged += [(config.test_sequences, size) for size in config.lengths]
@@ -190,7 +190,7 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
     @abstractmethod
     def steps(self, size: int) -> int:
-        """Of a sequence of a size."""
+        """The number of steps of a sequence of a size."""
 
     def tested(self, size: int) -> Batch:
         """The test sequences of a size."""
@@ -198,20 +198,10 @@ class DrawnExperiment(SequenceExperiment[Drawn, Batch]):
 
 
 def outputs_memory(config: SequenceConfig, steps: int, sequences: int) -> float:
-    """Bytes of what the core tells of so many sequences."""
+    """Bytes of the core's outputs for a number of sequences."""
     return NUMBER * float(steps) * sequences * config.hidden_size
 
 
 def to_device(*arrays: Any, device: torch.device) -> tuple[Tensor, ...]:
     """Arrays as tensors on a device."""
     return tuple(torch.from_numpy(array).to(device) for array in arrays)
-
-
-def trained_label(what: str, is_trained: bool) -> str:
-    """The label of a row, marked if training was like this.
-
-    Example:
-        >>> trained_label("50 blanks", True)
-        '50 blanks (trained)'
-    """
-    return f"{what} (trained)" if is_trained else what

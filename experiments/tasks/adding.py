@@ -21,12 +21,12 @@ from experiments.shared.sequences import (
     SequenceModel,
     Shown,
     to_device,
-    trained_label,
 )
+from lab.reporting.tables import trained_label
 
 _SHOWN = 100
 
-#: Of the sum of two numbers drawn uniformly from [0, 1): the error of always saying 1.
+#: Variance of the sum of two numbers uniform on [0, 1): the error of always predicting 1.
 _VARIANCE = 1 / 6
 
 
@@ -53,15 +53,15 @@ class AddingExperiment(DrawnExperiment[AddingConfig, Batch]):
 
     @property
     def trained(self) -> int:
-        """As in the settings."""
+        """The length in the settings."""
         return self.config.train_length
 
     def steps(self, size: int) -> int:
-        """Of all of it."""
+        """A step per number."""
         return size
 
     def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
-        """So many sequences of this length."""
+        """``number`` sequences of length ``size``."""
         return Batch(*to_device(*adding_sequences(number, size, rng), device=self.device))
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class AddingExperiment(DrawnExperiment[AddingConfig, Batch]):
 
     @property
     def rows(self) -> Sequence[Row]:
-        """One for each length."""
+        """One row for each length."""
         trained = self.config.train_length
         return [
             Row(
@@ -116,7 +116,7 @@ class AddingExperiment(DrawnExperiment[AddingConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config = self.config
         return [
             f"Mean squared error of the sum on {config.test_sequences} new sequences of each "
@@ -131,7 +131,7 @@ class AddingExperiment(DrawnExperiment[AddingConfig, Batch]):
 
 
 def _sums(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the model says after the last step, (B,)."""
+    """The model's output after the last step, (B,)."""
     output, _ = model(inputs, last_only=True)
     sums: Tensor = output.squeeze(-1)
     return sums

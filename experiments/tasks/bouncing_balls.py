@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from experiments.configs.sequences import BouncingBallsConfig
 from experiments.data.bouncing_balls import draw_curtains, draw_frames, simulate
-from experiments.experiment import Curve, Row, Selection, shuffled
+from experiments.data.common import shuffled
+from experiments.experiment import Curve, Row, Selection
 from experiments.shared.images import grid, parts
 from experiments.shared.sequences import (
     NUMBER,
@@ -24,8 +25,9 @@ from experiments.shared.sequences import (
     SequenceModel,
     Shown,
     outputs_memory,
-    trained_label,
 )
+from lab.reporting.tables import trained_label
+from lab.words import plural
 
 _EVALUATION_BATCH = 50  # videos
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2  # keep the draws of one seed apart
@@ -38,7 +40,7 @@ Batch = Tensor  # (T, B, Y X), values in [0, 1]
 
 
 class Videos(NamedTuple):
-    """What is seen of balls, and where curtains hide them."""
+    """Frames of balls, and where curtains hide them."""
 
     frames: NDArray[np.uint8]  # (M, T, Y, X)
     curtains: NDArray[np.bool_]  # (M, Y, X), all false where there is none
@@ -65,14 +67,14 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return SequenceModel(embedding, self.config, pixels)
 
     def check(self) -> None:
-        """See that the model can be built and the balls find room."""
+        """Refuse settings with which no model can be built or balls find no room."""
         super().check()
         for balls in {self.config.balls, *self.config.counts}:
             self._videos(1, 1, balls, 0.0, _TEST)
 
     @property
     def data_memory(self) -> float:
-        """Of the training videos, and of the largest other set or batch."""
+        """Bytes of the training videos, and of the largest other set or batch."""
         config, pixels = self.config, float(self.config.side**2)
         told = config.context + config.rollout
         return pixels * config.frames * config.train_videos + max(
@@ -116,7 +118,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return self._videos(number, config.frames, config.balls, share, _VALIDATION).frames
 
     def test_videos(self, balls: int, *, curtain: bool) -> Videos:
-        """The test videos with so many balls, all with a curtain or none."""
+        """The test videos with ``balls`` balls, all with a curtain or none."""
         config = self.config
         frames = config.context + config.rollout
         return self._videos(config.test_videos, frames, balls, float(curtain), _TEST)
@@ -165,7 +167,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return _predicted(model, video[: self.config.context], self.config.rollout).sigmoid()
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """For each number of balls, with and without curtain: next frame and roll-out."""
+        """Errors of next frame and roll-out, for each number of balls, with and without curtain."""
         found = {}
         for balls, curtain in self._kinds:
             frames = self.test_videos(balls, curtain=curtain).frames
@@ -209,7 +211,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
         return Shown(video, [Phase("frames, all true", 0, len(video))])
 
     def pictures(self, model: nn.Module) -> Mapping[str, NDArray[np.uint8]]:
-        """Of the first validation videos the true frames, below them those predicted from them."""
+        """True frames of the first validation videos, above the predicted ones."""
         frames = self._validation[:3, :10]
         logits, _ = model(self.as_input(frames)[:-1])
         shape = (len(frames), -1, self.config.side, self.config.side)
@@ -248,7 +250,7 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config = self.config
         guesses = "; ".join(
             f"{label} {last:.4f} and {mean:.4f}" for label, (last, mean) in self._guesses.items()
@@ -262,9 +264,9 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
             f"{config.test_videos} videos. Cross-entropy of the next frame: nats per pixel, all "
             f"frames before it true. {self._training} Tested are the weights of the epoch that "
             "was best on validation videos.",
-            "Roll-out errors of guesses, the last true frame again and the mean of all frames "
-            f"trained on: {guesses}.",
-            "The authors of arXiv:1909.10893 put convolutions before and behind the core; here "
+            "Roll-out errors of two guesses, the last true frame and the mean training frame: "
+            f"{guesses}.",
+            "The authors of arXiv:1909.10893 use convolutions before and after the core; here "
             "these are linear maps.",
         ]
 
@@ -272,12 +274,12 @@ class BouncingBallsExperiment(SequenceExperiment[BouncingBallsConfig, Batch]):
     def _training(self) -> str:
         told, frames = self.config.train_rollout, self.config.frames
         if told <= 1:
-            return "In training all frames before one predicted were true."
+            return "In training every frame was predicted from true frames."
         return f"In training the last {told} of {frames} frames were predicted as in a roll-out."
 
 
 def _cross_entropy(model: nn.Module, video: Tensor, rollout: int) -> Tensor:
-    """Of every next frame, per pixel."""
+    """Cross-entropy of every next frame, per pixel."""
     rollout = max(1, rollout)
     logits = _predicted(model, video[: len(video) - rollout], rollout)
     return F.binary_cross_entropy_with_logits(logits, video[1:])
@@ -305,10 +307,11 @@ def _key(balls: int, curtain: bool) -> str:
 
 
 def video_label(balls: int, curtain: bool) -> str:
-    """What to call a kind of video.
+    """The label of a kind of video.
 
     Example:
         >>> video_label(4, True)
         '4 balls, curtain'
     """
-    return f"{balls} ball{'s' * (balls > 1)}{', curtain' * curtain}"
+    label = plural(balls, "ball")
+    return f"{label}, curtain" if curtain else label

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from experiments.configs.images import ClassifyConfig
 from experiments.data.augment import draw_mixup, occlude, random_crop, random_flip
-from experiments.data.common import LabelledImages
-from experiments.experiment import Curve, Experiment, Published, Row, identity, shuffled
+from experiments.data.common import LabelledImages, identity, shuffled
+from experiments.experiment import Curve, Experiment, Published, Row
 from experiments.shared.images import (
     KINDS,
     Levels,
@@ -78,7 +78,7 @@ class ClassifyExperiment(Experiment[ClassifyConfig, Batch]):
     curves = (Curve("loss", "loss"), Curve(_ACCURACY, "test accuracy", "%"))
 
     def check(self) -> None:
-        """See that the images are there and the model can be built."""
+        """Refuse missing images and models that cannot be built."""
         super().check()
         check_images(self.config)
 
@@ -102,7 +102,7 @@ class ClassifyExperiment(Experiment[ClassifyConfig, Batch]):
 
     @property
     def data_identity(self) -> str:
-        """Of the images and their classes."""
+        """Number and checksum of the images and classes."""
         return identity(self._train_data, self._test_data)
 
     @cached_property
@@ -206,7 +206,7 @@ class ClassifyExperiment(Experiment[ClassifyConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         notes = [
             "Accuracy on the test images with the weights of the last epoch. The box covers a "
             "square around a random pixel of each image with the mean colour, cut at the border; "

@@ -21,8 +21,9 @@ from experiments.shared.sequences import (
     SequenceModel,
     Shown,
     to_device,
-    trained_label,
 )
+from lab.reporting.tables import trained_label
+from lab.words import plural
 
 _SHOWN = 100
 
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
-    """A core keeps symbols over blanks and tells them again; tested with more blanks.
+    """A core recalls symbols after blanks; tested with more blanks.
 
     The loss is the cross-entropy of all steps, as in the authors' code; judged are the steps of the
     recall alone. The epoch that is best on validation sequences, which have as many blanks as those
@@ -55,15 +56,15 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
 
     @property
     def trained(self) -> int:
-        """As in the settings."""
+        """The number of blanks in the settings."""
         return self.config.train_blanks
 
     def steps(self, size: int) -> int:
-        """Of all of it."""
+        """Steps of the symbols, the blanks and the recall."""
         return 2 * self.config.items + size
 
     def drawn(self, number: int, size: int, rng: np.random.Generator) -> Batch:
-        """So many sequences of this number of blanks."""
+        """``number`` sequences with ``size`` blanks."""
         config = self.config
         made = copying_sequences(number, size, rng, items=config.items, alphabet=config.alphabet)
         return Batch(*to_device(*made, device=self.device))
@@ -79,7 +80,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
         }
 
     def _cross_entropy(self, recall: Tensor, targets: Tensor) -> Tensor:
-        """Of each step of the recall: (items B,)."""
+        """Cross-entropy of each step of the recall, (items B,)."""
         told = targets[-self.config.items :]
         return F.cross_entropy(recall.flatten(0, 1), told.flatten(), reduction="none")
 
@@ -100,7 +101,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
         return float(all_losses.double().mean()), right / len(all_losses)
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """The same on test sequences with each number of blanks."""
+        """Cross-entropy and accuracy on test sequences with each number of blanks."""
         found = {}
         for blanks in self.config.lengths:
             batch = self.tested(blanks)
@@ -121,9 +122,9 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
 
     @property
     def rows(self) -> Sequence[Row]:
-        """Two for each number of blanks."""
+        """Two rows for each number of blanks."""
         labels = {
-            n: trained_label(f"{n} blank{'s' * (n > 1)}", n == self.config.train_blanks)
+            n: trained_label(plural(n, "blank"), n == self.config.train_blanks)
             for n in self.config.lengths
         }
         return [
@@ -133,7 +134,7 @@ class CopyingExperiment(DrawnExperiment[CopyingConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config = self.config
         chance = np.log(config.alphabet)
         return [

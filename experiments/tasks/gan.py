@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from experiments.configs.images import GANConfig
-from experiments.experiment import Curve, Row, State, shuffled
+from experiments.data.common import shuffled
+from experiments.experiment import Curve, Row, State
 from experiments.shared.distances import Axes, frechet_distance, patch_distance, principal_axes
 from experiments.shared.images import (
     KINDS,
@@ -78,7 +79,7 @@ class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
     )
 
     def check(self) -> None:
-        """See that the images are there and the model can be built."""
+        """Refuse missing images and models that cannot be built."""
         super().check()
         check_images(self.config)
 
@@ -107,13 +108,13 @@ class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of the real images for all steps of the discriminator, as float32."""
+        """Bytes of the real images for all steps of the discriminator, as float32."""
         config, kind = self.config, KINDS[self.config.dataset]
         values = 4.0 * kind.side**2 * kind.channels
         return values * config.discriminator_steps * config.batch_size
 
     def make_optimizers(self, model: nn.Module) -> dict[str, Optimizer]:
-        """One for each of the two networks."""
+        """One optimiser for each of the two networks."""
         config = self.config
         assert isinstance(model, GAN)
         return {
@@ -128,7 +129,7 @@ class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
 
     @cached_property
     def _real(self) -> _Real:
-        """As many training and test images as are generated, or as there are."""
+        """Training and test images: as many as are generated, or all there are."""
         test = self._test_images
         size = min(self.config.evaluation_images, len(test), len(self._train_images))
         train = _scaled(to_tensor(self._train_images[:size], torch.device("cpu")))
@@ -282,22 +283,22 @@ class GANExperiment(GenerativeExperiment[GANConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         return [
             "These distances are not FID and cannot be compared with published ones: they need no "
-            "trained network. Frechet distance: of normal distributions fitted to the first 64 "
-            "principal components of pixels. Sliced Wasserstein distance: of patches of 7 x 7 "
-            "pixels in a Laplacian pyramid, times 1000 (after arXiv:1710.10196). Both compare "
-            f"{self.config.evaluation_images} generated images, or fewer if there are fewer real "
-            "ones, with test images; 'training images instead' is what as many real images get.",
-            "A step is one of the generator after "
+            "trained network. The Frechet distance is between normal distributions fitted to the "
+            "first 64 principal components of pixels. The sliced Wasserstein distance is between "
+            "patches of 7 x 7 pixels in a Laplacian pyramid, times 1000 (after arXiv:1710.10196). "
+            f"Both compare {self.config.evaluation_images} generated images, or fewer if there are "
+            "fewer real ones, with test images; 'training images instead' compares as many "
+            "training images with them.",
+            "A step is one step of the generator after "
             f"{self.config.discriminator_steps} of the discriminator. Parameters are those of both "
-            "networks. The hinge loss of two generators' discriminators says nothing of which "
-            "generator is better.",
+            "networks. Hinge losses of two discriminators do not tell which generator is better.",
             "Pictures of the same latent vectors: samples-STEPS.png in the folder of a run.",
         ]
 
 
 def _scaled(images: Tensor) -> Tensor:
-    """From 0 to 255 to [-1, 1]."""
+    """Images with values from 0 to 255, scaled to [-1, 1]."""
     return images / 127.5 - 1

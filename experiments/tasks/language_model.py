@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from experiments.configs.sequences import LanguageModelConfig
+from experiments.data.common import identity, shuffled
 from experiments.data.text import END, UNKNOWN, Corpus, pieces, read_corpus, to_columns, to_lines
-from experiments.experiment import Curve, Row, Selection, State, identity, shuffled
+from experiments.experiment import Curve, Row, Selection, State
 from experiments.shared.images import parts
 from experiments.shared.sequences import SequenceExperiment, SequenceModel, Shown, outputs_memory
 from lab.core_modules import CoreState
@@ -49,7 +50,7 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
     )
 
     def check(self) -> None:
-        """See that the text is there and long enough, and the model can be built."""
+        """Refuse a missing or too short text, and models that cannot be built."""
         config = self.config
         if not config.text_file:
             raise ValueError("--text-file must name the text to learn.")
@@ -62,7 +63,7 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of the core's outputs for a piece of a stream; lines have many lengths."""
+        """Bytes of the core's outputs for a piece of a stream; lines have many lengths."""
         config, tokens = self.config, len(self._corpus.train)
         if config.reading == "lines":
             return 0.0
@@ -85,7 +86,7 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
 
     @property
     def data_identity(self) -> str:
-        """Of the tokens."""
+        """Number and checksum of the tokens."""
         corpus = self._corpus
         return identity([corpus.train], [corpus.validation], [corpus.test])
 
@@ -175,14 +176,14 @@ class LanguageModelExperiment(SequenceExperiment[LanguageModelConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         config, corpus = self.config, self._corpus
         unknown = np.mean(corpus.test == UNKNOWN)
         how = (
             f"a stream in {config.batch_size} columns, the state carried over pieces of "
-            f"{config.bptt}; the first token of each column is not told"
+            f"{config.bptt}; the first token of each column is not predicted"
             if config.reading == "stream"
-            else "lines, each a sequence of its own"
+            else "lines, each of them a sequence"
         )
         return [
             f"The last tenth of the text, {len(corpus.test):,} {self._unit}s, read as {how}. The "

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.configs.generated import SortOfClevrConfig
+from experiments.data.clevr_scenes import IMAGE_SIZE
+from experiments.data.common import shuffled
 from experiments.data.sort_of_clevr import (
-    IMAGE_SIZE,
     NON_RELATIONAL,
     QUESTION_TEXTS,
     RELATIONAL,
@@ -25,7 +26,7 @@ from experiments.data.sort_of_clevr import (
     held_out_combinations,
     make_sort_of_clevr,
 )
-from experiments.experiment import Curve, Experiment, Published, Row, shuffled
+from experiments.experiment import Curve, Experiment, Published, Row
 from experiments.shared.networks import nfm_options
 from nfm import trace
 from nfm.models.relational import CNN_MLP, RelationNetwork
@@ -89,7 +90,7 @@ class SortOfClevrExperiment(Experiment[SortOfClevrConfig, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of all images, and of a batch of them."""
+        """Bytes of all images, and of a batch of them."""
         config, values = self.config, 3.0 * IMAGE_SIZE**2
         images = config.train_images + config.validation_images + config.test_images
         return values * (images + 4 * config.batch_size)  # bytes; float32
@@ -216,7 +217,7 @@ class SortOfClevrExperiment(Experiment[SortOfClevrConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         shares = [
             f"{name} {100 * guess:.1f} % and {100 * frequent:.1f} %"
             for name, kinds in (("relational", RELATIONAL), ("non-relational", NON_RELATIONAL))

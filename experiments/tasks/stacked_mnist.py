@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.configs.generated import StackedMNISTConfig
-from experiments.data.common import LabelledImages, hold_out
-from experiments.data.mnist import load_mnist
+from experiments.data.common import LabelledImages, hold_out, identity
+from experiments.data.published.mnist import load_mnist
 from experiments.data.stacked_mnist import (
     FRAME,
     TEST_COUNTS,
@@ -23,8 +23,10 @@ from experiments.data.stacked_mnist import (
     shrink,
     train_batches,
 )
-from experiments.experiment import Curve, Experiment, Published, Row, Selection, identity
+from experiments.experiment import Curve, Experiment, Published, Row, Selection
 from experiments.shared.networks import nfm_options
+from lab.reporting.tables import trained_label
+from lab.words import plural
 from nfm import trace
 from nfm.models.stacked_cnn import StackedCNN
 from nfm.plots import plot_attention
@@ -33,38 +35,14 @@ _EVALUATION_BATCH = 250  # images
 _VALIDATION, _TEST = 1, 2  # keep the draws of one seed apart
 
 #: Table 5, per cent, by the digits trained on: for one to five digits, mean and deviation.
-_PUBLISHED: dict[str, dict[str, tuple[Published, ...]]] = {
+_PUBLISHED = {
     "1,3": {
-        "cnn": (
-            Published(99.27, 0.05),
-            Published(76.7, 1.34),
-            Published(87.83, 0.02),
-            Published(62.57, 0.04),
-            Published(24.27, 1.02),
-        ),
-        "nfm": (
-            Published(99.23, 0.03),
-            Published(88.36, 0.85),
-            Published(87.78, 0.46),
-            Published(66.12, 1.86),
-            Published(29.48, 3.12),
-        ),
+        "cnn": ((99.27, 0.05), (76.7, 1.34), (87.83, 0.02), (62.57, 0.04), (24.27, 1.02)),
+        "nfm": ((99.23, 0.03), (88.36, 0.85), (87.78, 0.46), (66.12, 1.86), (29.48, 3.12)),
     },
     "1,5": {
-        "cnn": (
-            Published(99.22, 0.09),
-            Published(74.69, 2.88),
-            Published(57.11, 3.57),
-            Published(75.90, 2.48),
-            Published(68.87, 4.25),
-        ),
-        "nfm": (
-            Published(99.16, 0.04),
-            Published(84.01, 6.06),
-            Published(66.58, 5.24),
-            Published(79.04, 2.37),
-            Published(71.76, 2.79),
-        ),
+        "cnn": ((99.22, 0.09), (74.69, 2.88), (57.11, 3.57), (75.90, 2.48), (68.87, 4.25)),
+        "nfm": ((99.16, 0.04), (84.01, 6.06), (66.58, 5.24), (79.04, 2.37), (71.76, 2.79)),
     },
 }
 
@@ -87,7 +65,7 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
     curves = (Curve("loss", "loss"), Curve("validation_accuracy", "validation accuracy", "%"))
 
     def check(self) -> None:
-        """See that the digits are there and the model can be built."""
+        """Refuse missing digits and models that cannot be built."""
         super().check()
         load_mnist(self.config.data_dir, "test", download=self.config.download)
         _ = self._digits  # those to train on can be missing where those of the test are not
@@ -100,14 +78,14 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
 
     @property
     def data_memory(self) -> float:
-        """Of all validation images, and of the largest other set or batch."""
+        """Bytes of all validation images, and of the largest other set or batch."""
         config, pixels = self.config, float(FRAME**2)
         validation = pixels * config.validation_images * len(config.counts)
         return validation + pixels * max(5 * config.batch_size, config.test_images)  # and float32
 
     @property
     def data_identity(self) -> str:
-        """Of the digits: a folder can hold all of MNIST or a small one."""
+        """Number and checksum of the digits: a folder can hold all of MNIST or a part."""
         folder = self.config.data_dir
         return identity(load_mnist(folder, "train"), load_mnist(folder, "test"))
 
@@ -196,10 +174,7 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
     def rows(self) -> Sequence[Row]:
         """A row for each number of digits."""
         return [
-            Row(
-                f"accuracy_{n}",
-                f"{n} digit{'s' * (n > 1)}" + (" (trained)" if n in self.config.counts else ""),
-            )
+            Row(f"accuracy_{n}", trained_label(plural(n, "digit"), n in self.config.counts))
             for n in TEST_COUNTS
         ]
 
@@ -208,13 +183,15 @@ class StackedMNISTExperiment(Experiment[StackedMNISTConfig, Batch]):
         """Table 5, for the two pairs of numbers of digits that are in it."""
         table = _PUBLISHED.get(self.config.digits, {})
         return {
-            model: {f"accuracy_{n}": number for n, number in zip(TEST_COUNTS, numbers, strict=True)}
+            model: {
+                f"accuracy_{n}": Published(*v) for n, v in zip(TEST_COUNTS, numbers, strict=True)
+            }
             for model, numbers in table.items()
         }
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         notes = [
             "Accuracy: share of images of which exactly the classes shown are named. Tested are "
             "the weights of the epoch that was best on validation images with "

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiments.configs.images import VAEConfig
-from experiments.experiment import Curve, Row, shuffled
+from experiments.data.common import shuffled
+from experiments.experiment import Curve, Row
 from experiments.shared.images import (
     KINDS,
     GenerativeExperiment,
@@ -49,7 +50,7 @@ class VAEExperiment(GenerativeExperiment[VAEConfig, Batch]):
     )
 
     def check(self) -> None:
-        """See that the images are there and the model can be built."""
+        """Refuse missing images and models that cannot be built."""
         super().check()
         check_images(self.config)
 
@@ -165,7 +166,7 @@ class VAEExperiment(GenerativeExperiment[VAEConfig, Batch]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What there is to know of the numbers."""
+        """Notes for readers of the tables."""
         kind = (
             "a digit's pixels are probabilities, and the bound is that of black and white images "
             "drawn with them, padding included"
@@ -176,7 +177,7 @@ class VAEExperiment(GenerativeExperiment[VAEConfig, Batch]):
             f"Negative ELBO on the test images, one draw of the latent vector each: {kind}. "
             f"An image has {self._dimensions} values.",
             "arXiv:2010.08012 names NFM in encoders of VAEs, without settings or numbers.",
-            "Pictures in the folder of a run: samples-STEPS.png of the same latent vectors, and "
-            "reconstructions-STEPS.png, each test image left of its own, from the mean of the "
-            "latent vector.",
+            "Pictures in the folder of a run: samples-STEPS.png, always of the same latent "
+            "vectors, and reconstructions-STEPS.png, each test image left of its reconstruction "
+            "from the mean of the latent vector.",
         ]

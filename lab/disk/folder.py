@@ -1,4 +1,4 @@
-"""A run's folder: configuration, progress table, TensorBoard events, checkpoint."""
+"""A run's folder: settings, progress table, TensorBoard events, checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lab.disk.lock import (
     note_holder,
     require_unlocked,
 )
-from lab.disk.output import is_unfinished, remove_abandoned, whole_file
+from lab.disk.output import is_unfinished, remove_abandoned, write_bytes, write_text
 from lab.disk.plain_files import (
     NotPlain,
     is_plain_file,
@@ -32,6 +32,7 @@ from lab.disk.plain_files import (
     require_plain_folder,
 )
 from lab.running.guards import RunStopped
+from lab.words import message_of
 
 CONFIG_NAME = "config.toml"
 PROGRESS_NAME = "progress.csv"
@@ -39,14 +40,14 @@ PROGRESS_NAME = "progress.csv"
 FAILURE_NAME = "failure.txt"
 #: The folder of the checkpoints.
 CHECKPOINTS_NAME = "checkpoints"
-#: What names of TensorBoard's files begin with.
+#: Prefix of TensorBoard's files.
 EVENTS_PREFIX = "events.out.tfevents."
 
 #: Bytes written to see whether a folder can take any.
 _PROBE = 2**16
 _PROBE_NAME = ".writable"
 
-#: What says nothing about a run that has not begun.
+#: Files that say nothing about a run: they may be there before it begins.
 _WITHOUT_MEANING = (LOCK_NAME, HOLDER_NAME, _PROBE_NAME)
 
 #: Names that only files of a run itself may have.
@@ -60,7 +61,7 @@ SET_ASIDE = ".interrupted-"
 
 
 def require_run_folder(folder: Path) -> None:
-    """See that there is a folder, before torch is imported to read what is in it.
+    """Refuse a missing run folder, before torch is imported to read it.
 
     Raises:
         ValueError: in one line, if there is none.
@@ -70,7 +71,7 @@ def require_run_folder(folder: Path) -> None:
 
 
 def require_encodable(folder: Path) -> None:
-    """See that TensorBoard can write into a folder of this name.
+    """Refuse a folder name that TensorBoard cannot write into.
 
     Raises:
         ValueError: if the name is no UTF-8.
@@ -111,14 +112,14 @@ def require_writable(folder: Path) -> None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """See that the disk has room, before the work that fills it.
+    """Refuse work for which the disk has no room.
 
     Args:
         folder: exists.
         needed: bytes.
 
     Raises:
-        RunStopped: if it has not.
+        RunStopped: in one line.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -194,7 +195,7 @@ def claim_run_folder(folder: Path) -> FileLock:
     except ValueError:
         lock.release()
         raise
-    sweep_unfinished(folder)
+    remove_abandoned(folder)
     note_holder(folder)
     return lock
 
@@ -209,7 +210,7 @@ def claim_folder(folder: Path) -> FileLock:
         ValueError: if it is in use or cannot be written.
     """
     lock = _claim(folder)
-    sweep_unfinished(folder)
+    remove_abandoned(folder)
     note_holder(folder)
     return lock
 
@@ -224,15 +225,14 @@ def _require_empty(folder: Path) -> None:
     if not is_empty(folder):
         # A run that has just begun also looks like this: whether it is under way matters more.
         require_unlocked(folder)
-        go_on = f"'rims resume {folder}' goes on with it; else g" * (folder / CONFIG_NAME).is_file()
-        raise ValueError(
-            f"run folder {str(folder)!r} is not empty; nothing was changed. "
-            f"{go_on or 'G'}ive another --run-dir, or remove it first."
-        )
+        cure = "Give another --run-dir, or remove it first."
+        if (folder / CONFIG_NAME).is_file():
+            cure = f"'rims resume {folder}' goes on with it; else g{cure[1:]}"
+        raise ValueError(f"run folder {str(folder)!r} is not empty; nothing was changed. {cure}")
 
 
 def claim_existing_run(folder: Path) -> FileLock:
-    """Lock the existing folder of a run that is to go on; :func:`begin_writing` comes before work.
+    """Lock the folder of a run to resume; call :func:`begin_writing` before the first change.
 
     Returns:
         The lock, held; release it when the run has ended.
@@ -251,37 +251,8 @@ def begin_writing(folder: Path) -> None:
         ValueError: if nothing can be written there.
     """
     require_writable(folder)
-    sweep_unfinished(folder)
-    note_holder(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content at once, so that no reader and no crash sees half of it."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content at once, as :func:`write_text` does."""
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a new name in ``folder`` survive a failure of the machine; not possible on Windows."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def sweep_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half-written; only for who writes in ``folder``."""
     remove_abandoned(folder)
+    note_holder(folder)
 
 
 def remove_own_files(folder: Path) -> None:
@@ -290,7 +261,7 @@ def remove_own_files(folder: Path) -> None:
         own = path.name in _OWN or path.name.startswith(EVENTS_PREFIX)
         if own and path.name != LOCK_NAME and is_plain_file(path):
             path.unlink()
-    sweep_unfinished(folder)
+    remove_abandoned(folder)
 
 
 def _read(path: Path) -> str:
@@ -303,11 +274,11 @@ def _read(path: Path) -> str:
 def note_failure(folder: Path, error: BaseException) -> None:
     """Leave in a run's folder why it failed, for a later report, which has nothing else."""
     with contextlib.suppress(OSError):
-        write_text(folder / FAILURE_NAME, " ".join(str(error).split()) + "\n")
+        write_text(folder / FAILURE_NAME, message_of(error) + "\n")
 
 
 def noted_failure(folder: Path) -> str:
-    """What :func:`note_failure` left, without its full stop; empty if there is nothing."""
+    """The reason that :func:`note_failure` left, without its full stop; empty if there is none."""
     return " ".join(_read(folder / FAILURE_NAME).split()).removesuffix(".")
 
 

@@ -13,7 +13,7 @@ from lab.disk.output import whole_file
 from lab.disk.plain_files import NotPlain, kind_of, read_plain_text, require_plain_file
 
 LOCK_NAME = ".lock"
-#: Who holds the lock, in words; of no meaning while nobody does.
+#: Names the holder of the lock; meaningless while the lock is free.
 HOLDER_NAME = ".lock-holder"
 
 _UNKNOWN = "another command"
@@ -37,12 +37,12 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def acquire_lock(folder: Path) -> FileLock:
-    """As :func:`lock_folder`, without a word on who holds it: what follows may still be refused."""
+    """Lock a folder as :func:`lock_folder` does, but do not note the holder yet."""
     path = folder / LOCK_NAME
     try:
         _require_plain_lock(path)
         lock = FileLock(path)
-        # Whoever only looks whether somebody is writing holds it for a moment too.
+        # A command that only checks for a writer holds the lock for a moment, too.
         lock.acquire(timeout=1, poll_interval=0.02)
     except Timeout:
         holder = _holder(folder)
@@ -68,7 +68,7 @@ def note_holder(folder: Path) -> None:
 
 
 def require_unlocked(folder: Path) -> None:
-    """See that no other command writes in a folder; nothing in it is changed.
+    """Refuse a folder in which another command writes; nothing in it is changed.
 
     Raises:
         ValueError: if one does.
@@ -95,7 +95,7 @@ def has_writer(folder: Path) -> bool | None:
 
 
 def _require_plain_lock(path: Path) -> None:
-    """See that locking a file can harm none: some versions of filelock empty it, and follow links.
+    """Refuse a lock that is no plain file: some versions of filelock empty it, and follow links.
 
     Raises:
         OSError: if the file is a link, or not empty.

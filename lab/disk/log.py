@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
-from lab.disk.folder import CONFIG_NAME, MOST_PROGRESS, PROGRESS_NAME, write_bytes, write_text
+from lab.disk.folder import CONFIG_NAME, MOST_PROGRESS, PROGRESS_NAME
+from lab.disk.output import write_bytes, write_text
 from lab.disk.plain_files import kind_of, open_plain, read_plain
 from lab.running.guards import RunStopped
 
@@ -73,7 +73,7 @@ class RunLog:
                 if math.isfinite(value):
                     self._events.add_scalar(name, value, int(row[self._x]))
         except Exception as error:  # of its writing thread; any
-            _warn(f"no more events for TensorBoard are written ({error})")
+            _warn(f"no more events are written for TensorBoard ({error})")
             self._events = None
 
     def sync(self) -> None:
@@ -85,18 +85,13 @@ class RunLog:
         if type(failure.thread).__name__ != "_AsyncWriterThread":
             self._hook(failure)
         elif self._events is not None:
-            _warn(f"no more events for TensorBoard are written ({failure.exc_value})")
+            _warn(f"no more events are written for TensorBoard ({failure.exc_value})")
 
     def __enter__(self) -> Self:
         self._hook, threading.excepthook = threading.excepthook, self._note_thread
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._table.close()
         if self._events is not None:
             try:
@@ -127,7 +122,7 @@ class _Table:
     def append(self, row: Mapping[str, float]) -> None:
         """Write a row, and those before it that could not be written."""
         text = io.StringIO(newline="")
-        # Of a run that an earlier version began, the columns are those it had.
+        # A run that an earlier version began keeps its columns.
         columns = self._columns or list(row)
         writer = csv.DictWriter(text, columns, restval="nan", extrasaction="ignore")
         if not self._columns:

@@ -28,7 +28,7 @@ class NotAManifest(Exception):
 
 
 class Manifest(NamedTuple):
-    """What a manifest says."""
+    """The content of a manifest."""
 
     number: int  # updates or steps made
     file: str  # name of the tensors, beside it
@@ -40,7 +40,7 @@ class Manifest(NamedTuple):
     seal: str  # checksum of all other fields
 
 
-#: What each field has to be, in words, and whether a value is that.
+#: The rule of each field, in words and as a check.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "bytes": ("a number of bytes", lambda v: type(v) is int and 0 <= v <= _MOST_TENSORS),
     "sha256": ("a checksum", lambda v: type(v) is str and _CHECKSUM.fullmatch(v) is not None),
@@ -69,9 +69,9 @@ def read_manifest(path: Path, kind: str, number: int) -> Manifest:
     """Read a manifest.
 
     Args:
-        path: of the file.
-        kind: that its checkpoint has to be of.
-        number: that its checkpoint has to have.
+        path: the file.
+        kind: the kind its checkpoint must have.
+        number: the number its checkpoint must have.
 
     Raises:
         NotAManifest: if a byte has changed since it was written, or a value cannot be.
@@ -101,7 +101,7 @@ def read_manifest(path: Path, kind: str, number: int) -> Manifest:
 
 
 def sealed(fields: Mapping[str, Any]) -> str:
-    """As JSON, with a checksum over all fields."""
+    """The fields as JSON, with a checksum over all of them."""
     return json.dumps({**fields, "seal": _seal(fields)}, indent=2, allow_nan=False) + "\n"
 
 

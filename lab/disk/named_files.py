@@ -1,4 +1,4 @@
-"""Reading files that somebody named: what is there is looked at first, and never more is read."""
+"""Reading files named by a user: they are checked first, and never read beyond a limit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Bounded(io.BufferedIOBase):
     """A stream of which only so many bytes are read; more of them are an error.
 
     Args:
-        file: what is read.
+        file: the open file.
         most: bytes.
 
     Example:
@@ -105,5 +105,5 @@ def _require_file(path: str | os.PathLike[str], most: int) -> None:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """For what has become a pipe since it was looked at."""
+    """Open a file without waiting, in case it has become a pipe since it was checked."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,4 +1,4 @@
-"""Files that a command is asked to write: seen to be possible first, then written whole."""
+"""Output files: checked before the work that fills them, then written whole."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lab.disk.plain_files import is_plain_file, open_plain
 if sys.platform != "win32":  # there nothing is ever taken for abandoned
     import fcntl
 
-#: What animations are written as.
+#: Endings of animations.
 ANIMATION_ENDINGS = (".gif", ".mp4")
 
 
 def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> None:
-    """See that a file can be written to ``path``, before the work that fills it.
+    """Refuse a path to which no file can be written, before the work that fills it.
 
     Args:
-        path: where it is to be.
+        path: the file to write.
         endings: what its name may end in, such as ``".gif"``; case does not matter.
-        option: that gave it, for the message.
+        option: the option that named it, for the message.
 
     Raises:
         ValueError: if the name ends otherwise or is too long, the folder is missing or not
@@ -47,7 +47,7 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
     try:
         if path.exists() and not path.is_file():
             raise ValueError(
-                f"{option}: {str(path)!r} is no file, and would be lost; give another."
+                f"{option}: {str(path)!r} is not a file and would be lost; give another."
             )
     except OSError as error:
         raise ValueError(
@@ -58,7 +58,7 @@ def check_output(path: Path, endings: Sequence[str], option: str = "--out") -> N
 #: Names of files that are being written; they do not grow with the name of what they become.
 _UNFINISHED = re.compile(r"\.rims-\d+-[0-9a-f]{8}\.tmp")
 
-#: Those of earlier versions: the file's name, a process and the ending.
+#: Names in earlier versions: the file's name, a process and the ending.
 _FORMER = re.compile(r"(.+)\.\d+\.tmp")
 
 
@@ -75,7 +75,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     What killed processes left in the same folder is removed first.
 
     Args:
-        path: what is replaced, at once, when the block ends well. A link is replaced, not followed.
+        path: replaced at once when the block ends well. A link is replaced, not followed.
     """
     remove_abandoned(path.parent, path.name)
     temporary, handle = _begin(path.parent)
@@ -95,11 +95,35 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.close(handle)  # not before: as long as it is open, the file has an owner
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content at once, so that no reader and no crash sees half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content at once, as :func:`write_text` does."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a new name in ``folder`` survive a failure of the machine; not possible on Windows."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def remove_abandoned(folder: Path, former: str | None = None) -> None:
     """Remove unfinished files that no living process is writing.
 
     Args:
-        folder: where they are.
+        folder: the folder to clean.
         former: of files named as by earlier versions, which say nothing of their owner, remove
             those that were to become this one. ``None``: all, where nobody else writes.
     """

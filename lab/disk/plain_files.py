@@ -37,7 +37,7 @@ class TooLarge(NotPlain):
 
 
 def kind_of(path: Path) -> str:
-    """What is under a name, links not followed: "a file", "a symbolic link"; "" for nothing."""
+    """The kind of a path, links not followed: "a file", "a symbolic link"; "" if it is missing."""
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -103,7 +103,7 @@ def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a regular file.
 
     Args:
-        path: of the file.
+        path: the file.
         most: bytes it may have.
 
     Raises:
@@ -118,7 +118,7 @@ def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_plain_text(path: Path, most: int = MOST_BYTES) -> str:
-    """As :func:`read_plain`, decoded from UTF-8.
+    """The content of a regular file, as :func:`read_plain` reads it, decoded from UTF-8.
 
     Raises:
         UnicodeDecodeError: if it is no text.

@@ -18,13 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lab.disk.folder import (
-    CHECKPOINTS_NAME,
-    require_space,
-    sweep_unfinished,
-    sync_folder,
-    write_bytes,
-)
+from lab.disk.folder import CHECKPOINTS_NAME, require_space
 from lab.disk.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
@@ -33,6 +27,7 @@ from lab.disk.manifest import (
     read_manifest,
     sealed,
 )
+from lab.disk.output import remove_abandoned, sync_folder, write_bytes
 from lab.disk.plain_files import TooLarge, is_plain_file, kind_of, read_plain, require_plain_folder
 from lab.disk.stored_values import require_plain_values
 from lab.disk.versions import versions
@@ -83,7 +78,7 @@ class Stored(NamedTuple):
 
 
 class _Damaged(Exception):
-    """What is wrong with a file."""
+    """A file is damaged; says which one and how."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(why)
@@ -96,7 +91,7 @@ class CheckpointStore:
 
     Args:
         run: the run's folder.
-        kind: what wrote them, such as ``"agent"``; others are refused.
+        kind: the kind of program that wrote them, such as ``"agent"``; others are refused.
     """
 
     def __init__(self, run: Path, kind: str) -> None:
@@ -105,7 +100,7 @@ class CheckpointStore:
         self.folder = run / FOLDER_NAME
 
     def numbers(self) -> list[int]:
-        """Of the checkpoints there are, ascending, damaged ones among them.
+        """Numbers of all checkpoints, ascending, including damaged ones.
 
         Raises:
             ValueError: in one line, if their folder is a link, or none.
@@ -135,8 +130,8 @@ class CheckpointStore:
         Args:
             number: updates or steps made.
             tensors: tensors and plain values, in dicts and lists.
-            about: what can be said in JSON.
-            score: by which the best one is known, higher is better; ``None``: not known.
+            about: further data, as JSON can hold it.
+            score: decides which checkpoint is the best, higher is better; ``None`` if unknown.
 
         Returns:
             The path of the tensors.
@@ -214,13 +209,13 @@ class CheckpointStore:
         return renamed
 
     def require_space(self, model: nn.Module) -> None:
-        """See that the disk has room for all checkpoints of a run, before it begins.
+        """Refuse a run for whose checkpoints the disk has no room, before it begins.
 
         Args:
             model: is in each of them, with its optimiser.
 
         Raises:
-            RunStopped: if it has not.
+            RunStopped: in one line.
         """
         parameters = sum(p.numel() for p in model.parameters())
         require_space(self.run, (KEPT + 2) * _BYTES_PER_PARAMETER * parameters)
@@ -233,7 +228,7 @@ class CheckpointStore:
         """
         require_plain_folder(self.folder)
         if self.folder.is_dir():
-            sweep_unfinished(self.folder)
+            remove_abandoned(self.folder)
             self._drop_unnamed()
 
     def _number(self, which: str | int) -> int:
@@ -275,7 +270,7 @@ class CheckpointStore:
         return True
 
     def about(self, number: int) -> Manifest | None:
-        """What the manifest of a checkpoint says; its tensors are not read. ``None``: damaged.
+        """The manifest of a checkpoint, without reading its tensors; ``None`` if it is damaged.
 
         Raises:
             ValueError: if it is of another kind or format.
@@ -297,8 +292,10 @@ class CheckpointStore:
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
         if hashlib.sha256(content).hexdigest() != manifest.sha256:
-            size = f"{len(content)} of {manifest.bytes} bytes, " * (len(content) < manifest.bytes)
-            raise _Damaged(path, f"{size}another checksum than {self.manifest(number).name} names")
+            why = f"another checksum than {self.manifest(number).name} names"
+            if len(content) < manifest.bytes:
+                why = f"{len(content)} of {manifest.bytes} bytes, {why}"
+            raise _Damaged(path, why)
         try:
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             require_plain_values(tensors)

@@ -1,4 +1,4 @@
-"""What may stand in a checkpoint besides its manifest: tensors that take the room they claim."""
+"""The values allowed in a checkpoint: plain values, and tensors stored in full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_EXPANDED = 2**28
 
 
 def require_plain_values(content: Any) -> None:
-    """See that what was loaded is tensors and plain values under names.
+    """Refuse loaded content that is not a dictionary of tensors and plain values.
 
     A tensor can claim any shape over a single number, as one that was expanded does. One that
     claims much more than is stored of it is refused: computing with it would take that memory.

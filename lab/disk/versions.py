@@ -1,4 +1,4 @@
-"""Which versions of the libraries that decide a run's numbers are installed."""
+"""Installed versions of the libraries that decide a run's numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def other_versions(before: dict[str, str]) -> str:
-    """What differs from ``before``, such as ``"torch 2.12.0, now 2.13.0"``; empty if nothing."""
+    """Differences from ``before``, such as ``"torch 2.12.0, now 2.13.0"``; empty if none."""
     now = versions()
     return "; ".join(
         f"{name} {before.get(name, 'missing')}, now {now.get(name, 'missing')}"

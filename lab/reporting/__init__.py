@@ -1,1 +1,1 @@
-"""What runs amount to, shown: intervals, figures, tables, pictures, the terminal."""
+"""Showing results: intervals, figures, tables, pictures, the terminal."""

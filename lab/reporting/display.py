@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a live table, plain lines without a terminal."""
+"""Progress on screen: a live table, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from rich.console import Console, RenderableType
@@ -20,7 +19,7 @@ PLAIN_INTERVAL = 5.0
 
 
 class _Console(Console):
-    """A console that nobody may be looking at any more."""
+    """A console whose reader may be gone."""
 
     def on_broken_pipe(self) -> None:
         """Be silent from now on; rich ends the process, and with it the work that is shown."""
@@ -31,7 +30,7 @@ class Display:
     """Shows a renderable that changes; prints lines instead where output is not a terminal.
 
     Args:
-        console: where to. Default: standard error, so that results on standard output can be piped.
+        console: output; default: standard error, so that results on standard output can be piped.
         plain_interval: seconds between two lines where output is not a terminal.
     """
 
@@ -48,12 +47,7 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # the terminal may be gone
             self._live.stop()
 
@@ -75,7 +69,7 @@ class Display:
 
 
 class RunLine(NamedTuple):
-    """How far one of several runs is."""
+    """The progress of one of several runs."""
 
     name: str
     done: int
@@ -87,8 +81,8 @@ class ProgressTable(Display):
     """Progress of several runs; as plain lines, only of those that went on since the last.
 
     Args:
-        unit: what is counted.
-        score: what is shown beside it.
+        unit: name of the things counted.
+        score: name of the number shown beside it.
         short: both, as they are called in plain lines.
     """
 

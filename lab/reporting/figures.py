@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from lab.comparison import Comparison
-from lab.disk.folder import write_bytes
+from lab.disk.output import write_bytes
 from lab.reporting.statistics import Estimate, mean_band
 from lab.reporting.tables import labels
 
@@ -32,7 +32,7 @@ _OTHER_COLOURS = ("#009E73", "#CC79A7", "#8C6D31", "#332288")
 DARK = "#222222"
 CHANCE, PUBLISHED = "chance", "published"  # in legends
 
-#: With up to so many seeds, each of them is drawn too.
+#: Up to this number of seeds, each seed is drawn too.
 FEW_SEEDS = 3
 
 _CHARACTER = 0.095  # inches of one, a little more than the average
@@ -69,7 +69,7 @@ def drawn(figure: Figure, kind: str) -> bytes:
 def make_panels(
     count: int, size: tuple[float, float], ratios: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches with panels side by side, as wide as ``ratios`` says."""
+    """A figure of this size in inches, with panels side by side whose widths are as ``ratios``."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, width_ratios=ratios)[0])
 
@@ -125,7 +125,7 @@ def _name_rows(ax: Axes, names: Sequence[str]) -> None:
 
 
 def bars_note(comparison: Comparison[Any, Any]) -> str:
-    """What :func:`draw_bars` shows, for a title."""
+    """The part of a title that explains :func:`draw_bars`."""
     several = comparison.seed_counts[-1] > 1
     return "bars: mean and 95 % interval over seeds; dots: seeds" if several else "one seed"
 
@@ -145,7 +145,7 @@ def draw_curves(
         curves: x and y of each run, as they are.
         x: (points,), the places at which the mean is drawn.
         values: (runs, points), the curves at these places.
-        label: of the mean.
+        label: label of the mean.
         look: colour, and style if need be, of all lines.
     """
     if len(curves) <= FEW_SEEDS:
@@ -157,7 +157,7 @@ def draw_curves(
 
 
 def curves_note(comparison: Comparison[Any, Any], more: str = "") -> str:
-    """What :func:`draw_curves` shows, for a title; ``more`` is said of the thick lines."""
+    """The part of a title that explains :func:`draw_curves`; ``more`` explains the thick lines."""
     fewest, most = comparison.seed_counts[0], comparison.seed_counts[-1]
     if most == 1:
         return f"one seed (thick: {more})" if more else "one seed"
@@ -184,7 +184,7 @@ def draw_intervals(ax: Axes, x: NDArray[np.floating[Any]], estimates: Sequence[E
 def draw_dots(
     ax: Axes, x: NDArray[np.floating[Any]], values: Sequence[Sequence[float]], width: float
 ) -> None:
-    """One per seed, side by side in the bar: equal seeds would hide each other."""
+    """Draw one dot per seed, side by side in the bar: equal values would hide each other."""
     for place, own in zip(x, values, strict=True):
         if not own:  # nothing is known of it
             continue
@@ -198,8 +198,8 @@ def legend_below(figure: Figure, ax: Axes) -> None:
     """Below the axes: on easy tasks curves and bars reach the top.
 
     Args:
-        figure: that gets it.
-        ax: whose lines and bars it names, variants first.
+        figure: the figure that gets the legend.
+        ax: axes whose lines and bars it names, variants first.
     """
     handles, all_names = ax.get_legend_handles_labels()
     known = dict(zip(all_names, handles, strict=True))  # each once

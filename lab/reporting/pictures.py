@@ -14,7 +14,7 @@ def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write a picture, whole or not at all.
 
     Args:
-        path: of the file.
+        path: the file.
         picture: grey ``(Y, X)`` or RGB ``(Y, X, 3)``.
     """
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Intervals for what is reported. Pure."""
+"""Confidence intervals of reported numbers. Pure functions."""
 
 from __future__ import annotations
 

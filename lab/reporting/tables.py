@@ -9,27 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.comparing import Flag, grouped
-from lab.disk.folder import write_text
+from lab.disk.output import write_text
+from lab.words import plural
 
 if TYPE_CHECKING:  # which imports scipy
     from lab.comparison import Comparison
     from lab.reporting.statistics import Estimate
 
 
-def plural(count: int | str, noun: str) -> str:
-    """A count with its noun.
-
-    Example:
-        >>> plural(1, "seed"), plural(2, "seed"), plural("1 or 2", "thread")
-        ('1 seed', '2 seeds', '1 or 2 threads')
-    """
-    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+def markdown_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = False
+) -> str:
+    """A table in Markdown; ``right`` aligns all columns but the first to the right."""
     head, *body = (f"| {' | '.join(line)} |" for line in (heads, *rows))
-    return "\n".join([head, "|---" * len(heads) + "|", *body])
+    rule = "|---" + ("|---:" if right else "|---") * (len(heads) - 1) + "|"
+    return "\n".join([head, rule, *body])
 
 
 def estimate_text(
@@ -75,7 +69,7 @@ def table_of(
 
 
 def seeds_note(comparison: Comparison[Any, Any], more: str = "", values: str = "values") -> str:
-    """What means and intervals are, ``more`` about the latter; ``values`` is what is averaged."""
+    """How means of ``values`` and their intervals are computed; ``more`` says more on intervals."""
     first, *others = comparison.seed_counts
     if first == 1 and not others:
         return "one seed, so no interval: this says nothing about other seeds"
@@ -88,7 +82,7 @@ def seeds_note(comparison: Comparison[Any, Any], more: str = "", values: str = "
 
 
 def machine_note(comparison: Comparison[Any, Any]) -> str:
-    """What a speed depends on besides the variant: threads, and runs at a time."""
+    """The conditions of a measured speed: threads, and runs at a time."""
     jobs = comparison.jobs
     shared = "measured while an unknown number of runs shared the machine"
     if jobs is not None:
@@ -103,3 +97,13 @@ def write_texts(folder: Path, name: str, markdown: str, plain: Mapping[str, Any]
     write_text(paths[0], markdown)
     write_text(paths[1], json.dumps(plain, indent=2) + "\n")
     return paths
+
+
+def trained_label(what: str, is_trained: bool) -> str:
+    """The label of a row, marked if training was like this.
+
+    Example:
+        >>> trained_label("50 blanks", True)
+        '50 blanks (trained)'
+    """
+    return f"{what} (trained)" if is_trained else what

@@ -1,1 +1,1 @@
-"""How a run is under way: processes, devices, memory, and what ends it."""
+"""Processes, devices and memory of a run, and the signals and checks that end it."""

@@ -1,4 +1,4 @@
-"""Torch devices: which there are and which of them a process uses."""
+"""Torch devices: which exist, and which one a process uses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def usable_device(name: str) -> torch.device:
 
 
 def require_devices(name: str) -> None:
-    """See that every process on this machine has the device that is its own.
+    """Refuse a run whose processes on this machine outnumber its devices.
 
     Args:
-        name: of the run's settings.
+        name: the device in the run's settings.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     here = processes_here(launched()[1])
     if name == "cuda" and here > 1:

@@ -1,4 +1,4 @@
-"""What ends a run before its time, and the looks at numbers that find it."""
+"""Errors that end a run early, and checks that numbers are finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # watching the runs of others needs no torch
 
 
 class RunStopped(RuntimeError):
-    """A run cannot go on; one line says why and what to do. Its last checkpoint is as it was."""
+    """A run cannot continue; one line says why and what to do. Its last checkpoint is unchanged."""
 
 
 class NotFinite(RuntimeError):

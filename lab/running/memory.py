@@ -1,4 +1,4 @@
-"""How much memory there is, asked before it is filled; and how its lack looks afterwards."""
+"""Available memory, checked before it is used, and the errors that its lack causes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_MEMORY = (
     *("can't start new thread", "Resource temporarily unavailable"),  # threads need some too
 )
 
-#: Of what is in use, pages of files, which make room when it is needed.
+#: Memory in use by pages of files, which are dropped when memory is needed.
 _RECLAIMED = ("inactive_file", "active_file")
 
 
@@ -48,11 +48,11 @@ def require_memory(needed: float, what: str, cure: str, available: float | None 
     Args:
         needed: bytes, at least.
         what: needs them.
-        cure: what to make smaller.
+        cure: advice what to make smaller.
         available: bytes that there are; default: :func:`available_memory`.
 
     Raises:
-        ValueError: in one line, if there are not as many.
+        ValueError: in one line.
 
     Example:
         >>> require_memory(3e12, "the rollout", "give less of --num-envs", available=2e9)
@@ -70,7 +70,7 @@ give less of --num-envs.
 
 
 def require_memory_at_once(needed: Sequence[float], jobs: int) -> None:
-    """Refuse to train runs that need so many bytes each, if any ``jobs`` of them do not fit."""
+    """Refuse runs that need these bytes each, if any ``jobs`` of them do not fit together."""
     largest = heapq.nlargest(jobs, needed)
     total = sum(largest) + PROCESS * len(largest)
     require_memory(total, f"training {len(largest)} runs at a time", "give less --jobs")
@@ -106,7 +106,7 @@ def _physical_memory() -> float:
 
 
 def _left_in_groups() -> Iterator[float]:
-    """What the control groups of this process, those of a container among them, leave to it."""
+    """Bytes that the control groups of this process, such as those of a container, leave to it."""
     with suppress(OSError):
         for line in (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
@@ -131,7 +131,7 @@ def _left_in_group(folder: Path) -> Iterator[float]:
 
 
 def left_to_process() -> float:
-    """What 'ulimit -v' leaves; infinity without such a limit."""
+    """Bytes that 'ulimit -v' leaves; infinity without such a limit."""
     with suppress(ImportError, OSError, ValueError):
         import resource  # not on Windows
 

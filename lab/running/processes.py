@@ -1,4 +1,4 @@
-"""Running several runs at once, each in a process of its own, so that none can harm another."""
+"""Running several runs at once, each in its own process, so that none can harm another."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OWN_GROUPS = hasattr(os, "setpgrp")  # of processes; not on Windows
 
 
 class Outcome(NamedTuple):
-    """What became of one call."""
+    """The result or the error of one call."""
 
     result: Any = None
     error: str | None = None  # one line
@@ -167,7 +167,7 @@ def called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
 
 
 def _end_with_parent() -> None:
-    """When the parent has died, save as on Ctrl-C and end."""
+    """Save and end, as on Ctrl-C, when the parent has died."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -178,7 +178,7 @@ def _end_with_parent() -> None:
 
 
 def _outcome(worker: _Worker) -> Outcome:
-    """Of a process that has ended."""
+    """The outcome of a process that has ended."""
     worker.process.join()
     try:
         outcome = worker.answers.recv() if worker.answers.poll() else None

@@ -1,4 +1,4 @@
-"""As which of several processes torchrun has started this one."""
+"""The rank of this process among those that torchrun started."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ def launched() -> tuple[int, int]:
 
 
 def _number(name: str, otherwise: int) -> int:
-    """What an environment variable says, if it is a whole number."""
+    """The value of an environment variable, if it is a whole number."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else otherwise
 
 
 def speaks() -> bool:
-    """Whether this process is the first on its machine, which tells what all there find wrong."""
+    """Whether this process is the first on its machine; it reports the errors that all find."""
     return launched()[1] == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def processes_here(size: int) -> int:
-    """How many of the ``size`` processes of a run are on this machine."""
+    """The number of processes of a run, ``size`` in all, that are on this machine."""
     return max(1, min(size, _number("LOCAL_WORLD_SIZE", 1)))
 
 

@@ -17,7 +17,7 @@ STOPPING = tuple(
 #: SIGHUP twice, and Ctrl-C reaches a process from the terminal and from torchrun.
 SAME_REQUEST = 1.0
 
-#: What shells take from a process that a signal ended: this and the signal's number.
+#: Exit code of a process that a signal ended, less the signal's number.
 _EXIT_BASE = 128
 
 

@@ -1,4 +1,4 @@
-"""What a command finds around it, brought in order before a library stumbles over it."""
+"""Checks and repairs of a command's environment, made before a library fails because of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from lab.running.memory import left_to_process
 
-#: What is asked of matplotlib for windows and dates: figures of these commands have neither.
+#: Variables that matplotlib reads for windows and dates: these figures have neither.
 _UNUSED = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
 
 #: Bytes of address space that no process does with less which imports torch: its libraries abort.
@@ -34,7 +34,7 @@ def prepare() -> None:
 
 
 def require_working_directory() -> None:
-    """See that there is one: a path is relative to it, and libraries of torch end without it.
+    """Refuse a missing working directory: torch's libraries crash without it.
 
     Raises:
         ValueError: in one line, if it was removed.
@@ -48,10 +48,10 @@ def require_working_directory() -> None:
 
 
 def require_room_for_torch() -> None:
-    """See that a limit on memory leaves room for torch's libraries, which abort without a word.
+    """Refuse a memory limit too low for torch's libraries, which would abort without a message.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     left = left_to_process()
     if left < _TORCH:

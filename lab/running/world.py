@@ -34,7 +34,7 @@ class World:
     """One process alone. Subclassed for several, which call all methods but ``part`` together.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: rank of this process, from 0.
         size: number of processes.
     """
 
@@ -47,7 +47,7 @@ class World:
         return self.rank == 0
 
     def part(self, total: int) -> slice:
-        """Which of ``total`` things, in order, are this process's; all have equally many."""
+        """The slice of ``total`` things of this process; all slices have equal length."""
         each = total // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -56,7 +56,7 @@ class World:
         return tensor
 
     def gather(self, tensor: Tensor, dim: int) -> Tensor:
-        """What all processes have, joined along ``dim`` by rank; equal sizes."""
+        """Tensors of all processes, of equal sizes, joined along ``dim`` by rank."""
         return tensor
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
@@ -83,13 +83,13 @@ class Ranks(World):
         self.device = device
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """By all-reduce."""
+        """Computed by all-reduce."""
         here = tensor.to(self.device)  # the same one, where it is there already
         _together(lambda: torch.distributed.all_reduce(here))
         return tensor if here is tensor else tensor.copy_(here)
 
     def gather(self, tensor: Tensor, dim: int) -> Tensor:
-        """By all-gather; sizes are equal on all processes."""
+        """Computed by all-gather; sizes are equal on all processes."""
         # Booleans travel as bytes: not every backend knows them.
         mine = (tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor).to(self.device)
         parts = [mine.new_empty(mine.shape) for _ in range(self.size)]
@@ -97,7 +97,7 @@ class Ranks(World):
         return torch.cat(parts, dim).to(device=tensor.device, dtype=tensor.dtype)
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
-        """By all-gather of rows padded to the same number."""
+        """Computed by all-gather of rows padded to the same number."""
         most = int(self.largest(len(tensor)))
         padded = tensor.new_zeros(most, *tensor.shape[1:])
         padded[: len(tensor)] = tensor
@@ -106,18 +106,18 @@ class Ranks(World):
         return torch.cat([rows[:count] for rows, count in zip(every, counts, strict=True)])
 
     def largest(self, value: float) -> float:
-        """By all-reduce."""
+        """Computed by all-reduce."""
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         largest = torch.distributed.ReduceOp.MAX
         _together(lambda: torch.distributed.all_reduce(tensor, largest))
         return float(tensor)
 
     def wait(self) -> None:
-        """By a number that takes part in no computation."""
+        """Waits by reducing a number that takes part in no computation."""
         self.largest(0.0)
 
     def same(self, tensor: Tensor) -> None:
-        """By broadcast."""
+        """Computed by broadcast."""
         _together(lambda: torch.distributed.broadcast(tensor, 0))
 
 
@@ -135,7 +135,7 @@ def joined(device: str) -> Iterator[World]:
     Gloo between CPUs, NCCL between GPUs.
 
     Args:
-        device: of the run's settings.
+        device: the device in the run's settings.
 
     Raises:
         RunStopped: in one line, if they cannot be joined.

@@ -1,4 +1,4 @@
-"""What a job of a Slurm cluster does: a call that can be stopped, and goes on when made again."""
+"""A job of a Slurm cluster: a call that can be stopped, and goes on when it is made again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lab.running.signals import exit_code
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-#: Seconds until a request to stop that nobody took is made again.
+#: Seconds until a request to stop that was not taken is repeated.
 RETRY_SECONDS = 0.5
 
 #: Seconds that a job which was asked to stop waits, saved, for what Slurm does with it.
@@ -61,7 +61,7 @@ class ResumableCall:
             raise
 
     def checkpoint(self, *arguments: Any) -> DelayedSubmission:
-        """What the job does when it starts again: the same, as all that counts is on disk."""
+        """The call of a restarted job: the same one, as everything that counts is on disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *arguments)

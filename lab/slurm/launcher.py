@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # importing this needs no submitit
 #: Settings of a job unless given: its name, and minutes until it is stopped and queued again.
 DEFAULTS = {"name": "rims", "timeout_min": 240}
 
-#: How often a job may run into its time limit; each time it goes on where it was.
+#: How often a job may reach its time limit; each time it resumes.
 MAX_TIMEOUTS = 100
 
 #: Seconds between two looks at the jobs.
@@ -42,7 +42,7 @@ _WHOLE_NUMBERS = ("time", "timeout_min", "cpus_per_task", "gpus_per_node", "sign
 
 _LISTS = ("setup", "teardown", "srun_args")
 
-#: What would break a job of one process that is watched, stopped and queued again, and why.
+#: Settings that would break a job of one process that is stopped and queued again, and why.
 _NOT_TO_BE_SET = {
     "array_parallelism": "give --jobs instead.",
     "num_gpus": "give gpus_per_node instead.",
@@ -67,7 +67,7 @@ class SlurmLauncher:
 
     Args:
         folder: for scripts, logs and answers of jobs; on a file system that the cluster shares.
-        settings: of each job, as of :func:`read_settings`.
+        settings: settings of each job, as :func:`read_settings` returns them.
         tell: called with a line for the user when jobs are submitted or cancelled.
 
     Raises:
@@ -96,7 +96,7 @@ class SlurmLauncher:
         Args:
             function: as :class:`lab.slurm.job.ResumableCall` takes it.
             calls: arguments, which are pickled.
-            jobs: that run at a time.
+            jobs: number of jobs at a time.
             on_wait: called every few seconds with the number of calls that have just ended.
 
         Returns:
@@ -166,7 +166,7 @@ def read_settings(texts: Iterable[str]) -> dict[str, Any]:
 def _value(key: str, text: str) -> str | int | float | bool:
     if key in _WHOLE_NUMBERS:
         if not re.fullmatch("[0-9]{1,9}", text):
-            unit = ", in minutes" * (key in ("time", "timeout_min"))
+            unit = ", in minutes" if key in ("time", "timeout_min") else ""
             raise ValueError(f"--slurm {key} must be a whole number{unit}; got {text!r}.")
         return int(text)
     if key == "mem_gb":
@@ -214,7 +214,7 @@ def _number(jobs: Jobs) -> str:
 
 
 def _cancel(number: str) -> str:
-    """Cancel a job or an array; what there is to say of it."""
+    """Cancel a job or an array; return a message about it."""
     done = subprocess.run(["scancel", number], capture_output=True, text=True, check=False)
     if done.returncode:
         said = " ".join(done.stderr.split())

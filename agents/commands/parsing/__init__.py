@@ -1,1 +1,1 @@
-"""How commands read what was typed: options, lists, and one line for a mistake."""
+"""Parsing of command lines: options, lists, and one line for a mistake."""

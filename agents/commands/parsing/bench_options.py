@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from agents.commands.parsing.lists import COUNT, CommaSeparated, Numbers
+from agents.commands.parsing.lists import CommaSeparated, Numbers
 from agents.commands.parsing.options import (
     FOLDER,
     Decorated,
@@ -17,7 +17,7 @@ from agents.commands.parsing.options import (
 )
 from lab.cores import CORE_NAMES
 
-#: What --quick replaces, unless it was typed: one size, two shapes, few rounds.
+#: Values that --quick sets unless they were typed: one size, two shapes, few rounds.
 QUICK: dict[str, Any] = {
     "sizes": ((64, 64, 4, 3),),
     "batches": (16,),
@@ -49,24 +49,42 @@ KINDS = ("lstm", "gru")
 PASSES = ("inference", "training")
 
 
-THREADS = plain_option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="CPU threads of torch.  [default: torch's choice]",
-)
+Decorator = Callable[[Any], Any]
 
 
-def _of_rounds(contenders: str, *, seconds: float) -> tuple[Callable[[Decorated], Decorated], ...]:
-    """How long the cases of a bench are timed."""
+def number_option(
+    name: str, default: int, help: str, *, low: int = 1, high: int = 10**6
+) -> Decorator:
+    """An option for a whole number."""
+    allowed = click.IntRange(low, high)
+    return plain_option(name, type=allowed, metavar="N", default=default, help=help)
+
+
+def threads_option(default: int | None, help: str) -> Decorator:
+    """The option for threads of torch."""
+    allowed = click.IntRange(1, 1024)
+    return plain_option("--threads", type=allowed, metavar="N", default=default, help=help)
+
+
+def folder_option(name: str, default: str) -> Decorator:
+    """The option for the folder of a bench's results."""
+    files = f"Folder for {name}.json and {name}.md."
+    return plain_option("--out", type=FOLDER, metavar="NAME", default=default, help=files)
+
+
+def _quick(what: str) -> Decorator:
+    """The option for a small measurement."""
+    how = f"{what}, to see it work; options given here win."
+    return plain_option("--quick", is_flag=True, help=how)
+
+
+THREADS = threads_option(None, "CPU threads of torch.  [default: torch's choice]")
+
+
+def _of_rounds(contenders: str, *, seconds: float) -> tuple[Decorator, ...]:
+    """Options for how long the cases of a bench are timed."""
     return (
-        plain_option(
-            "--rounds",
-            type=click.IntRange(3, 10**6),
-            metavar="N",
-            default=11,
-            help=f"Times that {contenders} of a case run, at most.",
-        ),
+        number_option("--rounds", 11, f"Largest number of runs of {contenders} of a case.", low=3),
         plain_option(
             "--seconds-per-case",
             type=FiniteRange(0, 3600),
@@ -77,10 +95,8 @@ def _of_rounds(contenders: str, *, seconds: float) -> tuple[Callable[[Decorated]
     )
 
 
-def _of_cases(
-    contenders: str, run: str, *, seconds: float
-) -> tuple[Callable[[Decorated], Decorated], ...]:
-    """How long the cases of a bench are timed, and on what."""
+def _of_cases(contenders: str, run: str, *, seconds: float) -> tuple[Decorator, ...]:
+    """Options for how long the cases of a bench are timed, and on which device."""
     return (
         *_of_rounds(contenders, seconds=seconds),
         THREADS,
@@ -103,10 +119,8 @@ _PASS = plain_option(
 )
 
 
-def _of_grid(
-    sizes: tuple[str, ...], batches: str, steps: str, kinds: str
-) -> tuple[Callable[[Decorated], Decorated], ...]:
-    """Which cases a bench of layers measures."""
+def _of_grid(sizes: tuple[str, ...], batches: str, steps: str, kinds: str) -> tuple[Decorator, ...]:
+    """Options for the cases that a bench of layers measures."""
     return (
         plain_option(
             "--size",
@@ -144,7 +158,7 @@ def _of_grid(
     )
 
 
-def _with(options: Sequence[Callable[[Any], Any]], command: Decorated) -> Decorated:
+def _with(options: Sequence[Decorator], command: Decorated) -> Decorated:
     """A command with these options, in their order."""
     for option in reversed(options):
         command = option(command)
@@ -165,18 +179,8 @@ _CELLS = (
         help="Measure peak memory of every case, or of none.  "
         "[default: of batches from 16 with sequences from 100 steps]",
     ),
-    plain_option(
-        "--quick",
-        is_flag=True,
-        help="One small layer, two shapes and 3 rounds, to see it work; options given here win.",
-    ),
-    plain_option(
-        "--out",
-        type=FOLDER,
-        metavar="NAME",
-        default="bench-cells",
-        help="Folder for cells.json and cells.md.",
-    ),
+    _quick("One small layer, two shapes and 3 rounds"),
+    folder_option("cells", "bench-cells"),
     plain_option(
         "--resume/--no-resume",
         default=True,
@@ -197,45 +201,20 @@ _AGENTS = (
         type=CommaSeparated(CORE_NAMES),
         metavar="NAMES",
         default=",".join(CORE_NAMES),
-        help="Cores of ours, separated by commas.",
+        help="Our cores to measure, separated by commas.",
     ),
     plain_option(
         "--sb3/--no-sb3",
         default=True,
         help="Measure sb3-contrib's RecurrentPPO beside them.",
     ),
-    plain_option(
-        "--rounds",
-        type=click.IntRange(1, 10**4),
-        metavar="N",
-        default=5,
-        help="Times that every contender runs.",
+    number_option("--rounds", 5, "Runs of every contender.", high=10**4),
+    number_option(
+        "--updates", 5, "Timed updates per round, after a first one that is not timed.", high=10**4
     ),
-    plain_option(
-        "--updates",
-        type=click.IntRange(1, 10**4),
-        metavar="N",
-        default=5,
-        help="Updates timed per round, after a first one that is not.",
-    ),
-    plain_option(
-        "--threads",
-        type=click.IntRange(1, 1024),
-        metavar="N",
-        help="CPU threads of torch.  [default: number of usable processors]",
-    ),
-    plain_option(
-        "--quick",
-        is_flag=True,
-        help="2 rounds of 2 updates with 8 environments, to see it work; options given here win.",
-    ),
-    plain_option(
-        "--out",
-        type=FOLDER,
-        metavar="NAME",
-        default="bench-agents",
-        help="Folder for agents.json and agents.md.",
-    ),
+    threads_option(None, "CPU threads of torch.  [default: number of usable processors]"),
+    _quick("2 rounds of 2 updates with 8 environments"),
+    folder_option("agents", "bench-agents"),
 )
 
 
@@ -245,33 +224,11 @@ def agents_options(command: Decorated) -> Decorated:
 
 
 _NFM = (
-    plain_option(
-        "--planes",
-        type=COUNT,
-        metavar="N",
-        default=64,
-        help="Channels of the network's first stage.",
-    ),
-    plain_option(
-        "--batch",
-        type=COUNT,
-        metavar="N",
-        default=32,
-        help="Images at a time.",
-    ),
+    number_option("--planes", 64, "Channels of the network's first stage."),
+    number_option("--batch", 32, "Images at a time."),
     *_of_cases("all contenders", "networks", seconds=120.0),
-    plain_option(
-        "--quick",
-        is_flag=True,
-        help="A narrow network, 4 images and 3 rounds, to see it work; options given here win.",
-    ),
-    plain_option(
-        "--out",
-        type=FOLDER,
-        metavar="NAME",
-        default="benchmarks/results",
-        help="Folder for nfm.json and nfm.md.",
-    ),
+    _quick("A narrow network, 4 images and 3 rounds"),
+    folder_option("nfm", "benchmarks/results"),
 )
 
 
@@ -293,19 +250,8 @@ _JAX = (
         type=click.Choice(("cpu", "cuda")),
         help="Where the layers run.  [default: cuda if torch and JAX both find a GPU]",
     ),
-    plain_option(
-        "--quick",
-        is_flag=True,
-        help="One small layer, short sequences and 3 rounds, to see it work; options given here "
-        "win.",
-    ),
-    plain_option(
-        "--out",
-        type=FOLDER,
-        metavar="NAME",
-        default="bench-jax",
-        help="Folder for jax.json and jax.md.",
-    ),
+    _quick("One small layer, short sequences and 3 rounds"),
+    folder_option("jax", "bench-jax"),
 )
 
 

@@ -1,4 +1,4 @@
-"""What is said of mistakes and of what the system refuses: one line, and an exit code."""
+"""Messages and exit codes for mistakes of users and refusals of the system."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def say_notice(notice: str) -> None:
         click.echo(f"Notice: {notice}.", err=True)
 
 
-#: What to do about what the operating system refuses; where it is the place, to take another.
+#: Advice for each error of the operating system.
 _CURES = {
     errno.ENOSPC: "make room, or give another place",
     errno.EDQUOT: "make room, or give another place",
@@ -79,12 +79,12 @@ _CURES = {
 }
 
 
-#: What only a write is refused for. All files are written by names that the error has.
+#: Errors that only writing causes. The error holds the name of the written file.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def os_trouble(error: OSError) -> str:
-    """What the operating system refuses, for which file, and what to do."""
+    """A message for an error of the operating system: the file, the reason, what to do."""
     where = error.filename
     if where is None and error.errno in _OF_WRITING:
         where = "standard output"

@@ -1,4 +1,4 @@
-"""Options that take a list with commas: nothing between two of them, or twice, is a mistake."""
+"""Options that take a list with commas; empty and repeated entries are mistakes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_SEEDS = 10**6
 
 
 def entries(text: str) -> list[str]:
-    """What stands between the commas.
+    """The entries between commas.
 
     Raises:
         ValueError: if one is empty, or there twice.
@@ -128,7 +128,7 @@ class Numbers(CommaList):
 
 
 class Seeds(CommaList):
-    """How many seeds, counted from 0, or which: ``3,7``, ``0-4``."""
+    """Seeds: a number of them, counted from 0, or a list: ``3,7``, ``0-4``."""
 
     name = "seeds"
 

@@ -88,7 +88,7 @@ class PlainOption(click.Option):
     """An option whose help does not spell out the range of its numbers; its errors do."""
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
-        """What stands in brackets behind the help."""
+        """The text in brackets behind the help."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
@@ -106,7 +106,7 @@ class FiniteRange(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """As click does, but for NaN."""
+        """Convert as click does, but refuse NaN."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value!r} is not in the range {self._describe_range()}.", param, ctx)
@@ -119,7 +119,7 @@ class _Folder(click.Path):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | bytes | os.PathLike[str]:
-        """As click does, but for an empty name."""
+        """Convert as click does, but refuse an empty name."""
         if value == "":
             self.fail("it names no folder; '.' is the current one.", param, ctx)
         return super().convert(value, param, ctx)
@@ -147,7 +147,7 @@ FOLDER = _Folder(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-# Of several commands.
+# Options of several commands.
 RUN = click.argument("run", type=FOLDER)
 EPISODES = plain_option(
     "--episodes", default=200, type=COUNT, metavar="N", help="Episodes per task."
@@ -157,7 +157,7 @@ SEED = plain_option(
     default=0,
     type=click.IntRange(0, 2**31 - 1),
     metavar="N",
-    help="Decides levels and sampled actions.",
+    help="Seed of levels and sampled actions.",
 )
 MODE = plain_option(
     "--mode",
@@ -177,7 +177,7 @@ CHECKPOINT = plain_option(
     help="last, best (highest return of the latest episodes), or the number of an update.",
 )
 
-# Of train.
+# Options of train.
 RUN_DIR = plain_option(
     "--run-dir",
     type=FOLDER,
@@ -191,7 +191,7 @@ CONFIG = plain_option(
     help="Take settings from the config.toml of another run; options given here win.",
 )
 
-# Of evaluate.
+# Options of evaluate.
 SUITE = plain_option("--suite", metavar="NAME", help="Evaluate on every task of this suite.")
 ENVS = plain_option(
     "--env", "envs", multiple=True, metavar="ID", help="Evaluate on this environment; repeatable."
@@ -199,10 +199,10 @@ ENVS = plain_option(
 BACKEND = plain_option(
     "--backend",
     type=click.Choice(get_args(BackendChoice)),
-    help="What runs the environments.  [default: as the agent was trained]",
+    help="Backend of the environments.  [default: as in training]",
 )
 
-# Of compare.
+# Options of compare.
 SUITE_TO_COMPARE_ON = plain_option(
     "--suite", required=True, metavar="NAME", help="The suite; see 'rims suites'."
 )
@@ -233,23 +233,23 @@ JOBS = plain_option(
     help="Runs at a time.  [default: number of usable processors]",
 )
 
-# Of record.
+# Options of record.
 ENV = plain_option(
     "--env", metavar="ID", help="Environment to show.  [default: the one trained on]"
 )
 OUT = plain_option(
-    "--out", required=True, type=_FILE, metavar="NAME", help="The .gif or .mp4 to write."
+    "--out", required=True, type=_FILE, metavar="NAME", help="The .gif or .mp4 file to write."
 )
 FPS = plain_option(
     "--fps", default=4.0, type=FiniteRange(0.5, 50), metavar="X", help="Frames per second."
 )
 MAX_STEPS = plain_option(
-    "--max-steps", default=300, type=COUNT, metavar="N", help="Stop after this many."
+    "--max-steps", default=300, type=COUNT, metavar="N", help="Stop after this many steps."
 )
 
 
 def typed_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that were typed, not left at their default."""
+    """The options that were typed rather than left at their default."""
     source = click.get_current_context().get_parameter_source
     return {n: v for n, v in given.items() if source(n) != click.core.ParameterSource.DEFAULT}
 
@@ -272,7 +272,7 @@ def require_effect(configs: Sequence[Settings], typed: Iterable[str], compared: 
     Args:
         configs: settings of all runs.
         typed: names of the settings that were typed.
-        compared: which cores or models there are, in words.
+        compared: the cores or models of the runs, in words.
 
     Raises:
         UserError: in one line.
@@ -280,13 +280,13 @@ def require_effect(configs: Sequence[Settings], typed: Iterable[str], compared: 
     for name in typed:
         reasons = [config.unused.get(name, "") for config in configs]
         if all(reasons):
-            # What one core lacks is not the reason if another has it.
+            # A property that only some cores lack is not the reason.
             others = [why for why in reasons if not why.startswith("needs a ")]
             raise UserError(f"{flag(name)} {others[0] if others else f'{reasons[0]}; {compared}'}.")
 
 
 def require_effect_of_cores(config: PPOConfig, cores: Sequence[str], typed: Iterable[str]) -> None:
-    """The same of several cores, which ``--cores`` names.
+    """Refuse what was typed and would do nothing for any core that ``--cores`` names.
 
     Raises:
         UserError: in one line.

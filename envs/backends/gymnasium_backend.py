@@ -16,14 +16,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from envs.base import BackendStep, Observation, VectorEnv
-from envs.foreign import SUCCESS, ForeignEnv
+from envs.backends.base import BackendStep, Observation, VectorEnv
+from envs.backends.foreign import SUCCESS, ForeignEnv
+from envs.backends.spaces import names_of
 from envs.ids import is_builtin, load_id
 from envs.mission import encode_mission
-from envs.spaces import names_of
 from envs.suites import Task
 from envs.view import View, minigrid_view
-from lab.settings import one_line
+from lab.words import one_line
 
 __all__ = ["GymnasiumVectorEnv", "make_env", "quiet"]
 
@@ -41,9 +41,9 @@ def make_env(
     """One gymnasium environment of a task, with minigrid's observations whoever wrote it.
 
     Args:
-        task: what to make.
+        task: the task to make.
         render_mode: ``"rgb_array"`` for an environment whose frames can be drawn.
-        view: what an agent can read; anything else it is shown is an error.
+        view: the agent's view; an environment that shows anything else is refused.
 
     Raises:
         ValueError: in one line, if an environment that is not minigrid's own cannot be made, or no
@@ -87,10 +87,10 @@ class GymnasiumVectorEnv(VectorEnv):
     """E gymnasium environments stepped one after the other; see :class:`envs.VectorEnv`.
 
     Args:
-        task: what to run.
+        task: the task to run.
         seeds: one seed per environment.
         drawable: whether :meth:`frame` can be called.
-        view: what an agent can read; anything else it is shown is an error.
+        view: the agent's view; an environment that shows anything else is refused.
     """
 
     def __init__(

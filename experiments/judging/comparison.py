@@ -1,9 +1,10 @@
-"""Runs of several models and seeds: what is missing is trained, and what they amount to."""
+"""Runs of several models and seeds: training of missing ones, and their comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,7 @@ class Run(comparing.Run[ExperimentConfig]):
         return kept_results(self.folder) is None
 
     def train(self) -> None:
-        """Train it in this process; an interrupted run goes on."""
+        """Train it in this process; an interrupted run is resumed."""
         fit(self.task.make(self.config), self.folder)
 
     def look_at(self) -> tuple[Finished | None, Flag | None]:
@@ -76,12 +77,12 @@ class Finished(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(comparison.Comparison[Finished, Row]):
-    """All that is reported. Only models with at least one finished run are in it.
+    """Everything that is reported. It holds only models with at least one finished run.
 
     Args:
-        task: what was trained.
+        task: the task that was trained.
         experiment: the task with the settings of the first finished run.
-        command: as typed, if known.
+        command: the command as typed, if known.
     """
 
     task: Task
@@ -100,12 +101,16 @@ class Comparison(comparison.Comparison[Finished, Row]):
         return [row for row in self.rows if row.drawn]
 
     def sizes(self, model: str) -> Mapping[str, int]:
-        """What there is to say of a model besides its number of parameters."""
+        """Sizes of a model besides its number of parameters."""
         return self.task.make(self.runs[model][0].config).sizes
 
-    def published(self, model: str, row: Row) -> Published | None:
-        """The number of a paper, if there is one for these settings."""
-        return self.experiment.published.get(model, {}).get(row.key)
+    @cached_property
+    def published(self) -> Mapping[str, Mapping[str, Published]]:
+        """Numbers of a paper by model and key of a row, each for the settings of its model."""
+        found = dict(self.experiment.published)
+        for model, runs in self.runs.items():
+            found[model] = self.task.make(runs[0].config).published.get(model, {})
+        return {model: numbers for model, numbers in found.items() if numbers}
 
     def value(self, run: Finished, row: Row) -> float | None:
         """The number of a run; ``None`` if it has none."""
@@ -128,14 +133,14 @@ def plan(
 
 
 def check(runs: Sequence[Run], jobs: int = 1) -> None:
-    """See that all runs can be trained and every folder is theirs, before any work.
+    """Refuse, before any work, runs that cannot be trained and folders of other runs.
 
     Args:
-        runs: of one task.
-        jobs: that are trained at a time.
+        runs: runs of one task.
+        jobs: number of runs trained at a time.
 
     Raises:
-        ValueError: in one line, if not.
+        ValueError: in one line.
     """
     from lab.running.devices import usable_device
 
@@ -157,7 +162,7 @@ def check(runs: Sequence[Run], jobs: int = 1) -> None:
 def assemble(
     task: Task, runs: Sequence[Run], *, command: str = "", flags: Sequence[Flag] = ()
 ) -> Comparison:
-    """What the finished ones of ``runs`` amount to, flagged with what is wrong with the others.
+    """The comparison of the finished ``runs``, with flags for the others.
 
     Raises:
         NothingToCompare: if none is finished.

@@ -1,4 +1,4 @@
-"""What a comparison shows: tables as Markdown, everything as JSON."""
+"""The report of a comparison: tables as Markdown, everything as JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import Comparison
 from experiments.experiment import Published, Row
-from experiments.figures import write_figures
+from experiments.judging.comparison import Comparison
+from experiments.judging.figures import write_figures
 from lab.reporting.statistics import Estimate
 from lab.reporting.tables import (
     estimate_text,
@@ -46,7 +46,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "differences": _differences_dict(comparison),
         "published": {
             model: {key: number._asdict() for key, number in numbers.items()}
-            for model, numbers in comparison.experiment.published.items()
+            for model, numbers in comparison.published.items()
         },
     }
 
@@ -115,7 +115,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def _results(comparison: Comparison) -> str:
-    names, published = labels(comparison), comparison.experiment.published
+    names, published = labels(comparison), comparison.published
     heads = [""]
     lines = [[row.label + (", %" if row.unit == "%" else "")] for row in comparison.rows]
     for model in dict.fromkeys((*names, *published)):
@@ -126,7 +126,7 @@ def _results(comparison: Comparison) -> str:
         if model in published:
             heads.append("published" if model in names else f"{model}, published")
             for line, row in zip(lines, comparison.rows, strict=True):
-                line.append(_published(comparison.published(model, row), row))
+                line.append(_published(published[model].get(row.key), row))
     return markdown_table(heads, lines)
 
 

@@ -1,4 +1,4 @@
-"""Environments that are not minigrid's own: nothing about them is taken for granted.
+"""Environments that are not minigrid's own: every step is checked.
 
 Their spaces decide whether an agent fits. What they give is checked at every step, and passed on in
 the form in which minigrid's own environments give it.
@@ -20,10 +20,10 @@ from gymnasium import spaces
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from numpy.typing import NDArray
 
-from envs.base import EnvironmentFailed
-from envs.spaces import understand
+from envs.backends.base import EnvironmentFailed
+from envs.backends.spaces import understand
 from envs.view import CHANNELS, View
-from lab.settings import one_line
+from lab.words import one_line
 
 __all__ = ["SUCCESS", "ForeignEnv", "told_success"]
 
@@ -42,7 +42,7 @@ class _Nowhere(io.TextIOBase):
 
 
 def told_success(info: Mapping[str, Any]) -> float | None:
-    """What an environment says of success: 1 or 0; None if it says nothing that is either.
+    """The success that an environment reports: 1 or 0; None if it reports neither.
 
     >>> told_success({"is_success": True}), told_success({"success": 0.0}), told_success({})
     (1.0, 0.0, None)
@@ -59,9 +59,9 @@ class ForeignEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment with minigrid's observations, whoever wrote it.
 
     Args:
-        env: what is wrapped.
-        id: what it is called in messages.
-        view: what an agent can read; default: what the environment's space says.
+        env: the environment to wrap.
+        id: its name in messages.
+        view: the agent's view; default: the view in the environment's space.
 
     Raises:
         ValueError: in one line, if its spaces are not such as an agent can read and act in.

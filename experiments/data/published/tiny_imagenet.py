@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.data.common import LabelledImages, check_choice, one_line
+from experiments.data.common import LabelledImages, check_choice
 from lab.disk.named_files import Bounded, read_file
+from lab.words import message_of
 
 SIDE = 64
 _LARGEST = 1 << 24  # bytes of a file; an image has some thousand, a list 600 000
@@ -123,7 +124,7 @@ def _open(path: Path) -> Iterator[_Files]:
         opened = zipfile.ZipFile(archive)
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"load_tiny_imagenet: {archive} cannot be read: {one_line(error)}. "
+            f"load_tiny_imagenet: {archive} cannot be read: {message_of(error)}. "
             f"Get it again from {URL}"
         ) from error
     with opened:
@@ -151,7 +152,7 @@ def _read(files: _Files, name: str) -> bytes:
         return files.read(name)
     except (OSError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         # RuntimeError: a file of the archive that needs a password
-        raise _incomplete(files, name, one_line(error)) from error
+        raise _incomplete(files, name, message_of(error)) from error
 
 
 def _text(files: _Files, name: str) -> str:
@@ -169,7 +170,7 @@ def _decode(content: bytes, where: str) -> NDArray[np.uint8]:
     except UnidentifiedImageError:  # whose own message tells an address in memory
         problem = "another format"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem = one_line(error)
+        problem = message_of(error)
     raise ValueError(
         f"load_tiny_imagenet: {where} must be a JPEG image of {SIDE} x {SIDE}; got {problem}. "
         f"Get it again from {URL}"

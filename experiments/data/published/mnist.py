@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.data.common import LabelledImages, check_choice, hold_out, one_line
+from experiments.data.common import LabelledImages, check_choice, hold_out
 from lab.disk.named_files import read_file
+from lab.words import message_of
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -47,7 +48,7 @@ def load_mnist(folder: str | Path, split: Split, *, download: bool = False) -> L
     :func:`~experiments.data.common.hold_out` with seed 0.
 
     Args:
-        folder: where the files are, named as published, with or without ``.gz``.
+        folder: folder of the files, named as published, with or without ``.gz``.
         split: ``"train"`` or ``"test"``.
         download: fetch what is missing from :data:`URL` into the folder first, 11 MB in all.
 
@@ -135,7 +136,7 @@ def read_idx(path: str | Path, dimensions: int) -> NDArray[np.uint8]:
     try:
         content = _content(path, start)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"read_idx: {path} cannot be read: {one_line(error)}. {cure}") from error
+        raise ValueError(f"read_idx: {path} cannot be read: {message_of(error)}. {cure}") from error
     magic = bytes([0, 0, 8, dimensions])
     if content[:4] != magic:
         raise ValueError(
@@ -152,7 +153,7 @@ def read_idx(path: str | Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _content(path: Path, start: int) -> bytes:
-    """What a file holds, unpacked; no more than one byte beyond what its header says."""
+    """The unpacked content of a file; at most one byte more than its header says."""
     content = read_file(path, _LARGEST)
     if not content.startswith(b"\x1f\x8b"):
         return content
@@ -198,7 +199,7 @@ def _fetch(url: str) -> bytes:
             return content
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
-            f"download_mnist: cannot fetch {url}: {one_line(error)}. "
+            f"download_mnist: cannot fetch {url}: {message_of(error)}. "
             "Check the connection, or copy the files into the folder."
         ) from error
 

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
-from experiments.comparison import Comparison, Run
 from experiments.experiment import Curve, Row
 from experiments.fit import judging
+from experiments.judging.comparison import Comparison, Run
 from experiments.registry import ROLLOUT, Show
 from experiments.snapshot import load_weights
-from lab.disk.folder import write_bytes
+from lab.disk.output import write_bytes
 from lab.reporting.figures import (
     bars_note,
     colours,
@@ -93,7 +93,7 @@ def _draw_panel(ax: Axes, comparison: Comparison, rows: list[Row]) -> None:
     named = [(row.label.replace(", ", ",\n"), row) for row in rows]
 
     def published(model: str, row: Row) -> float | None:
-        number = comparison.published(model, row)
+        number = comparison.published.get(model, {}).get(row.key)
         return number and number.mean
 
     draw_bars(ax, comparison, named, 100.0 if shares else 1.0, published)
@@ -109,8 +109,8 @@ def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
     """Draw what a command was asked for.
 
     Args:
-        show: which picture: of the first finished run, or of that of each model.
-        runs: of any models.
+        show: the picture: of the first finished run, or of the first one of each model.
+        runs: runs of any models.
         path: the picture; the ending of its name says of what kind.
 
     Returns:
@@ -127,7 +127,7 @@ def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
     if not first:
         return False
     if show is ROLLOUT:
-        from experiments.rollouts import write_rollouts
+        from experiments.judging.rollouts import write_rollouts
 
         write_rollouts({name: _trained(run) for name, run in first.items()}, path)
         return True

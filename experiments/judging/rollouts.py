@@ -26,7 +26,7 @@ _LAST_FRAME_MILLISECONDS = 1200
 
 
 class Shown(NamedTuple):
-    """One video: true, and as each core predicts it."""
+    """A true video, and each core's prediction of it."""
 
     label: str
     curtain: NDArray[np.bool_]  # (Y, X)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.base import BackendStep, Observation, VectorEnv
+from envs.backends.base import BackendStep, Observation, VectorEnv
 from envs.ids import is_builtin
 from envs.mission import MISSION_LENGTH, encode_mission
 from envs.suites import Task
@@ -48,7 +48,7 @@ class EnvPoolVectorEnv(VectorEnv):
     A pool must be made in the process that uses it: one made before a fork hangs in the child.
 
     Args:
-        task: what to run.
+        task: the task to run.
         seeds: one seed per environment, each in ``[0, 2**31)``.
         num_threads: threads that step. Results do not depend on it.
     """

@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.data.common import LabelledImages, check_choice, one_line
-from experiments.data.safe_pickle import read_plain_pickle
+from experiments.data.common import LabelledImages, check_choice
+from experiments.data.published.safe_pickle import read_plain_pickle
 from lab.disk.named_files import Bounded, read_file
+from lab.words import message_of
 
 Name = Literal["cifar10", "cifar100"]
 Split = Literal["train", "test"]
@@ -133,7 +134,7 @@ def _from_folder(folder: Path, members: Iterable[str]) -> dict[str, bytes]:
     try:
         return {m: read_file(folder / m, _LARGEST) for m in members if (folder / m).is_file()}
     except OSError as error:
-        raise ValueError(f"load_cifar: {folder} cannot be read: {one_line(error)}.") from error
+        raise ValueError(f"load_cifar: {folder} cannot be read: {message_of(error)}.") from error
 
 
 def _from_archive(archive: Path, form: _Form) -> dict[str, bytes]:
@@ -152,7 +153,7 @@ def _from_archive(archive: Path, form: _Form) -> dict[str, bytes]:
                     contents[wanted[entry.name.removeprefix("./")]] = file.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise ValueError(
-            f"load_cifar: {archive} cannot be read: {one_line(error)}. Fetch the archive again."
+            f"load_cifar: {archive} cannot be read: {message_of(error)}. Fetch the archive again."
         ) from error
     return contents
 

@@ -1,4 +1,4 @@
-"""What of an environment's spaces agents can read and act in; all else is refused in one line."""
+"""Reads an environment's spaces; refuses in one line those that agents cannot use."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def understand(observation: spaces.Space[Any], action: spaces.Space[Any]) -> Und
     for name in parts:
         if name not in _PARTS:
             raise ValueError(
-                f"observations hold {name!r}, which no agent here reads; leave it out, such as by "
+                f"observations hold {name!r}, which agents do not read; leave it out, such as by "
                 "gymnasium.wrappers.FilterObservation"
             )
     view = _view_of(parts["image"])
@@ -110,7 +110,7 @@ def _short(space: spaces.Space[Any]) -> str:
 
 
 def names_of(env: Any, count: int) -> tuple[str, ...]:
-    """What an environment calls its actions: as MiniGrid does, if it has them, else by number."""
+    """Names of an environment's actions: MiniGrid's names if it has them, else numbers."""
     own = getattr(env.unwrapped, "actions", None)
     names = tuple(getattr(own, "__members__", ()))  # of an enumeration
     return names[:count] if len(names) >= count else tuple(map(str, range(count)))

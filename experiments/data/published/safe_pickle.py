@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.data.common import one_line
+from lab.words import message_of
 
 
 class _Type:
@@ -27,7 +27,7 @@ class _Type:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """Nothing of it concerns bytes."""
+        """Ignores the state, which does not concern bytes."""
 
 
 class _Array:
@@ -101,7 +101,7 @@ def read_plain_pickle(content: bytes) -> dict[str, object]:
     try:
         found = _Reader(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything, MemoryError too
-        raise ValueError(f"not a pickle of plain data: {one_line(error)}") from error
+        raise ValueError(f"not a pickle of plain data: {message_of(error)}") from error
     if not isinstance(found, dict):
         raise ValueError("not a pickle of plain data: it holds no dictionary")
     plain: dict[str, object] = {}

@@ -1,9 +1,8 @@
-"""What a vector environment is: its data, and the one behaviour every backend has."""
+"""The vector environment: its data, and the behaviour that all backends share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -24,7 +23,7 @@ class EnvironmentFailed(RuntimeError):
 
 
 class Observation(NamedTuple):
-    """What E agents see. Object, colour and state in ``image`` are categories, not magnitudes."""
+    """Observations of E agents. Object, colour and state in ``image`` are categories."""
 
     image: NDArray[np.uint8]
     """(E, width, height, 3): object, colour and state index of each cell of the view, 7 by 7 cells
@@ -88,12 +87,12 @@ class VectorEnv(ABC):
     All arrays returned are the caller's own: no later step changes them.
 
     Attributes:
-        task: what is being run.
+        task: the task that is run.
         backend: ``"envpool"`` or ``"gymnasium"``. The same seed gives different levels on the two.
         num_envs: E.
         num_actions: actions are integers in ``[0, num_actions)``.
         view: size of the agent's view and what its cells can hold.
-        action_names: what the environment calls its actions.
+        action_names: the environment's names of its actions.
         missing: parts of an observation that the environment does not give, ``"direction"`` and
             ``"mission"``; they are 0 and empty.
     """
@@ -177,12 +176,7 @@ class VectorEnv(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Vector environments on EnvPool and gymnasium, and environments of other people."""

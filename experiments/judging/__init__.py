@@ -1,0 +1,1 @@
+"""Results of an experiment's runs: comparisons, tables, figures and pictures."""
