@@ -289,6 +289,14 @@ class Experiment(ABC, Generic[Config, Batch]):
         """Judge the trained model, by the keys of :attr:`rows`; by default as :meth:`evaluate`."""
         return self.evaluate(model)
 
+    def test_of_progress(self, progress: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """More numbers by the keys of :attr:`rows`, from the columns of ``progress.csv``.
+
+        For what is judged by other epochs than the one that :attr:`selection` chooses. By default
+        there are none.
+        """
+        return {}
+
     def attention(self, model: nn.Module) -> Figure:
         """Draw which earlier layers the modules of a trained NFM read; called as :meth:`evaluate`.
 

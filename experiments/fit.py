@@ -34,7 +34,7 @@ from experiments.snapshot import (
     save_snapshot,
     weights_of,
 )
-from lab.disk.folder import FAILURE_NAME, note_failure
+from lab.disk.folder import FAILURE_NAME, note_failure, read_progress
 from lab.disk.log import RunLog
 from lab.disk.output import write_text
 from lab.reporting.pictures import write_png
@@ -261,7 +261,8 @@ class _Fit(Generic[Config, Batch]):
         if self.best is not None:
             model.load_state_dict(self.best)
         with judging(model, self.config.seed, self.state.generator.device):
-            metrics = self.experiment.test(model)
+            metrics = dict(self.experiment.test(model))
+        metrics |= self.experiment.test_of_progress(read_progress(self.folder))
         return Results(
             metrics=metrics,
             parameters=sum(p.numel() for p in model.parameters()),

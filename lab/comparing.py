@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from lab.disk.folder import newest_row, noted_failure
 from lab.disk.output import write_text
@@ -42,7 +42,7 @@ def grouped(flags: Iterable[Flag]) -> list[str]:
     return [f"{', '.join(of)}: {what}" for what, of in names.items()]
 
 
-#: A dataclass with ``seed``, ``threads`` and the setting that is varied.
+#: A dataclass with ``seed`` and ``threads``.
 Settings = TypeVar("Settings", bound=Any)
 
 
@@ -50,14 +50,9 @@ Settings = TypeVar("Settings", bound=Any)
 class Run(ABC, Generic[Settings]):
     """One training run: a variant with a seed, in a folder of its own."""
 
-    varied: ClassVar[str]  # the setting in which variants differ
+    variant: str  # as it is named: a core or model, see :mod:`lab.variants`
     config: Settings
     folder: Path
-
-    @property
-    def variant(self) -> str:
-        """The variant that is trained."""
-        return str(getattr(self.config, self.varied))
 
     @property
     def name(self) -> str:

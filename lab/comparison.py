@@ -82,7 +82,7 @@ class Comparison(ABC, Generic[AnyRun, Row]):
         found: dict[str, list[Any]] = {}
         for run in self.finished:
             for name, value in asdict(run.config).items():
-                if name not in ("seed", run.varied, *getattr(run.config, "unused", ())):
+                if name not in ("seed", "core", "model", *getattr(run.config, "unused", ())):
                     found.setdefault(name, []).append(value)
         return {
             name: values[0]

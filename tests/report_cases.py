@@ -41,6 +41,7 @@ def run(core: str, seed: int, scores: Scores, curve: dict[str, list[float]]) -> 
     results = {task.id: result("envpool", success, returns) for task in SUITE.tasks}
     results[TASKS[1].id] = result("gymnasium", second_success, second_returns)
     return Measured(
+        variant=core,
         config=PPOConfig(suite="empty", core=core, seed=seed),
         folder=Path(f"none/{core}-seed{seed}"),
         results=results,

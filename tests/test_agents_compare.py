@@ -125,7 +125,7 @@ def test_other_episodes_or_tasks_are_evaluated_anew(root: Path) -> None:
 def test_interrupted_run_goes_on(root: Path) -> None:
     folder = root / "none-seed1"
     shutil.rmtree(folder)
-    run = Run(config=make_config(core="none", seed=1), folder=folder)
+    run = Run(variant="none", config=make_config(core="none", seed=1), folder=folder)
 
     with pytest.raises(KeyboardInterrupt):
         Trainer(run.config, folder).run(interrupt)

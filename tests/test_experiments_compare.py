@@ -47,7 +47,7 @@ def _with_line() -> Iterator[None]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished runs of CALL. Only to be copied."""
     root = tmp_path_factory.mktemp("compare") / "root"
-    configs = [line(model=model).config for model in ("linear", "mlp")]
+    configs = {model: line(model=model).config for model in ("linear", "mlp")}
     for run in comparing.plan(LINE, configs, (0, 1), root):
         run.train()
     return root
@@ -144,7 +144,7 @@ def test_runs_on_other_data_are_flagged(here: Path, rims: Rims) -> None:
 
 
 def test_shares_are_kept_between_0_and_1(here: Path) -> None:
-    runs = comparing.plan(LINE, [line().config], (0, 1), here)
+    runs = comparing.plan(LINE, {"linear": line().config}, (0, 1), here)
     found = comparing.assemble(LINE, runs)
     estimate = found.estimate("linear", Row("share", ""))
     assert estimate is not None

@@ -94,7 +94,7 @@ def test_matched_cores_have_their_own_sizes(rims: Rims, tmp_path: Path) -> None:
 def test_errors_far_apart_are_drawn_on_a_logarithmic_axis(
     trained: Path, errors: tuple[float, float], scale: str
 ) -> None:
-    configs = [AddingConfig(model=core, **SETTINGS) for core in ("lstm", "rim_gru")]
+    configs = {core: AddingConfig(model=core, **SETTINGS) for core in ("lstm", "rim_gru")}
     runs = comparing.plan(TASKS["adding"], configs, (0,), trained)
     for run, error in zip(runs, errors, strict=True):
         path = run.folder / RESULTS_NAME
@@ -281,7 +281,7 @@ def test_early_settings_are_those_of_all_tasks() -> None:
 
 
 def test_runs_of_one_task_are_kept_apart_by_core_and_seed(tmp_path: Path) -> None:
-    configs = [AddingConfig(model=core, **SETTINGS) for core in ("lstm", "gru")]
+    configs = {core: AddingConfig(model=core, **SETTINGS) for core in ("lstm", "gru")}
     runs = comparing.plan(TASKS["adding"], configs, (0, 3), tmp_path)
     assert [run.folder.name for run in runs] == [
         "lstm-seed0", "lstm-seed3", "gru-seed0", "gru-seed3",

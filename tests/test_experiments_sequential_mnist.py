@@ -45,6 +45,30 @@ def test_run_that_is_broken_off_goes_on_exactly(
     assert set(results.metrics) == {"accuracy_5", "accuracy_7"}
 
 
+def test_each_size_is_also_judged_by_the_epoch_best_on_that_size(
+    digits: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "model": "gru",
+        "order": "row",
+        "epochs": 6,
+        "select_per_side": True,
+    }
+    experiment = mnist(digits, **settings)
+    results = assert_goes_on(lambda: mnist(digits, **settings), tmp_path, step=6)
+    assert set(results.metrics) == {row.key for row in experiment.rows}
+
+    progress = {
+        **{"validation_accuracy_5": [0.5, 0.75, 0.75], "accuracy_5": [0.9, 0.2, 0.3]},
+        **{"validation_accuracy_7": [0.6, 0.1, 0.2], "accuracy_7": [0.4, 0.8, 0.7]},
+    }
+    assert experiment.test_of_progress(progress) == {
+        "accuracy_5_selected": 0.2,
+        "accuracy_7_selected": 0.4,
+    }
+    assert mnist(digits).test_of_progress(progress) == {}
+
+
 @pytest.mark.parametrize(
     ("order", "shape"), [("pixel", (25, 10)), ("permuted", (25, 10)), ("row", (5, 10, 5))]
 )
@@ -111,7 +135,16 @@ def test_published_are_those_of_the_settings_of_each_core(digits: Path) -> None:
     configs = [rim, replace(rim, model="lstm", hidden_size=700)]
     results = Results({"accuracy_16": 0.5}, 1, 1.0, 1, 1)
     runs = {
-        config.model: [Finished(task=task, config=config, folder=digits, results=results, curve={})]
+        config.model: [
+            Finished(
+                task=task,
+                variant=config.model,
+                config=config,
+                folder=digits,
+                results=results,
+                curve={},
+            )
+        ]
         for config in configs
     }
     comparison = Comparison(

@@ -17,6 +17,7 @@ from agents.commands.parsing.lists import Seeds
 from agents.commands.parsing.options import GroupedCommand, make_config
 from agents.config import ActionMode
 from envs import get_suite
+from lab.variants import base_of
 
 if TYPE_CHECKING:
     from agents.judging.comparison import Comparison, Run
@@ -106,7 +107,7 @@ def compare(
     from lab.running.devices import usable_device
     from lab.running.processes import usable_processors
 
-    config = make_config({**given, "core": cores[0]})
+    config = make_config({**given, "core": base_of(cores[0])})
     options.require_effect_of_cores(config, cores, options.typed_of(given))
     launch = _launcher(launcher, slurm_settings, run_root, report_only, config.threads)
     with checking_input():

@@ -25,6 +25,7 @@ from lab.disk.folder import PROGRESS_NAME, read_progress
 from lab.disk.plain_files import require_no_link
 from lab.disk.store import DamagedCheckpoint, has_checkpoint
 from lab.running.processes import Outcome, run_all
+from lab.variants import with_variant
 
 
 def plan(
@@ -41,7 +42,7 @@ def plan(
 
     Args:
         base: settings of all runs but for core and seed.
-        cores: names or import paths.
+        cores: names or import paths, with settings of their own: see :mod:`lab.variants`.
         seeds: seeds of the runs of each core.
         root: folder of the runs' folders.
         tasks: to be judged on; that each can be made is seen now, not after the training.
@@ -54,21 +55,23 @@ def plan(
     """
     if not cores:
         raise ValueError("the comparison names no core.")
-    configs = [replace(base, core=core) for core in cores]
-    for config in configs:
+    configs = {core: with_variant(base, core, "core") for core in cores}
+    for config in configs.values():
         require_usable(config)
     if match_params:
         from agents.model.matching import matched_hidden_size
 
-        first, *others = configs
-        sizes = [matched_hidden_size(config, first) for config in others]
-        configs[1:] = [replace(c, hidden_size=s) for c, s in zip(others, sizes, strict=True)]
+        reference = configs[cores[0]]
+        for core in cores[1:]:
+            size = matched_hidden_size(configs[core], reference)
+            configs[core] = replace(configs[core], hidden_size=size)
     runs = [
         Run(
+            variant=core,
             config=replace(config, seed=seed),
-            folder=root / f"{folder_name(config.core)}-seed{seed}",
+            folder=root / f"{folder_name(core)}-seed{seed}",
         )
-        for config in configs
+        for core, config in configs.items()
         for seed in seeds
     ]
     for run in runs:
@@ -190,6 +193,7 @@ def measure(run: Run, results: dict[str, dict[str, Any]]) -> Measured:
             raise ValueError(f"{PROGRESS_NAME} holds no column {name!r}.")
     checkpoint = load_checkpoint(run.folder)
     return Measured(
+        variant=run.variant,
         config=checkpoint.config,
         folder=run.folder,
         results=results,

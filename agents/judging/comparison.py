@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_high
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from agents.config import ActionMode, PPOConfig
 from agents.judging.curves import steps_to_reach
@@ -31,8 +31,6 @@ from lab.reporting.statistics import (
 @dataclass(frozen=True, kw_only=True)
 class Run(comparing.Run[PPOConfig]):
     """One training run of a comparison."""
-
-    varied: ClassVar[str] = "core"
 
     def is_missing(self) -> bool:
         """Whether it is not trained to its budget; raises if another command is writing there."""

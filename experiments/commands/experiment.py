@@ -20,6 +20,7 @@ from experiments.configs.base import ExperimentConfig
 from experiments.registry import COMPARED_CORES, TASKS, Show, Task
 from lab.cores import CORE_NAMES, check_core
 from lab.disk.output import check_output
+from lab.variants import base_of, check_variant, with_variant
 
 if TYPE_CHECKING:
     from experiments.judging.comparison import Run
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 CORES_HELP = (
     f"Cores to train, separated by commas: {', '.join(CORE_NAMES)} (a memoryless control), or the "
-    "import path of a class of your own, PACKAGE.MODULE:CLASS, made and called as nn.LSTM is."
+    "import path of a class of your own, PACKAGE.MODULE:CLASS, made and called as nn.LSTM is. "
+    "rim_lstm+k=2 is one with settings of its own."
+)
+MODELS_HELP = (
+    "Models to train, separated by commas: {}. NAME+SETTING=VALUE is one with settings of its own."
 )
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -54,15 +59,23 @@ class TaskCommand(GroupedCommand):
     groups = ExperimentConfig.groups
 
 
+def _one_of(models: Sequence[str]) -> Callable[[str], None]:
+    def check(model: str) -> None:
+        if model not in models:
+            raise ValueError(f"{model!r} is not one of {', '.join(models)}.")
+
+    return check
+
+
 def _options(task: Task) -> list[Decorator]:
     has_cores = task.compared is COMPARED_CORES
     models = options.plain_option(
         task.compared.option,
         "models",
-        type=CommaSeparated(check=check_core) if has_cores else CommaSeparated(task.models),
+        type=CommaSeparated(check=check_variant(check_core if has_cores else _one_of(task.models))),
         default=",".join(task.models),
         metavar="NAMES",
-        help=CORES_HELP if has_cores else "Models to train, separated by commas.",
+        help=CORES_HELP if has_cores else MODELS_HELP.format(", ".join(task.models)),
     )
     seeds = options.plain_option(
         "--seeds",
@@ -108,7 +121,7 @@ def task_command(task: Task) -> click.Command:
         pictures = {show: path for show, path in wanted.items() if path is not None}
         settings = _make_configs(task, given, config, models)
         compared = f"{task.compared.option} names none, but {', '.join(models)}"
-        options.require_effect(settings, options.typed_of(given), compared)
+        options.require_effect(list(settings.values()), options.typed_of(given), compared)
         _check_pictures(task, pictures, models)
         if match_params:
             settings = _matched(settings)
@@ -128,27 +141,29 @@ def task_command(task: Task) -> click.Command:
 
 def _make_configs(
     task: Task, given: dict[str, Any], file: Path | None, models: tuple[str, ...]
-) -> list[ExperimentConfig]:
-    """The settings with each model: what was typed, else the file, else the default."""
+) -> dict[str, ExperimentConfig]:
+    """The settings of each variant: what was typed, else the file, else the default."""
     with checking_input():
         saved = task.config.read_some(file) if file else {}
         kept = {name: value for name, value in saved.items() if name not in ("model", "seed")}
         settings = {**given, **kept, **options.typed_of(given)}
-        return [task.config(**settings, model=model) for model in models]
+        base = task.config(**settings, model=base_of(models[0]))
+        return {model: with_variant(base, model, "model") for model in models}
 
 
-def _matched(configs: Sequence[Any]) -> list[ExperimentConfig]:
+def _matched(configs: Mapping[str, Any]) -> dict[str, ExperimentConfig]:
     """With the hidden sizes that give all cores as many parameters as the first."""
     from experiments.shared.cores import with_equal_parameters
 
     with checking_input():
-        first, *others = configs
-        return [first, *(with_equal_parameters(config, first) for config in others)]
+        (first, reference), *others = configs.items()
+        matched = {name: with_equal_parameters(config, reference) for name, config in others}
+        return {first: reference, **matched}
 
 
 def _compare(
     task: Task,
-    configs: Sequence[ExperimentConfig],
+    configs: Mapping[str, ExperimentConfig],
     seeds: tuple[int, ...],
     run_root: Path,
     report_only: bool,
@@ -181,7 +196,7 @@ def _compare(
 def _check_pictures(task: Task, pictures: Mapping[Show, Path], models: tuple[str, ...]) -> None:
     with checking_input():
         for show, path in pictures.items():
-            if not any(show.can_show(model) for model in models):
+            if not any(show.can_show(base_of(model)) for model in models):
                 names, option = " or ".join(show.models), task.compared.option
                 raise ValueError(f"{show.option} shows a run of {names}; name it in {option}.")
             check_output(path, show.endings, show.option)

@@ -181,6 +181,12 @@ class SequentialMNISTConfig(SequenceConfig, DigitsConfig):
     )
     train_digits: int = option(0, "Data", "Digits used of the training split; 0: all.", low=0)
     test_digits: int = option(0, "Data", "Digits used of the test split; 0: all.", low=0)
+    select_per_side: bool = option(
+        False,
+        "Data",
+        "Also report each side at the epoch best on validation digits of that side, as the "
+        "authors' script does.",
+    )
     learning_rate: float = changed(ExperimentConfig, "learning_rate", 7e-4)
     epochs: int = changed(ExperimentConfig, "epochs", 100)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from experiments.configs.base import ExperimentConfig
 from experiments.experiment import Experiment, Published, Row
@@ -20,13 +20,12 @@ from lab.cores import folder_name
 from lab.disk.folder import CONFIG_NAME, is_empty, read_progress
 from lab.disk.plain_files import require_no_link
 from lab.running.memory import require_memory_at_once
+from lab.variants import base_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(comparing.Run[ExperimentConfig]):
     """One training run."""
-
-    varied: ClassVar[str] = "model"
 
     task: Task
 
@@ -59,6 +58,7 @@ class Run(comparing.Run[ExperimentConfig]):
         trained = type(self.config).read(self.folder / CONFIG_NAME)
         finished = Finished(
             task=self.task,
+            variant=self.variant,
             config=trained,
             folder=self.folder,
             results=results,
@@ -109,7 +109,7 @@ class Comparison(comparison.Comparison[Finished, Row]):
         """Numbers of a paper by model and key of a row, each for the settings of its model."""
         found = dict(self.experiment.published)
         for model, runs in self.runs.items():
-            found[model] = self.task.make(runs[0].config).published.get(model, {})
+            found[model] = self.task.make(runs[0].config).published.get(base_of(model), {})
         return {model: numbers for model, numbers in found.items() if numbers}
 
     def value(self, run: Finished, row: Row) -> float | None:
@@ -118,16 +118,17 @@ class Comparison(comparison.Comparison[Finished, Row]):
 
 
 def plan(
-    task: Task, configs: Sequence[ExperimentConfig], seeds: Sequence[int], root: Path
+    task: Task, configs: Mapping[str, ExperimentConfig], seeds: Sequence[int], root: Path
 ) -> list[Run]:
-    """The settings of every model with every seed, each in a folder of its own."""
+    """The settings of every variant with every seed, each in a folder of its own."""
     return [
         Run(
             task=task,
+            variant=variant,
             config=replace(config, seed=seed),
-            folder=root / f"{folder_name(config.model)}-seed{seed}",
+            folder=root / f"{folder_name(variant)}-seed{seed}",
         )
-        for config in configs
+        for variant, config in configs.items()
         for seed in seeds
     ]
 

@@ -32,6 +32,7 @@ from lab.reporting.figures import (
     tidy,
 )
 from lab.reporting.tables import labels
+from lab.variants import base_of
 
 _FAR = 100  # times: from there on a logarithmic axis
 
@@ -122,7 +123,7 @@ def draw(show: Show, runs: Sequence[Run], path: Path) -> bool:
     first: dict[str, Run] = {}
     for run in runs:
         name = run.variant
-        if show.can_show(name) and name not in first and run.look_at()[0] is not None:
+        if show.can_show(base_of(name)) and name not in first and run.look_at()[0] is not None:
             first[name] = run
     if not first:
         return False

@@ -136,9 +136,14 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
         return {"loss": F.cross_entropy(logits, batch.labels), "train_accuracy": right}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy on validation digits."""
+        """Accuracy on validation digits; with ``select_per_side``, on all digits of every size."""
         side = self.config.train_side
-        return {"validation_accuracy": self._accuracy(model, self._digits[1], side)}
+        found = {"validation_accuracy": self._accuracy(model, self._digits[1], side)}
+        if self.config.select_per_side:
+            for n in self.config.sides:
+                found[f"validation_accuracy_{n}"] = self._accuracy(model, self._digits[1], n)
+            found |= self.test(model)
+        return found
 
     def _accuracy(self, model: nn.Module, digits: LabelledImages, side: int) -> float:
         right = 0
@@ -153,6 +158,17 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
         digits = self._split[1]
         return {f"accuracy_{n}": self._accuracy(model, digits, n) for n in self.config.sides}
 
+    def test_of_progress(self, progress: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """With ``select_per_side``, each size at the epoch best on its own validation digits."""
+        if not self.config.select_per_side:
+            return {}
+        found = {}
+        for n in self.config.sides:
+            judged = progress[f"validation_accuracy_{n}"]
+            best = judged.index(max(judged))  # of equal ones the first, as `selection` takes
+            found[f"accuracy_{n}_selected"] = progress[f"accuracy_{n}"][best]
+        return found
+
     @property
     def shown(self) -> Shown:
         """Validation digits of the size trained with."""
@@ -166,12 +182,16 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
 
     @property
     def rows(self) -> Sequence[Row]:
-        """One row for each size."""
+        """One row for each size; with ``select_per_side``, one more for each."""
         trained = self.config.train_side
-        return [
-            Row(f"accuracy_{n}", trained_label(f"{n} x {n}", n == trained))
-            for n in self.config.sides
-        ]
+        labels = {n: trained_label(f"{n} x {n}", n == trained) for n in self.config.sides}
+        rows = [Row(f"accuracy_{n}", label) for n, label in labels.items()]
+        if self.config.select_per_side:
+            rows += [
+                Row(f"accuracy_{n}_selected", f"{label}, selected on this size", drawn=False)
+                for n, label in labels.items()
+            ]
+        return rows
 
     @property
     def published(self) -> Mapping[str, Mapping[str, Published]]:
@@ -206,6 +226,12 @@ class SequentialMNISTExperiment(SequenceExperiment[SequentialMNISTConfig, Batch]
             f"tested are the weights of the epoch, of {config.epochs}, that was best on "
             f"{validation} validation digits of this size."
         ]
+        if self.config.select_per_side:
+            notes.append(
+                "Selected on this size: tested are the weights of the epoch that was best on "
+                "validation digits of the same size, as the authors' script does; a model of "
+                "digits of unknown size cannot be chosen so."
+            )
         if self.published:
             notes.append(
                 "Published: github.com/dido1998/Recurrent-Independent-Mechanisms, 600 features, "

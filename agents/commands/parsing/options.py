@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -18,6 +17,7 @@ from agents.config import ActionMode, PPOConfig
 from envs import BackendChoice, Suite, Task, get_suite
 from lab.cores import check_core
 from lab.settings import Settings
+from lab.variants import check_variant, with_variant
 
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
@@ -208,10 +208,11 @@ SUITE_TO_COMPARE_ON = plain_option(
 )
 CORES = plain_option(
     "--cores",
-    type=CommaSeparated(check=check_core),
+    type=CommaSeparated(check=check_variant(check_core)),
     metavar="NAMES",
     default="rim_lstm,lstm",
-    help="Cores to compare, separated by commas; any that --core of 'rims train' takes.",
+    help="Cores to compare, separated by commas; any that --core of 'rims train' takes. "
+    "rim_lstm+k=2+learning_rate=1e-3 is one with settings of its own.",
 )
 RUN_ROOT = plain_option(
     "--run-root",
@@ -292,7 +293,7 @@ def require_effect_of_cores(config: PPOConfig, cores: Sequence[str], typed: Iter
         UserError: in one line.
     """
     with checking_input():
-        configs = [replace(config, core=core) for core in cores]
+        configs = [with_variant(config, core, "core") for core in cores]
     require_effect(configs, typed, f"--cores names none, but {', '.join(cores)}")
 
 
