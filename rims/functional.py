@@ -49,7 +49,9 @@ def topk_mask(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
         [True, True, False, False]
     """
     _check_k("topk_mask", scores, k, dim)
-    if torch.onnx.is_in_onnx_export():
+    # An export either compiles or traces. Asking torch.onnx alone would import all of it.
+    is_graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if is_graph and torch.onnx.is_in_onnx_export():
         # ONNX knows no stable sort, but its TopK cuts ties by the lowest index.
         chosen = scores.detach().topk(k, dim=dim).indices
     else:

@@ -1,7 +1,7 @@
 """The kernels of a sequence against PyTorch, on two short ones that take all their branches.
 
-They come in two ranges, of which one has more steps than a block holds rows of, and in two groups
-of blocks of different size, however many threads there are.
+They come in two ranges, of which the longest has more steps than a block holds rows of, and in two
+groups of blocks of different size, however many threads there are.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from rims.scan.problem import Flags, Rules, States, Weights
 from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
 from rims.scan.torch.recurrence import TorchRecurrence
 
-#: Steps of each range, and samples.
-RANGES, BATCH = ((0, 3), (3, 4)), 20
-_STEPS = RANGES[-1][1]
+BATCH = 20
 
 #: What makes a recurrence.
 _Kind = Callable[[Weights, Rules, States, Flags], Recurrence]
@@ -39,17 +37,18 @@ def fault(name: Literal["forward", "back"], double: bool) -> str | None:
 @torch.no_grad()
 def _pairs(name: str, dtype: torch.dtype) -> trust.Pairs:
     for case in cases(dtype):
-        by_torch = case.sequence(TorchRecurrence)
+        did = case.sequence(NATIVE)  # which the test of "forward" has judged
         if name == "forward":
-            yield from zip(case.sequence(NATIVE), by_torch, strict=True)
+            yield from zip(did, case.sequence(TorchRecurrence), strict=True)
         else:
-            ways = (case.gradients(kind, by_torch) for kind in (NATIVE, TorchRecurrence))
+            ways = (case.gradients(kind, did) for kind in (NATIVE, TorchRecurrence))
             yield from zip(*ways, strict=True)
 
 
 class Case(NamedTuple):
     """The recurrent part of a sequence, its input side drawn at random."""
 
+    ranges: tuple[tuple[int, int], ...]  # first step and the one after the last
     w: Weights
     rules: Rules
     states: States
@@ -60,10 +59,11 @@ class Case(NamedTuple):
     def sequence(self, kind: _Kind) -> Sequence:
         """Run the sequence with one implementation."""
         empty, steps = torch.empty_like, self.grad_output
-        active = torch.empty(_STEPS, BATCH, self.w.num_rims, dtype=torch.bool, device="cpu")
+        shape = (len(steps), BATCH, self.w.num_rims)
+        active = torch.empty(shape, dtype=torch.bool, device="cpu")
         out = Sequence(empty(steps), None if self.states.c is None else empty(steps), active)
         recurrence = kind(self.w, self.rules, self.states, self.flags)
-        for first, last in RANGES:
+        for first, last in self.ranges:
             recurrence.forward(first, _range(self.inputs, first, last), out)
         return out
 
@@ -73,7 +73,7 @@ class Case(NamedTuple):
         carry = new_carry(end, None if self.states.c is None else end)
         out = Hoisted(*map(torch.empty_like, self.inputs))
         recurrence = kind(self.w, self.rules, self.states, self.flags)
-        for first, last in reversed(RANGES):
+        for first, last in reversed(self.ranges):
             inputs, d_inputs = (_range(part, first, last) for part in (self.inputs, out))
             grad_output = self.grad_output[first:last]
             recurrence.backward(first, inputs, did, grad_output, carry, d_inputs)
@@ -93,14 +93,15 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
-    def flags(chance: float) -> Tensor:
-        drawn = torch.rand(_STEPS, BATCH, generator=generator, dtype=torch.float32, device="cpu")
+    def flags(steps: int, chance: float) -> Tensor:
+        drawn = torch.rand(steps, BATCH, generator=generator, dtype=torch.float32, device="cpu")
         return drawn < chance
 
-    for gates, (n, k, d), (heads, dk, dv), is_lstm in (
-        (4, (3, 2, 20), (2, 3, 5), True),
-        (3, (4, 1, 17), (1, 4, 3), False),
+    for ranges, gates, (n, k, d), (heads, dk, dv), is_lstm in (
+        (((0, 3), (3, 4)), 4, (3, 2, 20), (2, 3, 5), True),
+        (((0, 1), (1, 2)), 3, (4, 1, 17), (1, 4, 3), False),
     ):
+        steps = ranges[-1][1]
         shapes: list[tuple[int, ...]] = [(1, 1)] * 4  # of the input side, which is not the kernels'
         shapes += [(n, gates * d, d), *((n, d, heads * size) for size in (dk, dk, dv))]
         shapes += [(d, heads * dv)] * 2
@@ -108,10 +109,11 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         w = Weights(*(draw(*shape) / d**0.5 for shape in shapes))
         state = [draw(BATCH, n * d) for _ in range(4)]
         yield Case(
+            ranges,
             w,
             Rules(k, heads, reads_state=not is_lstm),
             States(state[0], state[1]) if is_lstm else States(state[0], None, state[2]),
-            Flags(flags(0.3), flags(0.8)),
-            Hoisted(draw(_STEPS, BATCH, n * d), draw(_STEPS, BATCH, n * gates * d)),
-            draw(_STEPS, BATCH, n * d),
+            Flags(flags(steps, 0.3), flags(steps, 0.8)),
+            Hoisted(draw(steps, BATCH, n * d), draw(steps, BATCH, n * gates * d)),
+            draw(steps, BATCH, n * d),
         )
