@@ -30,6 +30,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(PIP) --editable '.[envpool]'
+	$(BIN)/rims warmup
 	@touch $(INSTALLED)
 
 $(INSTALLED_DEV): $(INSTALLED)

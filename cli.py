@@ -27,6 +27,7 @@ from agents.commands.resume import resume
 from agents.commands.suites import suites
 from agents.commands.sweep import sweep
 from agents.commands.train import train
+from agents.commands.warmup import warmup
 from agents.commands.watch import watch
 from experiments.commands.experiment import experiment
 from lab.running.memory import is_out_of_memory
@@ -74,6 +75,7 @@ for command in (
     sweep,
     bench,
     experiment,
+    warmup,
 ):
     rims.add_command(command)
 bench.add_command(scaling)

@@ -119,7 +119,7 @@ def attend(
         from nfm.native.function import attend as attend_natively
 
         rules = Rules(num_heads, top_k, topk_rule, rescale, null_slot)
-        return attend_natively(query, memory, rules, attend_by_views, _native_fault)
+        return attend_natively(query, memory, rules, attend_by_views, native_fault)
     return attend_by_views(
         query,
         memory,
@@ -178,11 +178,11 @@ def _is_for_native(query: Tensor, memory: Sequence[MemoryEntry]) -> bool:
     if why_not_eager(*tensors):
         return False
     fits = all(tensor.dtype == query.dtype and 0 not in tensor.shape for tensor in tensors)
-    return fits and _native_fault("forward", query.dtype == torch.float64) is None
+    return fits and native_fault("forward", query.dtype == torch.float64) is None
 
 
 @once
-def _native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
+def native_fault(name: Literal["forward", "back"], double: bool) -> str | None:
     """Describe why a kernel cannot be used in this process; None if it can."""
     from nfm.native import selftest
 

@@ -85,7 +85,7 @@ def test_one_thing_may_take_another_and_an_error_is_not_kept() -> None:
         ("rims.scan.native.build", "code"),
         ("rims.scan.paths", "native_fault"),
         ("nfm.native.build", "code"),
-        ("nfm.fast", "_native_fault"),
+        ("nfm.fast", "native_fault"),
         ("rims.jax.native.handler", "parts"),
         ("rims.jax.native.calls", "_target"),
         ("rims.jax.native", "fault"),

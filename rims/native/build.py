@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import multiprocessing
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,10 +82,20 @@ def _kept(path: Path, key: str, signature: Any, function: Callable[..., Any]) ->
     with store.compiling(path) if compiler.POSSIBLE else nullcontext():  # else nothing is kept
         code = store.load(path, key, warn=False)
         if code is None:
+            _say_why_it_takes_long()
             code = compiler.object_code(signature, function)
             if code is not None:
                 store.save(path, key, code)
         return code
+
+
+@functools.cache
+def _say_why_it_takes_long() -> None:
+    """One line at a terminal, in a process that a user started."""
+    if sys.stderr is None or multiprocessing.parent_process() is not None:
+        return
+    if sys.stderr.isatty():
+        print("rims: compiling kernels (once per machine, about 10 s each)", file=sys.stderr)
 
 
 def _key(name: str, signature: Any, folder: Path) -> str:

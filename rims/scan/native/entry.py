@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rims.native.simd import kernel
 from rims.scan.native.back import carry, retreat
 from rims.scan.native.forward import advance, begin, keep_or_change, restore
@@ -47,7 +49,8 @@ def back(a: Any) -> None:
             if block == begins and not b.so_far:
                 clear(b)
             carry(b, False)
-            count = 0
+            # Numba takes a plain 0 for a type of its own, and would compile all that gets it twice.
+            count = np.int64(0)
             for t in range(b.last - 1, b.first - 1, -1):
                 restore(b, t)
                 begin(b, t)
@@ -56,7 +59,7 @@ def back(a: Any) -> None:
                 count += b.rows
                 if t == b.first or count + b.rows > b.held_steps * b.block_rows:
                     add_rows(b, count)
-                    count = 0
+                    count = np.int64(0)
             carry(b, True)
         if count_done(a) == a.groups - 1 and a.is_end:
             add_groups(a)
