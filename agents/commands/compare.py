@@ -105,7 +105,7 @@ def compare(
     from agents.judging import compare as comparing
     from agents.judging.report import to_dict, to_markdown, write_report
     from lab.running.devices import usable_device
-    from lab.running.processes import usable_processors
+    from lab.running.processes import jobs_of
 
     config = make_config({**given, "core": base_of(cores[0])})
     options.require_effect_of_cores(config, cores, options.typed_of(given))
@@ -124,11 +124,12 @@ def compare(
             match_params=match_params,
             as_found=report_only,
         )
-    jobs = min(jobs or (len(runs) if launch else usable_processors()), len(runs))
-    here = min(jobs, usable_processors()) if launch else jobs
+    here = jobs_of(None if launch else jobs, config.threads, len(runs))
+    jobs = min(jobs or len(runs), len(runs)) if launch else here
     if not (launch or report_only):
         with checking_input():
             comparing.require_memory(runs, jobs)
+        options.say_if_crowded(jobs * config.threads)
     judge = partial(comparing.judge, runs, suite, chosen, episodes=episodes, mode=mode, jobs=here)
     with claimed(run_root, report_only):
         flags = [] if report_only else _train(runs, jobs, launch)

@@ -77,7 +77,7 @@ def sweep(file: Path, out: Path, jobs: int | None) -> None:
         raise UserError("a sweep needs Optuna: pip install 'rims-toolkit[sweep]'")
     from agents.sweep.study import Study
     from lab.disk.folder import claim_folder, require_encodable
-    from lab.running.processes import usable_processors
+    from lab.running.processes import jobs_of
 
     with checking_input():
         Study.check(asked, out)
@@ -86,7 +86,10 @@ def sweep(file: Path, out: Path, jobs: int | None) -> None:
     try:
         with checking_input():
             study = Study(asked, out)
-        _run(asked, study, out, jobs or usable_processors())
+        threads = asked.config(asked.first, seed=0).threads
+        jobs = jobs_of(jobs, threads, asked.trials)
+        options.say_if_crowded(jobs * threads)
+        _run(asked, study, out, jobs)
     finally:
         lock.release()
 

@@ -72,6 +72,7 @@ def run_to_end(trainer: Trainer) -> None:
     name = f"{settings.core} on {settings.task.name} ({trainer.backend}), seed {settings.seed}"
     try:
         if first:
+            options.say_if_crowded(settings.threads)
             with TrainingDisplay(f"{name}: {folder}", settings.total_steps) as display:
                 trainer.run(display.update)
         else:

@@ -174,13 +174,15 @@ def _compare(
     from experiments.judging import comparison as comparing
     from experiments.judging.report import to_dict, to_markdown, write_report
     from lab.comparing import NothingToCompare
-    from lab.running.processes import usable_processors
+    from lab.running.processes import jobs_of
 
     runs = comparing.plan(task, configs, seeds, run_root)
-    jobs = None if report_only else min(jobs or usable_processors(), len(runs))
+    threads = runs[0].config.threads
+    jobs = None if report_only else jobs_of(jobs, threads, len(runs))
     if jobs is not None:
         with checking_input():
             comparing.check(runs, jobs)
+        options.say_if_crowded(jobs * threads)
     with claimed(run_root, report_only):
         flags = _train(runs, jobs) if jobs else []
         try:

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+from lab.words import plural
+
 # Spawned, not forked: an environment pool made before a fork would hang.
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -23,6 +25,9 @@ MAX_ERROR = 2000
 
 #: Seconds between two calls of ``on_wait``.
 POLL_SECONDS = 1.0
+
+#: Processors that other work may take before a user is told.
+_TOLERATED = 0.75
 
 EXIT_INTERRUPTED = 130
 
@@ -51,6 +56,33 @@ def usable_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def jobs_of(jobs: int | None, threads: int, runs: int) -> int:
+    """Runs to train at a time: as asked for, else as many as have processors of their own.
+
+    Args:
+        jobs: as asked for; ``None``: not.
+        threads: of each run.
+        runs: there are no more.
+    """
+    return min(jobs or max(1, usable_processors() // threads), runs)
+
+
+def crowding(threads: int) -> str | None:
+    """One line if that many threads would have to share processors; else ``None``."""
+    have = usable_processors()
+    if threads > have:
+        of = plural(have, "usable processor")
+        return f"{threads} threads share {of}; fewer threads or jobs are at least as fast."
+    there = os.cpu_count() or have
+    busy = min(os.getloadavg()[0], there) if hasattr(os, "getloadavg") else 0.0
+    if busy + threads > there + _TOLERATED:
+        return (
+            f"other work keeps {busy:.1f} of {there} processors busy, beside the "
+            f"{plural(threads, 'thread')} of this command; all take longer."
+        )
+    return None
 
 
 def run_all(

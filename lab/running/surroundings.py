@@ -11,16 +11,22 @@ from lab.running.memory import left_to_process
 #: Variables that matplotlib reads for windows and dates: these figures have neither.
 _UNUSED = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
 
+#: Variables by which a user says how threads of OpenMP wait for work.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
 #: Bytes of address space that no process does with less which imports torch: its libraries abort.
 _TORCH = 600e6
 
 
 def prepare() -> None:
-    """Open what is closed of the three standard streams, and leave out variables without a use.
+    """Open what is closed of the three standard streams, and set variables that libraries read.
 
     Where a stream is closed, the next file that is opened takes its number, and would receive what
-    is printed.
+    is printed. Threads of torch that have nothing to do sleep: by default they spin, and two runs
+    with two threads each on two processors would take many times as long.
     """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # read when torch is imported
     for name in _UNUSED:
         os.environ.pop(name, None)
     for number, stream in enumerate(("stdin", "stdout", "stderr")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -231,7 +232,7 @@ JOBS = plain_option(
     "--jobs",
     type=COUNT,
     metavar="N",
-    help="Runs at a time.  [default: number of usable processors]",
+    help="Runs at a time.  [default: usable processors, divided by --threads]",
 )
 
 # Options of record.
@@ -247,6 +248,14 @@ FPS = plain_option(
 MAX_STEPS = plain_option(
     "--max-steps", default=300, type=COUNT, metavar="N", help="Stop after this many steps."
 )
+
+
+def say_if_crowded(threads: int) -> None:
+    """Tell a user at a terminal that this many threads will have to share processors."""
+    from lab.running.processes import crowding
+
+    if sys.stderr.isatty() and (why := crowding(threads)):
+        click.echo(f"Note: {why}", err=True)
 
 
 def typed_of(given: dict[str, Any]) -> dict[str, Any]:
