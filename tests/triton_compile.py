@@ -24,8 +24,11 @@ from rims.scan.triton.recurrence import TritonRecurrence
 class _AbsentDevice:
     """As much of a driver as compiling asks for."""
 
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -50,9 +53,9 @@ def compile_kernels(kind: type[RIM_LSTMCell] | type[RIM_GRUCell], dtype: torch.d
     hoisted.backward(recurrence, out.h, carry, input, saved, input_needs_grad=True)
 
 
-def main(names: list[str]) -> None:
-    """``lstm float32`` and the like."""
-    triton.runtime.driver.set_active(_AbsentDevice())
+def main(capability: str, *names: str) -> None:
+    """For a compute capability such as 80: ``lstm float32`` and the like."""
+    triton.runtime.driver.set_active(_AbsentDevice(int(capability)))
     run = triton.JITFunction.run
 
     @functools.wraps(run)
@@ -69,4 +72,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])
