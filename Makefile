@@ -20,7 +20,7 @@ DEMO_TASKS := DoorKey-5x5,DoorKey-6x6,DoorKey-8x8
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: install demo test test-long test-all test-lowest test-newest test-processors lint bench clean
+.PHONY: install demo claims test test-long test-all test-lowest test-newest test-processors lint bench clean
 
 install: $(INSTALLED)
 
@@ -69,6 +69,10 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The state of every published claim; docs/claims.md. make claims RUN=1 first trains what is missing.
+claims: $(INSTALLED)
+	$(BIN)/python -m benchmarks.claims --write $(if $(RUN),--run)
 
 bench: $(INSTALLED)
 	$(BIN)/rims bench cells --out benchmarks/results
