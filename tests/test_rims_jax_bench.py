@@ -43,7 +43,8 @@ def test_writes_rows_and_tables(rims: Rims) -> None:
     assert shown == [("inference", False), ("training", False), ("training", True)]
     for row in plain["rows"]:
         names = [contender["name"] for contender in row["contenders"]]
-        assert names == ["flax GRUCell", "rims.jax RIM_GRU", "rims RIM_GRU, torch"]
+        ours = ["rims.jax RIM_GRU", "rims.jax RIM_GRU, without Numba", "rims RIM_GRU, torch"]
+        assert names == ["flax GRUCell", *ours]
         assert row["contenders"][0]["ratio"] == 1
         assert all(c["ratio_low"] <= c["ratio"] <= c["ratio_high"] for c in row["contenders"])
         assert len(row["rounds_ms"]) == 3
@@ -54,9 +55,10 @@ def test_writes_rows_and_tables(rims: Rims) -> None:
 @pytest.mark.long
 def test_ours_compute_the_same_in_both_libraries() -> None:
     for contest in bench.contests(grid()):
-        of_flax, ours, of_torch = (c.work() for c in bench.contenders(contest, "cpu"))
+        of_flax, ours, by_xla, of_torch = (c.work() for c in bench.contenders(contest, "cpu"))
         assert of_flax.shape == ours.shape
         assert_near(ours, of_torch, tolerance=1e-5)
+        assert_near(by_xla, of_torch, tolerance=1e-5)
 
 
 def test_a_gpu_that_is_not_there_is_one_line(rims: Rims) -> None:

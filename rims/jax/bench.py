@@ -22,6 +22,7 @@ from rims.bench.cases import Settings as Grid
 from rims.bench.report import plural, short
 from rims.bench.results import replace_text
 from rims.bench.timing import Contender, Pair, alternate, summarise
+from rims.jax import native
 from rims.jax.layers import RIM_GRU, RIM_LSTM
 from rims.jax.weights import to_torch
 from rims.layers import RIM_GRU as TorchGRU
@@ -45,10 +46,12 @@ class Contest(NamedTuple):
     input_too: bool
 
     @property
-    def names(self) -> tuple[str, str, str]:
+    def names(self) -> tuple[str, ...]:
         """Names of the contenders, the baseline first."""
         ours, cell, _ = _KINDS[self.case.kind]
-        return f"flax {cell.__name__}", f"rims.jax {ours.__name__}", f"rims {ours.__name__}, torch"
+        jax_layer = f"rims.jax {ours.__name__}"
+        torch_layer = f"rims {ours.__name__}, torch"
+        return f"flax {cell.__name__}", jax_layer, f"{jax_layer}, without Numba", torch_layer
 
     @property
     def title(self) -> str:
@@ -100,7 +103,7 @@ def contests(grid: Grid) -> list[Contest]:
 
 
 def contenders(contest: Contest, device: Device) -> list[Contender]:
-    """The contenders ``names``: the first two jitted, the last two with the same weights."""
+    """The contenders ``names``: all but the last jitted, all but the first of the same weights."""
     case = contest.case
     layer, cell, torch_layer = _KINDS[case.kind]
     rows = np.random.default_rng(0).standard_normal(
@@ -116,8 +119,14 @@ def contenders(contest: Contest, device: Device) -> list[Contender]:
     return [
         _of_jax(flax_rnn, partial(_scanned, start), jnp.asarray(rows), contest),
         _of_jax(ours, lambda rnn, x: rnn(x)[0], jnp.asarray(rows), contest),
+        _of_jax(ours, _without_numba, jnp.asarray(rows), contest),
         _of_torch(theirs.to(device), torch.from_numpy(rows).to(device), contest),
     ]
+
+
+def _without_numba(rnn: Any, input: jax.Array) -> Any:
+    with native.left_out():
+        return rnn(input)[0]
 
 
 def _scanned(start: Any, rnn: nnx.RNN, input: jax.Array) -> Any:
@@ -233,7 +242,8 @@ flax {flax}, torch {torch}, Python {python}; commit {commit}, {date}.
 
 Flax's cells are scanned by `nnx.RNN`; what is of JAX is jitted, compiled before the first round,
 and runs on as many threads as JAX takes. All contenders have the same input and sizes and run
-alternately in one process; the RIM layers of both frameworks have the same weights. Times are
+alternately in one process; the RIM layers of both frameworks have the same weights. Without Numba
+a RIM layer is computed by XLA alone, as on other devices than CPUs. Times are
 medians of single calls in milliseconds; the ratio is to the first line, taken in every round: its
 median and, in brackets, its quartiles. Training is forward and backward of the output's sum, with
 gradients of the weights."""

@@ -6,6 +6,8 @@ Importing this needs no Numba; importing its modules does.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import jax
@@ -15,11 +17,28 @@ from rims.native.once import once
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
+class _Setting:
+    """Whether sequences that are traced now may go this way."""
+
+    on = True
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """What is traced inside is computed as where there is no Numba."""
+    _Setting.on = False
+    try:
+        yield
+    finally:
+        _Setting.on = True
+
+
 def is_available(double: bool) -> bool:
     """Whether computing on JAX's default device can go this way, in this precision."""
     device = jax.config.values["jax_default_device"]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)
-    return _HAS_NUMBA and platform == "cpu" and fault("forward", double) is None
+    there = _HAS_NUMBA and _Setting.on
+    return there and platform == "cpu" and fault("forward", double) is None
 
 
 @once
