@@ -7,10 +7,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from rims.checks import CellOptions as CellOptions
 from rims.functional import grouped_linear, gru_candidate, lstm_candidate
 from rims.interop.fx import as_leaf
 from rims.parameters import Parameters
-from rims.step import CellOptions, Over, RIMCell, State
+from rims.step import Over, RIMCell, State
 
 
 class RIM_LSTMCell(RIMCell):

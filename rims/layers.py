@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rims.base_layer import PerLayer, RIMLayer
-from rims.cells import RIM_GRUCell, RIM_LSTMCell
+from rims.cells import CellOptions, RIM_GRUCell, RIM_LSTMCell
 from rims.interop.fx import as_leaf
 from rims.layout.batching import RepeatedInput, unrepeat
 from rims.layout.hidden_state import Stacked, to_autocast_dtype
-from rims.step import CellOptions
 
 
 class RIM_LSTM(RIMLayer):

@@ -29,7 +29,7 @@ from lab.cores import CORE_NAMES, LAYER_OPTIONS, RIM_CORES, CoreSettings
 from lab.disk.folder import CONFIG_NAME
 from lab.disk.store import CheckpointStore
 from rims import RIM_GRU, RIM_LSTM
-from rims.step import CellOptions
+from rims.checks import CellOptions
 from sequence_cases import TINY, options
 
 #: By option: what is typed, and what the layer or its cells then have. Two layers each.
@@ -79,7 +79,7 @@ def supervised(core: str, *words: str) -> Core:
     with task_command(task).make_context("adding", call) as context:
         names = {field.name for field in fields(AddingConfig)}
         given = {n: v for n, v in context.params.items() if n in names}
-        (config,) = _make_configs(task, given, None, (core,))
+        (config,) = _make_configs(task, given, None, (core,)).values()
     assert isinstance(config, SequenceConfig)
     return Core(5, config)
 

@@ -213,6 +213,7 @@ def test_a_cell_with_another_step_computes_it(kind: LayerKind) -> None:
 
     class Silent(cell_type):  # type: ignore[misc]
         def step(self, input: Tensor, state: State, p: Parameters, **given: Any) -> CellStep:
+            assert p.comm_output_weight is not None
             none = torch.zeros_like(p.comm_output_weight)
             silent = p._replace(comm_output_weight=none, comm_output_bias=none[:, 0])
             step: CellStep = super().step(input, state, silent, **given)
