@@ -44,7 +44,8 @@ class RIM_LSTM(RIMLayer):
         blocked_grad: no gradient passes from the next layer into inactive mechanisms.
             Default false.
         options: the other keyword-only options of :class:`rims.RIM_LSTMCell`: heads, sizes and
-            dropout of the attentions, ``comm_reads``, ``learned_initial_state``.
+            dropout of the attentions, ``input_gate``, ``competition``, ``tie_margin``,
+            ``comm_reads``, ``comm_update``, ``comm_gate_bias``, ``learned_initial_state``.
 
     Shape:
         - input ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)``, ``PackedSequence``,

@@ -140,7 +140,7 @@ def test_competition_of_mechanisms_reproduces_published_arrays(path: Path) -> No
 
     # w of all steps, and what the first one computes on its way
     before = torch.cat([states[0], output[:-1]]).detach()
-    before = before.unflatten(-1, (cell.num_rims, -1))  # (T, B, N, d)
+    before = before.reshape(*before.shape[:2], cell.num_rims, -1)  # (T, B, N, d)
     p = Parameters.of(cell)
     did = [
         read_input(p, x[:, None], h, competition="mechanisms", k=cell.k)
@@ -148,7 +148,7 @@ def test_competition_of_mechanisms_reproduces_published_arrays(path: Path) -> No
     ]
     scores = torch.stack([step.score for step in did])
     assert_close(scores.softmax(-1), tensor(arrays["competition_probs"]))
-    prev = tuple(state[0].unflatten(-1, (cell.num_rims, -1)) for state in states)
+    prev = tuple(state.reshape(state.shape[1], cell.num_rims, -1) for state in states)
     candidate = cell.candidate(p, did[0].read, prev)
     update, attention = communicate(p, candidate[0])
     for name, got in [

@@ -15,7 +15,7 @@ from rims.parameters import Parameters
 from rims.step import RIMCell
 
 #: Options that only the readable loop computes, and what fast paths compute instead.
-_PLAIN = {"input_gate": "null", "competition": "null", "comm_update": "additive", "tie_margin": 0}
+_PLAIN = {"comm_update": "additive", "tie_margin": 0}
 
 
 class Weights(NamedTuple):
@@ -99,6 +99,14 @@ class Rules(NamedTuple):
     k: int
     num_heads: int  # M, of the communication
     reads_state: bool  # comm_reads="state"
+    input_gate: str = "null"
+    competition: str = "null"
+
+    @classmethod
+    def of(cls, cell: RIMCell) -> Rules:
+        """The rules of a cell."""
+        reads_state = cell.comm_reads == "state"
+        return cls(cell.k, cell.num_comm_heads, reads_state, cell.input_gate, cell.competition)
 
 
 class Flags(NamedTuple):
@@ -138,6 +146,16 @@ def why_not(cell: RIMCell) -> str | None:
     for name, plain in _PLAIN.items():
         if getattr(cell, name) != plain:
             return name
-    if not cell.num_comm_heads:
-        return "num_comm_heads=0"
     return None
+
+
+def why_no_kernel(cell: RIMCell, *, gates: bool) -> str | None:
+    """Option of ``cell`` that the path in PyTorch computes and kernels do not; None if none.
+
+    ``gates``: they know every ``input_gate``.
+    """
+    if cell.input_gate != "null" and not gates:
+        return "input_gate"
+    if cell.competition != "null":
+        return "competition"
+    return None if cell.num_comm_heads else "num_comm_heads"

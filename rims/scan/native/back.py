@@ -235,6 +235,7 @@ def input_gradient(b: Any, t: int, base: int) -> None:
             place = (line_of(b, t, r) * n + m) * gates
             own = ((base + r) * n + m) * gates
             p = share[r * n + m]
+            factor = splat(p) if b.gates_input else b.one
             is_active = chosen[r * n + m] != 0
             sums = b.zero
             for gate in range(b.g):
@@ -246,8 +247,10 @@ def input_gradient(b: Any, t: int, base: int) -> None:
                         if not b.is_lstm and gate == 2:
                             gradient = load_up_to(aux, (m * b.block_rows + r) * b.unit + i, left)
                         sums = sums + gradient * load_up_to(side, j, left)
-                    store_up_to(d_side, j, left, gradient * splat(p))
+                    store_up_to(d_side, j, left, gradient * factor)
             d_score[r * n + m] = total(sums) * (p - p * p)
+            if not b.gate_learns:
+                d_score[r * n + m] = 0
 
 
 @kernel

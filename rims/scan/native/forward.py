@@ -158,7 +158,7 @@ def lstm_candidate(b: Any, t: int) -> None:
             origin = (((t - b.first) * b.batch + b.row + r) * n + m) * 4 * d
             bias = shifted(biases, m * 4 * d)
             gates, unit = shifted(pre, row * b.gate), row * b.unit
-            p = splat(share[r * n + m])
+            p = splat(share[r * n + m]) if b.gates_input else b.one
             for j in range(0, d, b.lanes):
                 left = d - j
                 i = sigmoid(gate_of(gates, side, origin, bias, p, j, left))
@@ -196,7 +196,7 @@ def gru_candidate(b: Any, t: int) -> None:
             origin = (((t - b.first) * b.batch + b.row + sample) * n + m) * 3 * d
             bias, bias_hh = shifted(biases, m * 3 * d), shifted(biases_hh, m * 3 * d)
             gates, unit = shifted(pre, row * b.gate), row * b.unit
-            p = splat(share[sample * n + m])
+            p = splat(share[sample * n + m]) if b.gates_input else b.one
             for j in range(0, d, b.lanes):
                 left = d - j
                 s_r = gate_of(gates, side, origin, bias, p, j, left)

@@ -105,6 +105,8 @@ def _sizes(
         "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
         "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
         "is_lstm": int(gates == 4 * d), "reads_state": int(rules.reads_state),
+        "gates_input": int(rules.input_gate == "null"),
+        "gate_learns": int(rules.input_gate != "none"),
         "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
         "width": round_up(2 * keys + round_up(values, lanes), lanes),
         "key_row": round_up(keys, lanes), "heads": round_up(values, lanes),

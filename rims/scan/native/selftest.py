@@ -86,7 +86,13 @@ def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
-    """An LSTM and a GRU; together they have every option that the kernels know."""
+    """An LSTM and a GRU, each twice; together they have every option that the kernels know."""
+    for case, input_gate in zip(_drawn(dtype), ("straight_through", "none"), strict=True):
+        yield case
+        yield case._replace(rules=case.rules._replace(input_gate=input_gate))
+
+
+def _drawn(dtype: torch.dtype) -> Iterator[Case]:
     # Of this seed flags and selections are as the tests want them.
     generator = torch.Generator("cpu").manual_seed(0)
 
