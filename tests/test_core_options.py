@@ -41,10 +41,15 @@ TYPED: dict[str, tuple[str, Any]] = {
     "num_input_heads": ("--num-input-heads 2", 2),
     "input_key_size": ("--input-key-size 7", 7),
     "input_value_size": ("--input-value-size 11", 11),
+    "input_gate": ("--input-gate none", "none"),
+    "competition": ("--competition mechanisms", "mechanisms"),
+    "tie_margin": ("--tie-margin 0.01", 0.01),
     "num_comm_heads": ("--num-comm-heads 3", 3),
     "comm_key_size": ("--comm-key-size 5", 5),
     "comm_value_size": ("--comm-value-size 9", 9),
     "comm_reads": ("--comm-reads state", "state"),
+    "comm_update": ("--comm-update convex", "convex"),
+    "comm_gate_bias": ("--comm-gate-bias -2", -2.0),
     "use_inactive": ("--no-use-inactive", False),
     "blocked_grad": ("--blocked-grad", True),
 }
@@ -86,6 +91,7 @@ def supervised(core: str, *words: str) -> Core:
 
 def assert_has(layer: nn.Module, name: str, expected: Any) -> None:
     assert isinstance(layer, RIM_LSTM | RIM_GRU)
+    name = {"comm_gate_bias": "comm_gate_start"}.get(name, name)  # a parameter has that name
     found = [layer] if hasattr(layer, name) else layer.rim_cells
     assert [getattr(one, name) for one in found] == [expected] * len(found)
 

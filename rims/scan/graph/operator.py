@@ -157,7 +157,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     *states, reset, valid, output, active = ctx.saved_tensors[:9]
     kept, weights = ctx.saved_tensors[9:13], ctx.saved_tensors[13:]
     given = (*states, weights, reset, valid, *ctx.rules)
-    nothing = (None,) * (2 + len(ctx.rules))
+    nothing = (None,) * (len(ctx.needs_input_grad) - 6)  # arguments with defaults may be left out
     problem = unpack(given)
     # A program exported under no_grad has saved nothing.
     if needs_autograd(*grads[:3]) or not problem.save:
