@@ -113,6 +113,17 @@ def test_options_of_supervised_training_reach_the_layer(core: str, name: str) ->
     assert_has(supervised(core, *call, *words.split()).module, name, expected)
 
 
+@pytest.mark.parametrize("core", RIM_CORES)
+def test_the_gate_of_the_communication_starts_at_its_bias(core: str) -> None:
+    call = ("--core", core, "--comm-gate-bias", "-2", "--num-layers", "2")
+    layer = agent(*call).module
+    assert isinstance(layer, RIM_LSTM | RIM_GRU)
+    for cell in layer.rim_cells:
+        for name, parameter in cell.named_parameters():
+            if "bias" in name:
+                assert (parameter == (-2 if name == "comm_gate_bias" else 0)).all()
+
+
 @pytest.mark.parametrize("core", ["lstm", "gru"])
 def test_cores_of_torch_have_layers_too(core: str) -> None:
     call = ("--hidden-size", "12", "--num-layers", "2")
@@ -179,6 +190,25 @@ def test_a_layer_made_with_the_defaults_is_the_layer_of_the_defaults(core: str) 
             "--num-rims 4 --k 4 --comm-reads state",
             "--comm-reads needs --k below",
         ),
+        (
+            "rim_gru",
+            "--num-rims 4 --k 4 --tie-margin 0.01",
+            "--tie-margin needs --k below",
+        ),
+        *(
+            (
+                "rim_gru",
+                f"--num-comm-heads 0 {words}",
+                f"{words.split()[0]} needs --num-comm-heads above 0.",
+            )
+            for words in ("--comm-update convex", "--comm-gate-bias -2", "--comm-key-size 3")
+        ),
+        (
+            "rim_gru",
+            "--input-gate none --competition mechanisms",
+            "--competition needs --input-gate null or straight_through.",
+        ),
+        ("lstm", "--input-gate none", "--input-gate needs a core with mechanisms; {} lstm."),
         (
             "rim_gru",
             "--num-layers 2 --no-use-inactive --blocked-grad",

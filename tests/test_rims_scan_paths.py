@@ -87,6 +87,8 @@ def test_without_numba_the_default_is_torch(
         ({"input_dropout": 0.5}, (6, 3, 5)),
         ({"comm_dropout": 0.5}, (6, 3, 5)),
         ({"proj_size": 8}, (6, 3, 5)),
+        ({"comm_update": "convex"}, (6, 3, 5)),
+        ({"tie_margin": 0.01}, (6, 3, 5)),
     ],
     ids=lambda value: next(iter(value), None) if isinstance(value, dict) else "",
 )
@@ -104,6 +106,27 @@ def test_options_of_the_loop_alone_go_there(
     for path in wanted:
         with scan_path(path), pytest.raises(RuntimeError, match=f"{path!r} cannot .*: {name}"):
             layer(input)
+
+
+@both
+@pytest.mark.parametrize("options", [{"competition": "mechanisms"}, {"num_comm_heads": 0}])
+def test_options_that_kernels_lack_go_to_torch(kind: LayerKind, options: dict[str, Any]) -> None:
+    layer, input = make(kind, num_layers=2, **options), double(6, 3, 5)
+    assert chosen(layer, input) == "torch"
+    assert_equal(layer_results(None, layer, input), layer_results("torch", layer, input))
+    assert_near(layer_results(None, layer, input), layer_results("reference", layer, input))
+    (name,) = options
+    with scan_path("native"), pytest.raises(RuntimeError, match=f"'native' cannot .*: {name}"):
+        layer(input)
+
+
+@both
+@needs_numba
+@pytest.mark.parametrize("gate", ["none", "straight_through"])
+def test_kernels_know_every_input_gate(kind: LayerKind, gate: str) -> None:
+    layer, input = make(kind, num_layers=2, input_gate=gate), double(6, 3, 5)
+    assert chosen(layer, input) == "native"
+    assert_near(layer_results(None, layer, input), layer_results("reference", layer, input))
 
 
 @fast_paths
