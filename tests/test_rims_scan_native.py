@@ -385,6 +385,7 @@ def test_the_self_test_stands_far_from_ties(dtype: torch.dtype) -> None:
 def test_the_self_test_has_every_option_of_the_kernels() -> None:
     every = list(selftest.cases(torch.float32))
     assert [case.rules.input_gate for case in every] == ["null", "straight_through", "null", "none"]
+    assert [case.rules.num_heads for case in every] == [2, 2, 1, 0]
     lstm, gru = every[::2]
     assert [case.w.num_gates for case in (lstm, gru)] == [4, 3]
     assert [case.rules.reads_state for case in (lstm, gru)] == [False, True]

@@ -156,6 +156,4 @@ def why_no_kernel(cell: RIMCell, *, gates: bool) -> str | None:
     """
     if cell.input_gate != "null" and not gates:
         return "input_gate"
-    if cell.competition != "null":
-        return "competition"
-    return None if cell.num_comm_heads else "num_comm_heads"
+    return None if cell.competition == "null" else "competition"

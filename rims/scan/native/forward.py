@@ -84,6 +84,9 @@ def advance(b: Any, t: int) -> None:
         gru_candidate(b, t)
     if b.reads_state:
         keep_idle(b)
+    if not b.m:  # nothing is communicated
+        zeros(b, b.s_out, rows * b.k * b.pair)
+        return
     keys, values = b.m * b.dk, b.m * b.dv
     # In this order: each product also fills up its last vector, where the next one begins.
     project_qkv(b, b.p_query, b.key_row, 0, keys)
@@ -92,6 +95,13 @@ def advance(b: Any, t: int) -> None:
     attend(b)
     matmul(b.s_read, b.heads, b.p_out, b.pair, b.s_out, b.pair, rows * b.k, values, 2 * d)
     gate_output(b)
+
+
+@kernel
+def zeros(b: Any, target: Any, count: int) -> None:
+    """Set ``count`` numbers to zero."""
+    for j in range(0, count, b.lanes):
+        store_up_to(target, j, count - j, b.zero)
 
 
 @kernel

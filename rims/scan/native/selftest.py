@@ -77,8 +77,9 @@ class Case(NamedTuple):
             inputs, d_inputs = (_range(part, first, last) for part in (self.inputs, out))
             grad_output = self.grad_output[first:last]
             recurrence.backward(first, inputs, did, grad_output, carry, d_inputs)
-        weights = zip(recurrence.gradients(), self.w[4:], strict=True)
-        return [*carry, *out, *(None if weight is None else grad for grad, weight in weights)]
+        there = (weight is not None and weight.numel() > 0 for weight in self.w[4:])
+        weights = zip(recurrence.gradients(), there, strict=True)
+        return [*carry, *out, *(grad if is_there else None for grad, is_there in weights)]
 
 
 def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
@@ -87,9 +88,13 @@ def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """An LSTM and a GRU, each twice; together they have every option that the kernels know."""
-    for case, input_gate in zip(_drawn(dtype), ("straight_through", "none"), strict=True):
-        yield case
-        yield case._replace(rules=case.rules._replace(input_gate=input_gate))
+    lstm, gru = _drawn(dtype)
+    yield lstm
+    yield lstm._replace(rules=lstm.rules._replace(input_gate="straight_through"))
+    yield gru
+    silent = {name: getattr(gru.w, name)[..., :0] for name in Weights._fields[5:10]}
+    rules = gru.rules._replace(input_gate="none", num_heads=0)
+    yield gru._replace(rules=rules, w=gru.w._replace(**silent))
 
 
 def _drawn(dtype: torch.dtype) -> Iterator[Case]:
