@@ -32,15 +32,25 @@ RIM_CORES = ("rim_lstm", "rim_gru")
 CORE_METAVAR = f"[{'|'.join(CORE_NAMES)}|PACKAGE.MODULE:CLASS]"
 
 CommReads = Literal["candidate", "state"]
+CommUpdate = Literal["additive", "convex"]
+InputGate = Literal["null", "none", "straight_through"]
+Competition = Literal["null", "mechanisms"]
 
 #: Options that act between two layers of mechanisms.
 _BETWEEN_LAYERS = ("use_inactive", "blocked_grad")
+
+#: Options that need a communication.
+_OF_COMMUNICATION = (
+    *("comm_key_size", "comm_value_size", "comm_dropout", "comm_reads"),
+    *("comm_update", "comm_gate_bias"),
+)
 
 _OF_LAYERS = ("num_layers", "dropout")
 _OF_MECHANISMS = (
     *("num_rims", "k"),
     *("num_input_heads", "input_key_size", "input_value_size", "input_dropout"),
-    *("num_comm_heads", "comm_key_size", "comm_value_size", "comm_dropout", "comm_reads"),
+    *("input_gate", "competition", "tie_margin"),
+    *("num_comm_heads", *_OF_COMMUNICATION),
     *_BETWEEN_LAYERS,
     "init_from_unit_size",
 )
@@ -86,7 +96,29 @@ class CoreSettings(Settings):
         "Features of an input value, per mechanism; 0: four times the mechanism's own.",
         low=0,
     )
-    num_comm_heads: int = option(4, "RIM", "Heads of the communication.", low=1)
+    input_gate: InputGate = option(
+        "null",
+        "RIM",
+        "Factor of what a mechanism reads: its attention on the input (null), 1 (none), or 1 with "
+        "the gradient of that attention (straight_through).",
+    )
+    competition: Competition = option(
+        "null",
+        "RIM",
+        "What a mechanism's attention on the input competes with: a null slot, or the other "
+        "mechanisms (authors' Atari code).",
+    )
+    tie_margin: float = option(
+        0.0,
+        "RIM",
+        "Mechanisms whose attention on the input is this close to that of the k-th are active as "
+        "well.",
+        low=0,
+        high=1,
+    )
+    num_comm_heads: int = option(
+        4, "RIM", "Heads of the communication; 0: no communication.", low=0
+    )
     comm_key_size: int = option(
         16, "RIM", "Features of a key of the communication, per head.", low=1
     )
@@ -98,6 +130,18 @@ class CoreSettings(Settings):
         "RIM",
         "What other mechanisms read from an inactive one: its discarded candidate (authors' code) "
         "or the state it keeps (paper).",
+    )
+    comm_update: CommUpdate = option(
+        "additive",
+        "RIM",
+        "Add what a mechanism reads from the others to its state, or mix both by the gate.",
+    )
+    comm_gate_bias: float = option(
+        0.0,
+        "RIM",
+        "Added to the initial bias of the communication gate; -2 almost closes it at first.",
+        low=-100,
+        high=100,
     )
     use_inactive: bool = option(
         True, "RIM", "Let a layer also read inactive mechanisms of the one below; else zeros."
@@ -161,7 +205,11 @@ class CoreSettings(Settings):
         else:
             if self.k == self.num_rims:
                 rule = "needs --k below --num-rims"
-                found |= dict.fromkeys(("comm_reads", *_BETWEEN_LAYERS), rule)
+                found |= dict.fromkeys(("comm_reads", "tie_margin", *_BETWEEN_LAYERS), rule)
+            if not self.num_comm_heads:
+                found |= dict.fromkeys(_OF_COMMUNICATION, "needs --num-comm-heads above 0")
+            if self.input_gate == "none" and not self.tie_margin:
+                found["competition"] = "needs --input-gate null or straight_through"
             if self.num_layers == 1:
                 found |= dict.fromkeys(_BETWEEN_LAYERS, "needs --num-layers above 1")
             elif not self.use_inactive:

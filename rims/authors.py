@@ -221,12 +221,14 @@ def _single_cell(where: str, module: RIMCell | RIMLayer) -> RIMCell:
         and (cell.num_input_heads, cell.num_comm_heads) == (1, 4)
         and (cell.input_key_size, cell.comm_key_size, cell.comm_value_size) == (64, 16, 16)
         and cell.input_value_size == 4 * unit_size
+        and (cell.input_gate, cell.competition, cell.tie_margin) == ("null", "null", 0)
+        and cell.comm_update == "additive"
     )
     if not published:
         raise ValueError(
             f"{where}: a BlocksCore has the default sizes and heads of both attentions, biases, no "
-            f"projection, no input slots, no learned initial state and comm_reads='candidate'; "
-            f"got {cell}."
+            f"projection, no input slots, no learned initial state, comm_reads='candidate', and "
+            f"reads, competes and communicates by default; got {cell}."
         )
     return cell
 

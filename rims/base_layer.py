@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from rims.cells import RIM_LSTMCell
-from rims.checks import check_count, check_flag, check_probability, option_defaults, per_layer
+from rims.checks import (
+    CellOptions,
+    check_count,
+    check_flag,
+    check_probability,
+    option_defaults,
+    per_layer,
+)
 from rims.functional import stop_gradient_where
 from rims.layout.batching import (
     RepeatedInput,
@@ -26,7 +32,7 @@ from rims.layout.batching import (
 )
 from rims.layout.hidden_state import Stacked, join_states, split_hx
 from rims.scan import Over, ScanOutput, is_recomputing
-from rims.step import CellOptions, RIMCell, State
+from rims.step import RIMCell, State
 
 #: Takes the index of a cell, its output, the valid steps, and the caller's order of rows.
 Recorder = Callable[[int, ScanOutput, Tensor | None, Tensor | None], None]
@@ -98,7 +104,7 @@ class RIMLayer(nn.Module):
         self.recorders: list[Recorder] = []
 
         options_of_cell: dict[str, Any] = dict(options, device=device, dtype=dtype)
-        if issubclass(self.cell_type, RIM_LSTMCell):
+        if proj_size:
             options_of_cell["proj_size"] = proj_size
         self.cells = self._new_cells(sizes, counts, actives, options_of_cell)
 

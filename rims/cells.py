@@ -7,10 +7,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from rims.checks import CellOptions as CellOptions
 from rims.functional import grouped_linear, gru_candidate, lstm_candidate
 from rims.interop.fx import as_leaf
 from rims.parameters import Parameters
-from rims.step import CellOptions, Over, RIMCell, State
+from rims.step import Over, RIMCell, State
 
 
 class RIM_LSTMCell(RIMCell):
@@ -45,7 +46,18 @@ class RIM_LSTMCell(RIMCell):
         num_input_heads: heads of the input attention. Default 1.
         input_key_size: features of a query or key of the input attention, per head. Default 64.
         input_value_size: A, features a mechanism reads. Default ``4 d``.
-        num_comm_heads: heads of the communication. Default 4.
+        input_gate: factor of what a mechanism reads, :math:`\hat g_m\, x W^v`. ``"null"``
+            (default, the paper): :math:`\hat g_m = g_m`, its attention on the input against the
+            null slot; ``"none"``: 1; ``"straight_through"``: :math:`1 + g_m - \mathrm{sg}(g_m)`,
+            which is 1 and has the gradient of :math:`g_m` (arXiv:1308.3432). All select alike.
+        competition: what that attention competes with. ``"null"`` (default): the null slot;
+            ``"mechanisms"``: the other mechanisms, :math:`g = \mathrm{softmax}_m(l_m)` cut at its
+            (k+1)-th largest and scaled to sum to one (the authors' Atari code, version 2).
+        tie_margin: mechanisms whose attention is above that of the k-th minus this margin are
+            active as well, :math:`g_m > g_{(k)} - margin` (github.com/alexmlamb/
+            blocks_rl_gru_setup, 0.01 there). Default 0: exactly k are active.
+        num_comm_heads: heads of the communication. Default 4. 0: no communication,
+            :math:`h'_m = \tilde h_m`, and no parameters of it (an ablation of the paper).
         comm_key_size: features of a query or key of the communication, per head. Default 16.
         comm_value_size: features of a value, per head. Default 16.
         input_dropout: dropout on what a mechanism reads, in training mode. Default 0.
@@ -53,6 +65,12 @@ class RIM_LSTMCell(RIMCell):
             Default 0.
         comm_reads: what mechanisms read of an inactive one: its ``"candidate"`` (default, as the
             authors' code) or the ``"state"`` it keeps (as the text of the paper).
+        comm_update: how communication changes a candidate, with gate g and output o.
+            ``"additive"`` (default): :math:`h' = \tilde h + g \tanh(o)`; ``"convex"``:
+            :math:`h' = (1 - g)\, \tilde h + g \tanh(o)`, at most 1 if the candidate is
+            (github.com/alexmlamb/blocks_rl_gru_setup).
+        comm_gate_bias: number added to the initial bias of that gate, :math:`b_g + number`; -2 to
+            -3 almost close it at first (arXiv:1910.06764). Default 0.
         learned_initial_state: the state before the first step, and after a reset, is a parameter
             that starts at zero. Default false: zeros.
         init_from_unit_size: draw gate weights by d instead of D. Default false.

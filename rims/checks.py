@@ -1,14 +1,63 @@
-"""Checks of constructor arguments: the class nn.LSTM raises, one line, the value and the rule."""
+"""Options of cells, and checks of constructor arguments.
+
+Errors are of the class nn.LSTM raises, in one line, with the value and the rule.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
+
+#: What communication reads of an inactive mechanism: its discarded candidate or its kept state.
+CommReads = Literal["candidate", "state"]
+
+#: Factor of what a mechanism reads of the input: its attention on it, or 1.
+InputGate = Literal["null", "none", "straight_through"]
+
+#: What a mechanism's attention on the input competes with: a null slot or the other mechanisms.
+Competition = Literal["null", "mechanisms"]
+
+#: How communication changes a candidate: it is added, or mixed in by its gate.
+CommUpdate = Literal["additive", "convex"]
+
+
+class CellOptions(TypedDict, total=False):
+    """Keyword-only options of every cell and layer; :class:`rims.RIM_LSTMCell` documents them."""
+
+    num_input_heads: int
+    input_key_size: int
+    input_value_size: int | None
+    input_gate: InputGate
+    competition: Competition
+    tie_margin: float
+    num_comm_heads: int
+    comm_key_size: int
+    comm_value_size: int
+    input_dropout: float
+    comm_dropout: float
+    comm_reads: CommReads
+    comm_update: CommUpdate
+    comm_gate_bias: float
+    learned_initial_state: bool
+    init_from_unit_size: bool
+
+
+#: The smallest value of each size.
+_SIZES = dict.fromkeys(("input_size", "num_input_heads", "input_key_size", "input_value_size"), 1)
+_SIZES |= {"num_comm_heads": 0, "comm_key_size": 1, "comm_value_size": 1}
+_FLAGS = ("bias", "input_slots", "learned_initial_state", "init_from_unit_size")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "input_gate": get_args(InputGate),
+    "competition": get_args(Competition),
+    "comm_reads": get_args(CommReads),
+    "comm_update": get_args(CommUpdate),
+}
 
 
 def check_int(where: str, name: str, value: object) -> int:
@@ -98,27 +147,41 @@ def check_mechanisms(where: str, hidden_size: int, num_rims: int, k: int, proj_s
         )
 
 
-def check_cell_options(
-    where: str,
-    sizes: dict[str, int],
-    flags: dict[str, bool],
-    dropouts: tuple[float, float],
-    comm_reads: str,
-) -> None:
-    """Raise unless the options of a cell can work."""
-    for name, size in sizes.items():
-        check_count(where, name, size)
-    for name, flag in flags.items():
-        check_flag(where, name, flag)
-    for name, dropout in zip(("input_dropout", "comm_dropout"), dropouts, strict=True):
-        check_probability(where, name, dropout)
-    if sizes["input_value_size"] % sizes["num_input_heads"]:
+def check_number(where: str, name: str, value: object, low: float = -math.inf) -> float:
+    """Return ``value`` as a float; ValueError unless it is a finite number of at least ``low``."""
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    if not (math.isfinite(number) and number >= low):
+        rule = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
+        raise ValueError(f"{where}: {name} must be {rule}; got {value!r}.")
+    return number
+
+
+def check_cell_options(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a cell, counts as ints; raise unless they can work."""
+    found = dict(options)
+    for name, low in _SIZES.items():
+        found[name] = check_count(where, name, options[name], low)
+    for name in _FLAGS:
+        check_flag(where, name, options[name])
+    for name in ("input_dropout", "comm_dropout"):
+        check_probability(where, name, options[name])
+    for name, words in _WORDS.items():
+        if options[name] not in words:
+            *first, last = map(repr, words)
+            rule = f"must be {', '.join(first)} or {last}"
+            raise ValueError(f"{where}: {name} {rule}; got {options[name]!r}.")
+    found["tie_margin"] = check_number(where, "tie_margin", options["tie_margin"], low=0)
+    start = found["comm_gate_bias"] = check_number(
+        where, "comm_gate_bias", options["comm_gate_bias"]
+    )
+    if start and not options["bias"]:
+        raise ValueError(f"{where}: comm_gate_bias={start:g} needs bias=True; got bias=False.")
+    if found["input_value_size"] % found["num_input_heads"]:
         raise ValueError(
-            f"{where}: num_input_heads must divide input_value_size={sizes['input_value_size']}; "
-            f"got {sizes['num_input_heads']}."
+            f"{where}: num_input_heads must divide input_value_size={found['input_value_size']}; "
+            f"got {found['num_input_heads']}."
         )
-    if comm_reads not in ("candidate", "state"):
-        raise ValueError(f"{where}: comm_reads must be 'candidate' or 'state'; got {comm_reads!r}.")
+    return found
 
 
 def per_layer(

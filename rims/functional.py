@@ -130,6 +130,38 @@ def threshold_softmax(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
     return rest / (rest.sum(dim, keepdim=True) + _THRESHOLD_EPS)
 
 
+def threshold_softmax_gradient(grad: Tensor, scores: Tensor, k: int) -> Tensor:
+    r"""Gradient of :func:`threshold_softmax` along the last axis, without autograd.
+
+    .. math:: \bar r_i = [p_i \ge p_{(k+1)} + \epsilon]\;
+              (\bar a_i - \textstyle\sum_j a_j \bar a_j) / (\sum_j r_j + \epsilon), \qquad
+              \bar p_i = \bar r_i - [i = (k+1)] \textstyle\sum_j \bar r_j, \qquad
+              \bar s_i = p_i\, (\bar p_i - \textstyle\sum_j p_j \bar p_j)
+
+    Args:
+        grad: gradient of the weights, ``(..., S)``.
+        scores: as given to :func:`threshold_softmax`, ``(..., S)``.
+        k: weights kept.
+
+    Returns:
+        Gradient of ``scores``.
+
+    Example:
+        >>> threshold_softmax_gradient(torch.tensor([1.0, 0.0]), torch.zeros(2), 1).tolist()
+        [0.25, -0.25]
+    """
+    weights = scores.softmax(-1)
+    if scores.shape[-1] > k + 1:
+        top = weights.topk(k + 1)
+        over = weights - (top.values[..., k:] + _THRESHOLD_EPS)
+        rest = over.clamp(min=0)
+        total = rest.sum(-1, keepdim=True) + _THRESHOLD_EPS
+        grad = (grad - (grad * rest / total).sum(-1, keepdim=True)) / total
+        grad = torch.where(over >= 0, grad, 0.0)
+        grad = grad.scatter_add(-1, top.indices[..., k:], -grad.sum(-1, keepdim=True))
+    return weights * (grad - (weights * grad).sum(-1, keepdim=True))
+
+
 def attention_weights(
     scores: Tensor, k: int | None = None, *, rule: TopKRule = "softmax", dim: int = -1
 ) -> Tensor:

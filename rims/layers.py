@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rims.base_layer import PerLayer, RIMLayer
-from rims.cells import RIM_GRUCell, RIM_LSTMCell
+from rims.cells import CellOptions, RIM_GRUCell, RIM_LSTMCell
 from rims.interop.fx import as_leaf
 from rims.layout.batching import RepeatedInput, unrepeat
 from rims.layout.hidden_state import Stacked, to_autocast_dtype
-from rims.step import CellOptions
 
 
 class RIM_LSTM(RIMLayer):
@@ -45,7 +44,8 @@ class RIM_LSTM(RIMLayer):
         blocked_grad: no gradient passes from the next layer into inactive mechanisms.
             Default false.
         options: the other keyword-only options of :class:`rims.RIM_LSTMCell`: heads, sizes and
-            dropout of the attentions, ``comm_reads``, ``learned_initial_state``.
+            dropout of the attentions, ``input_gate``, ``competition``, ``tie_margin``,
+            ``comm_reads``, ``comm_update``, ``comm_gate_bias``, ``learned_initial_state``.
 
     Shape:
         - input ``(T, B, I)``, ``(B, T, I)`` if ``batch_first``, ``(T, I)``, ``PackedSequence``,

@@ -28,11 +28,11 @@ class Parameters(NamedTuple):
     query_weight: Tensor  # (N, d, M dk)
     key_weight: Tensor  # (I, M dk)
     value_weight: Tensor  # (I, A)
-    comm_query_weight: Tensor  # (N, d, M dc)
-    comm_key_weight: Tensor  # (N, d, M dc)
-    comm_value_weight: Tensor  # (N, d, M dv)
-    comm_output_weight: Tensor  # (d, M dv)
-    comm_gate_weight: Tensor  # (d, M dv)
+    comm_query_weight: Tensor | None  # (N, d, M dc)
+    comm_key_weight: Tensor | None  # (N, d, M dc)
+    comm_value_weight: Tensor | None  # (N, d, M dv)
+    comm_output_weight: Tensor | None  # (d, M dv)
+    comm_gate_weight: Tensor | None  # (d, M dv)
     comm_output_bias: Tensor | None  # (d,)
     comm_gate_bias: Tensor | None  # (d,)
 
@@ -40,6 +40,12 @@ class Parameters(NamedTuple):
     def of(cls, cell: nn.Module) -> Parameters:
         """The parameters of ``cell`` as they are now."""
         return cls(*(getattr(cell, name) for name in cls._fields))
+
+    def of_communication(self) -> list[Tensor]:
+        """Weights of queries, keys, values, output and gate; none where nothing is communicated."""
+        query, key, value = self.comm_query_weight, self.comm_key_weight, self.comm_value_weight
+        given = query, key, value, self.comm_output_weight, self.comm_gate_weight
+        return [weight for weight in given if weight is not None]
 
     @property
     def initial(self) -> tuple[Tensor, ...]:

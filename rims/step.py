@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rims.attention import communicate, read_input
+from rims.attention import communicate, read_input, select
 from rims.checks import (
+    CommReads,
+    CommUpdate,
+    Competition,
+    InputGate,
     check_cell_options,
     check_mechanisms,
     check_state,
     is_autocasting,
     option_defaults,
 )
-from rims.functional import stop_gradient_where, topk_mask
+from rims.functional import stop_gradient_where
 from rims.interop.opacus import refuse_opacus
 from rims.parameters import Parameters, draw_, from_former_names
 
@@ -30,33 +34,14 @@ State = tuple[Tensor, ...]
 #: Computes a whole sequence with a cell; takes the cell, the input and the state or None.
 Over = Callable[["RIMCell", Tensor, Any], Any]
 
-#: What communication reads of an inactive mechanism: its discarded candidate or its kept state.
-CommReads = Literal["candidate", "state"]
-
 
 class CellStep(NamedTuple):
     """One step of a cell and how it came about."""
 
     state: State  # each (B, N d), flat
-    active: Tensor  # (B, N) bool, exactly k true per row
+    active: Tensor  # (B, N) bool, exactly k true per row, with tie_margin at least k
     input_attention: Tensor  # (B, N, 1 + S) weight on the null slot and on the input's elements
     communication: Tensor  # (B, M, N, N) weight of head M from reader to read
-
-
-class CellOptions(TypedDict, total=False):
-    """Keyword-only options of every cell and layer; :class:`RIM_LSTMCell` documents them."""
-
-    num_input_heads: int
-    input_key_size: int
-    input_value_size: int | None
-    num_comm_heads: int
-    comm_key_size: int
-    comm_value_size: int
-    input_dropout: float
-    comm_dropout: float
-    comm_reads: CommReads
-    learned_initial_state: bool
-    init_from_unit_size: bool
 
 
 class RIMCell(nn.Module):
@@ -83,8 +68,19 @@ class RIMCell(nn.Module):
     num_comm_heads: int
     comm_key_size: int
     comm_value_size: int
+    input_dropout: float
+    comm_dropout: float
+    comm_reads: CommReads
     learned_initial_state: bool
     init_from_unit_size: bool
+
+    # Cells that earlier versions pickled whole have none of these.
+    input_gate: InputGate = "null"
+    competition: Competition = "null"
+    comm_update: CommUpdate = "additive"
+    tie_margin: float = 0.0
+    #: The option ``comm_gate_bias``, whose name is that of a parameter.
+    comm_gate_start: float = 0.0
 
     # Tools may replace a parameter by a plain tensor. Shapes: see Parameters.
     weight_ih: Tensor
@@ -97,11 +93,11 @@ class RIMCell(nn.Module):
     query_weight: Tensor
     key_weight: Tensor
     value_weight: Tensor
-    comm_query_weight: Tensor
-    comm_key_weight: Tensor
-    comm_value_weight: Tensor
-    comm_output_weight: Tensor
-    comm_gate_weight: Tensor
+    comm_query_weight: Tensor | None
+    comm_key_weight: Tensor | None
+    comm_value_weight: Tensor | None
+    comm_output_weight: Tensor | None
+    comm_gate_weight: Tensor | None
     comm_output_bias: Tensor | None
     comm_gate_bias: Tensor | None
 
@@ -120,46 +116,39 @@ class RIMCell(nn.Module):
         num_input_heads: int = 1,
         input_key_size: int = 64,
         input_value_size: int | None = None,
+        input_gate: InputGate = "null",
+        competition: Competition = "null",
+        tie_margin: float = 0.0,
         num_comm_heads: int = 4,
         comm_key_size: int = 16,
         comm_value_size: int = 16,
         input_dropout: float = 0.0,
         comm_dropout: float = 0.0,
         comm_reads: CommReads = "candidate",
+        comm_update: CommUpdate = "additive",
+        comm_gate_bias: float = 0.0,
         learned_initial_state: bool = False,
         init_from_unit_size: bool = False,
     ) -> None:
         super().__init__()
         where = type(self).__name__
         check_mechanisms(where, hidden_size, num_rims, k, proj_size)
-        unit_size = int(hidden_size) // int(num_rims)
-        value_size = 4 * unit_size if input_value_size is None else input_value_size
-        sizes = {
-            "input_size": input_size,
-            "num_input_heads": num_input_heads,
-            "input_key_size": input_key_size,
-            "input_value_size": value_size,
-            "num_comm_heads": num_comm_heads,
-            "comm_key_size": comm_key_size,
-            "comm_value_size": comm_value_size,
-        }
-        flags = {
-            "bias": bias,
-            "input_slots": input_slots,
-            "learned_initial_state": learned_initial_state,
+        self.hidden_size, self.num_rims = int(hidden_size), int(num_rims)
+        self.k, self.proj_size = int(k), int(proj_size)
+        read_size = 4 * (self.hidden_size // self.num_rims)
+        given = {
+            "input_size": input_size, "bias": bias, "input_slots": input_slots,
+            "num_input_heads": num_input_heads, "input_key_size": input_key_size,
+            "input_value_size": read_size if input_value_size is None else input_value_size,
+            "input_gate": input_gate, "competition": competition, "tie_margin": tie_margin,
+            "num_comm_heads": num_comm_heads, "comm_key_size": comm_key_size,
+            "comm_value_size": comm_value_size, "input_dropout": input_dropout,
+            "comm_dropout": comm_dropout, "comm_reads": comm_reads, "comm_update": comm_update,
+            "comm_gate_bias": comm_gate_bias, "learned_initial_state": learned_initial_state,
             "init_from_unit_size": init_from_unit_size,
-        }
-        check_cell_options(where, sizes, flags, (input_dropout, comm_dropout), comm_reads)
-        sizes = {name: int(size) for name, size in sizes.items()}
-        for name, option in (sizes | flags).items():
-            setattr(self, name, option)
-        self.hidden_size = int(hidden_size)
-        self.num_rims = int(num_rims)
-        self.k = int(k)
-        self.proj_size = int(proj_size)
-        self.input_dropout = input_dropout
-        self.comm_dropout = comm_dropout
-        self.comm_reads: CommReads = comm_reads
+        }  # fmt: skip
+        for name, option in check_cell_options(where, given).items():
+            setattr(self, _ATTRIBUTES.get(name, name), option)
         for name, shape in self._shapes().items():
             value = torch.empty(shape, device=device, dtype=dtype) if shape else None
             self.register_parameter(name, None if value is None else nn.Parameter(value))
@@ -172,8 +161,8 @@ class RIMCell(nn.Module):
         d = self.state_sizes[0] // n  # of one mechanism's h
         gates = self.num_gates * unit
         keys = self.num_input_heads * self.input_key_size
-        comm_keys = self.num_comm_heads * self.comm_key_size
-        comm_values = self.num_comm_heads * self.comm_value_size
+        heads = self.num_comm_heads
+        comm_keys, comm_values = heads * self.comm_key_size, heads * self.comm_value_size
         starts = (*self.state_sizes, 0) if self.learned_initial_state else (0, 0)
         return {
             "weight_ih": (n, gates, self.input_value_size),
@@ -186,13 +175,13 @@ class RIMCell(nn.Module):
             "query_weight": (n, d, keys),
             "key_weight": (self.input_size, keys),
             "value_weight": (self.input_size, self.input_value_size),
-            "comm_query_weight": (n, d, comm_keys),
-            "comm_key_weight": (n, d, comm_keys),
-            "comm_value_weight": (n, d, comm_values),
-            "comm_output_weight": (d, comm_values),
-            "comm_gate_weight": (d, comm_values),
-            "comm_output_bias": (d,) if self.bias else None,
-            "comm_gate_bias": (d,) if self.bias else None,
+            "comm_query_weight": (n, d, comm_keys) if heads else None,
+            "comm_key_weight": (n, d, comm_keys) if heads else None,
+            "comm_value_weight": (n, d, comm_values) if heads else None,
+            "comm_output_weight": (d, comm_values) if heads else None,
+            "comm_gate_weight": (d, comm_values) if heads else None,
+            "comm_output_bias": (d,) if self.bias and heads else None,
+            "comm_gate_bias": (d,) if self.bias and heads else None,
         }
 
     @property
@@ -210,13 +199,16 @@ class RIMCell(nn.Module):
 
         D is the total hidden size, the law of ``nn.LSTM`` and of the authors' code;
         ``init_from_unit_size=True`` takes the size d of one mechanism, its true fan-in. Learned
-        initial states start at zero.
+        initial states start at zero. ``comm_gate_bias`` is added to what is drawn for that bias.
         """
         draw_(
             dict(self.named_parameters(recurse=False)),
             mechanism=self.hidden_size // (self.num_rims if self.init_from_unit_size else 1),
             output=self.num_comm_heads * self.comm_value_size,
         )
+        if self.comm_gate_start and self.comm_gate_bias is not None:
+            with torch.no_grad():
+                self.comm_gate_bias += self.comm_gate_start
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Read checkpoints of all versions."""
@@ -254,8 +246,12 @@ class RIMCell(nn.Module):
             prev[0],
             num_heads=self.num_input_heads,
             dropout=self.input_dropout if self.training else 0.0,
+            gate=self.input_gate,
+            competition=self.competition,
+            k=self.k,
         )
-        active = topk_mask(score, self.k) if active is None else active  # (B, N)
+        if active is None:  # (B, N)
+            active = select(score, self.k, competition=self.competition, margin=self.tie_margin)
         is_active = active.unsqueeze(-1)  # (B, N, 1)
 
         # 2. Update: every mechanism, active or not, computes its candidate state on its own.
@@ -266,19 +262,20 @@ class RIMCell(nn.Module):
         comm_input = (
             h_cand if self.comm_reads == "candidate" else torch.where(is_active, h_cand, prev[0])
         )
-        update, comm_weights = communicate(
+        communicated = communicate(
             p,
             stop_gradient_where(comm_input, ~is_active),
             num_heads=self.num_comm_heads,
             dropout=self.comm_dropout if self.training else 0.0,
+            update=self.comm_update,
         )
 
         # torch.where keeps an idle state bit for bit; mask arithmetic would let a NaN through.
         new = tuple(
             torch.where(is_active, as_stored(candidate, old), old).flatten(1)  # -> (B, N d)
-            for candidate, old in zip((h_cand + update, *rest), prev, strict=True)
+            for candidate, old in zip((h_cand + communicated.read, *rest), prev, strict=True)
         )
-        return CellStep(new, active, input_weights, comm_weights)
+        return CellStep(new, active, input_weights, communicated.weights)
 
     @abstractmethod
     def candidate(self, p: Parameters, read: Tensor, prev: State) -> State:
@@ -291,7 +288,7 @@ class RIMCell(nn.Module):
         return ", ".join(parts)
 
     def _options(self) -> dict[str, object]:
-        options = {name: getattr(self, name) for name in _DEFAULTS}
+        options = {name: getattr(self, _ATTRIBUTES.get(name, name)) for name in _DEFAULTS}
         if self.input_value_size == 4 * (self.hidden_size // self.num_rims):
             options["input_value_size"] = None
         return options
@@ -348,3 +345,6 @@ def as_stored(candidate: Tensor, old: Tensor) -> Tensor:
 
 
 _DEFAULTS = option_defaults(RIMCell.__init__)
+
+#: Attributes of options whose name is that of a parameter.
+_ATTRIBUTES = {"comm_gate_bias": "comm_gate_start"}

@@ -58,26 +58,34 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
     num_heads = cell.num_input_heads
     to_key = weights["key_weight"]
     to_value = weights["value_weight"]
-    reads, odds, probs = [], [], []
+    all_scores = []  # [mechanism][head][element]
     for m in mechanisms:
         query = old[0][m] @ weights["query_weight"][m]
-        read, log_odds, prob = [], [], []
+        of_heads = []
         for head in range(num_heads):
             keys = [_head(e @ to_key, head, num_heads) for e in elements]
-            values = [_head(e @ to_value, head, num_heads) for e in elements]
             part = _head(query, head, num_heads)
-            scores = [part.dot(key) / math.sqrt(len(key)) for key in keys]
-            powers = torch.stack([torch.ones_like(scores[0]), *map(torch.exp, scores)])
-            prob.append(powers / powers.sum())
-            read.append(sum(p * v for p, v in zip(prob[-1][1:], values, strict=True)))
-            log_odds.append(torch.log(powers[1:].sum()))
+            of_heads.append([part.dot(key) / math.sqrt(len(key)) for key in keys])
+        all_scores.append(of_heads)
+    log_odds = [[torch.stack(s).exp().sum().log() for s in of_heads] for of_heads in all_scores]
+    shares = _shares(cell, log_odds)
+    reads, probs = [], []
+    for m in mechanisms:
+        read, prob = [], []
+        for head in range(num_heads):
+            powers = torch.stack(all_scores[m][head]).exp()
+            among, share = powers / powers.sum(), shares[m][head]
+            values = [_head(e @ to_value, head, num_heads) for e in elements]
+            mean = torch.stack([a * v for a, v in zip(among, values, strict=True)]).sum(0)
+            read.append(mean * _factor(cell, share))
+            null = 1 - share if cell.competition == "null" else torch.zeros_like(share)
+            prob.append(torch.cat([null[None], share * among]))
         reads.append(torch.cat(read))
-        odds.append(torch.stack(log_odds).mean())
         probs.append(torch.stack(prob).mean(0))
+    odds = [torch.stack(own).mean() for own in log_odds]
 
     # 2. the N - k that attend most to the null slot rest; of equals the later ones
-    ranking = sorted(mechanisms, key=lambda m: (-odds[m].item(), m))
-    active = sorted(ranking[: cell.k])
+    active = _select(cell, odds)
 
     # 3. candidates of all
     update = _lstm if isinstance(cell, RIM_LSTMCell) else _gru
@@ -86,7 +94,7 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
     # 4. communication; what rests is read as a constant
     resting = list(old[0]) if cell.comm_reads == "state" else [each[0] for each in candidates]
     seen = [candidates[m][0] if m in active else resting[m].detach() for m in mechanisms]
-    updates, read_weights = _communicate(weights, cell.num_comm_heads, seen)
+    updates, read_weights = _communicate(cell, weights, seen)
 
     # 5. new state
     new = []
@@ -101,6 +109,45 @@ def _sample(cell: RIMCell, weights: Weights, x: Tensor, state: list[Tensor]) -> 
                 columns.append(candidates[m][i])
         new.append(torch.cat(columns))
     return _Sample(new, active, torch.stack(probs), read_weights)
+
+
+def _shares(cell: RIMCell, odds: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Weight of the input for each mechanism and head, from the log odds."""
+    if cell.competition == "null":
+        return [[_sigma(one) for one in of_heads] for of_heads in odds]
+    found = []
+    for column in zip(*odds, strict=True):  # one head, all mechanisms
+        powers = torch.stack(column).exp()
+        share = powers / powers.sum()
+        if cell.num_rims > cell.k + 1:
+            threshold = sorted(share, key=lambda w: -w.item())[cell.k]
+            rest = [torch.relu(w - threshold - 1e-7) for w in share]
+            share = torch.stack(rest) / (torch.stack(rest).sum() + 1e-7)
+        found.append(list(share))
+    return [list(of_heads) for of_heads in zip(*found, strict=True)]
+
+
+def _factor(cell: RIMCell, share: Tensor) -> Tensor:
+    """What the read values are multiplied with."""
+    return {
+        "null": share,
+        "none": torch.ones_like(share),
+        "straight_through": share + (1 - share).detach(),
+    }[cell.input_gate]
+
+
+def _select(cell: RIMCell, odds: list[Tensor]) -> list[int]:
+    """The active mechanisms in ascending order."""
+    mechanisms = range(cell.num_rims)
+    ranking = sorted(mechanisms, key=lambda m: (-odds[m].item(), m))
+    active = ranking[: cell.k]
+    if cell.tie_margin:
+        powers = [math.exp(one.item()) for one in odds]
+        total = sum(powers)
+        weight = [p / (1 + p) if cell.competition == "null" else p / total for p in powers]
+        least = weight[ranking[cell.k - 1]]
+        active += [m for m in ranking[cell.k :] if weight[m] > least - cell.tie_margin]
+    return sorted(active)
 
 
 def _lstm(weights: Weights, m: int, read: Tensor, prev: list[Tensor]) -> list[Tensor]:
@@ -141,8 +188,11 @@ def _gates(
 
 
 def _communicate(
-    weights: Weights, num_heads: int, seen: list[Tensor]
+    cell: RIMCell, weights: Weights, seen: list[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
+    num_heads = cell.num_comm_heads
+    if not num_heads:
+        return [torch.zeros_like(e) for e in seen], seen[0].new_zeros(0, len(seen), len(seen))
     projected = {
         name: [e @ weights[f"comm_{name}_weight"][m] for m, e in enumerate(seen)]
         for name in ("query", "key", "value")
@@ -161,8 +211,10 @@ def _communicate(
             heads.append(torch.stack(parts).sum(0))
             weights_of_heads.append(torch.stack(alphas))
         read = torch.cat(heads)
-        gate = _affine(weights, "gate", read)
-        updates.append(_sigma(gate) * torch.tanh(_affine(weights, "output", read)))
+        gate = _sigma(_affine(weights, "gate", read))
+        output = torch.tanh(_affine(weights, "output", read))
+        kept = gate * seen[reader] if cell.comm_update == "convex" else 0
+        updates.append(gate * output - kept)
         weights_of_readers.append(torch.stack(weights_of_heads))
     return updates, torch.stack(weights_of_readers, dim=1)  # (M, reader, read)
 

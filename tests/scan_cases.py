@@ -87,8 +87,8 @@ UNITS = [1, 2, 3, 7, 8, 15, 16, 17, 33]
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """A random case with every option the fast paths take."""
+def cases(draw: st.DrawFn, *, kernels: bool = True) -> Case:
+    """A random case with every option the fast paths take, or those that kernels do not have."""
 
     def size(low: int, high: int) -> int:
         return draw(st.integers(low, high))
@@ -105,7 +105,9 @@ def cases(draw: st.DrawFn) -> Case:
         bias=draw(st.booleans()),
         input_key_size=size(1, 9),
         input_value_size=size(1, 17),
-        num_comm_heads=size(1, 6),
+        input_gate=draw(st.sampled_from(["null", "null", "none", "straight_through"])),
+        competition="null" if kernels else draw(st.sampled_from(["null", "mechanisms"])),
+        num_comm_heads=size(0, 6),
         comm_key_size=size(1, 9),
         comm_value_size=size(1, 9),
         comm_reads=draw(st.sampled_from(["candidate", "state"])),

@@ -26,7 +26,6 @@ COUNTS = (
     "k",
     "num_input_heads",
     "input_key_size",
-    "num_comm_heads",
     "comm_key_size",
     "comm_value_size",
     "num_envs",
@@ -37,7 +36,9 @@ COUNTS = (
     "checkpoint_every",
     "restart_envs_every",
 )
-FRACTIONS = ("gamma", "gae_lambda")
+#: Counts that may be zero.
+FROM_ZERO = ("input_value_size", "num_comm_heads")
+FRACTIONS = ("gamma", "gae_lambda", "tie_margin")
 NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
 POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
 FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
@@ -47,13 +48,15 @@ FLAGS = (
 )
 TEXTS = (
     *("suite", "env", "core", "comm_reads", "encoder", "mission"),
+    *("input_gate", "competition", "comm_update"),
     *("init_from", "backend", "device", "actions"),
 )
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, value) for name in COUNTS for value in (0, -1, 2**40 + 1)),
     ("seed", -1),
-    ("input_value_size", -1),
+    *((name, -1) for name in FROM_ZERO),
+    *(("comm_gate_bias", value) for value in (-101.0, 101.0, math.nan, -math.inf)),
     ("seed", 2**31),
     *((name, value) for name in FLOATS for value in (-0.01, math.nan, math.inf, -math.inf)),
     *((name, 1.01) for name in FRACTIONS),
@@ -61,12 +64,8 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *((name, 1.1e6) for name in (*NOT_NEGATIVE, *POSITIVE)),
 ]
 WRONG_TYPE: list[tuple[str, Any]] = [
-    *(
-        (name, value)
-        for name in (*COUNTS, "input_value_size", "seed")
-        for value in (1.0, "1", True, None)
-    ),
-    *((name, value) for name in FLOATS for value in ("0.5", True, None)),
+    *((name, value) for name in (*COUNTS, *FROM_ZERO, "seed") for value in (1.0, "1", True, None)),
+    *((name, value) for name in (*FLOATS, "comm_gate_bias") for value in ("0.5", True, None)),
     *((name, value) for name in FLAGS for value in (1, "true", None)),
     *((name, value) for name in TEXTS for value in (1, None, ["lstm"])),
 ]
@@ -75,6 +74,9 @@ WRONG_CHOICE = [
     ("core", ""),
     ("encoder", "mlp"),
     ("comm_reads", "states"),
+    ("input_gate", "one"),
+    ("competition", "input"),
+    ("comm_update", "mixed"),
     ("mission", "yes"),
     ("backend", "gym"),
 ]
@@ -94,7 +96,7 @@ def assert_names_field(error: ConfigError, field: str) -> None:
 
 def test_cases_cover_every_field() -> None:
     fields = {field.name for field in dataclasses.fields(PPOConfig)}
-    assert fields == {*COUNTS, "seed", "input_value_size", *FLOATS, *FLAGS, *TEXTS}
+    assert fields == {*COUNTS, *FROM_ZERO, "seed", *FLOATS, "comm_gate_bias", *FLAGS, *TEXTS}
 
 
 @pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE)
@@ -117,7 +119,8 @@ def test_unknown_choice_is_refused_and_the_choices_named(field: str, value: str)
     error = refusal(**{field: value})
     assert_names_field(error, field)
     assert repr(value) in error.rule
-    assert any(choice in error.rule for choice in ("auto", "rim_lstm", "linear", "candidate"))
+    choices = ("auto", "rim_lstm", "linear", "candidate", "null", "additive")
+    assert any(choice in error.rule for choice in choices)
 
 
 @pytest.mark.parametrize("field", FLOATS)
@@ -359,10 +362,15 @@ CHANGED = PPOConfig(
     num_input_heads=2,
     input_key_size=8,
     input_value_size=10,
+    input_gate="straight_through",
+    competition="mechanisms",
+    tie_margin=0.01,
     num_comm_heads=1,
     comm_key_size=4,
     comm_value_size=5,
     comm_reads="state",
+    comm_update="convex",
+    comm_gate_bias=-2.0,
     use_inactive=False,
     blocked_grad=True,
     learned_initial_state=False,

@@ -29,7 +29,7 @@ from lab.cores import CORE_NAMES, LAYER_OPTIONS, RIM_CORES, CoreSettings
 from lab.disk.folder import CONFIG_NAME
 from lab.disk.store import CheckpointStore
 from rims import RIM_GRU, RIM_LSTM
-from rims.step import CellOptions
+from rims.checks import CellOptions
 from sequence_cases import TINY, options
 
 #: By option: what is typed, and what the layer or its cells then have. Two layers each.
@@ -41,10 +41,15 @@ TYPED: dict[str, tuple[str, Any]] = {
     "num_input_heads": ("--num-input-heads 2", 2),
     "input_key_size": ("--input-key-size 7", 7),
     "input_value_size": ("--input-value-size 11", 11),
+    "input_gate": ("--input-gate none", "none"),
+    "competition": ("--competition mechanisms", "mechanisms"),
+    "tie_margin": ("--tie-margin 0.01", 0.01),
     "num_comm_heads": ("--num-comm-heads 3", 3),
     "comm_key_size": ("--comm-key-size 5", 5),
     "comm_value_size": ("--comm-value-size 9", 9),
     "comm_reads": ("--comm-reads state", "state"),
+    "comm_update": ("--comm-update convex", "convex"),
+    "comm_gate_bias": ("--comm-gate-bias -2", -2.0),
     "use_inactive": ("--no-use-inactive", False),
     "blocked_grad": ("--blocked-grad", True),
 }
@@ -79,13 +84,14 @@ def supervised(core: str, *words: str) -> Core:
     with task_command(task).make_context("adding", call) as context:
         names = {field.name for field in fields(AddingConfig)}
         given = {n: v for n, v in context.params.items() if n in names}
-        (config,) = _make_configs(task, given, None, (core,))
+        (config,) = _make_configs(task, given, None, (core,)).values()
     assert isinstance(config, SequenceConfig)
     return Core(5, config)
 
 
 def assert_has(layer: nn.Module, name: str, expected: Any) -> None:
     assert isinstance(layer, RIM_LSTM | RIM_GRU)
+    name = {"comm_gate_bias": "comm_gate_start"}.get(name, name)  # a parameter has that name
     found = [layer] if hasattr(layer, name) else layer.rim_cells
     assert [getattr(one, name) for one in found] == [expected] * len(found)
 
@@ -105,6 +111,17 @@ def test_options_of_supervised_training_reach_the_layer(core: str, name: str) ->
     words, expected = SUPERVISED[name]
     call = ("--hidden-size", "12", "--num-rims", "3", "--k", "2", "--num-layers", "2")
     assert_has(supervised(core, *call, *words.split()).module, name, expected)
+
+
+@pytest.mark.parametrize("core", RIM_CORES)
+def test_the_gate_of_the_communication_starts_at_its_bias(core: str) -> None:
+    call = ("--core", core, "--comm-gate-bias", "-2", "--num-layers", "2")
+    layer = agent(*call).module
+    assert isinstance(layer, RIM_LSTM | RIM_GRU)
+    for cell in layer.rim_cells:
+        for name, parameter in cell.named_parameters():
+            if "bias" in name:
+                assert (parameter == (-2 if name == "comm_gate_bias" else 0)).all()
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
@@ -173,6 +190,25 @@ def test_a_layer_made_with_the_defaults_is_the_layer_of_the_defaults(core: str) 
             "--num-rims 4 --k 4 --comm-reads state",
             "--comm-reads needs --k below",
         ),
+        (
+            "rim_gru",
+            "--num-rims 4 --k 4 --tie-margin 0.01",
+            "--tie-margin needs --k below",
+        ),
+        *(
+            (
+                "rim_gru",
+                f"--num-comm-heads 0 {words}",
+                f"{words.split()[0]} needs --num-comm-heads above 0.",
+            )
+            for words in ("--comm-update convex", "--comm-gate-bias -2", "--comm-key-size 3")
+        ),
+        (
+            "rim_gru",
+            "--input-gate none --competition mechanisms",
+            "--competition needs --input-gate null or straight_through.",
+        ),
+        ("lstm", "--input-gate none", "--input-gate needs a core with mechanisms; {} lstm."),
         (
             "rim_gru",
             "--num-layers 2 --no-use-inactive --blocked-grad",

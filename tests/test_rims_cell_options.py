@@ -12,7 +12,8 @@ from torch import nn
 
 from cell_cases import SIZES, Kind, both, call, make, random_input, random_state
 from rims import RIM_GRUCell, RIM_LSTMCell
-from rims.step import CellOptions, RIMCell, State
+from rims.checks import CellOptions
+from rims.step import RIMCell, State
 from tolerances import assert_near
 
 
@@ -140,7 +141,7 @@ def test_constructor_positions_follow_torch_after_k(kind: Kind) -> None:
                 ("input_key_size", 0),
                 ("input_value_size", 0),
                 ("input_value_size", -1),
-                ("num_comm_heads", 0),
+                ("num_comm_heads", -1),
                 ("comm_key_size", 0),
                 ("comm_value_size", 0),
                 ("input_dropout", 1.5),
@@ -237,12 +238,17 @@ def test_extra_repr_shows_every_option_that_differs(kind: Kind) -> None:
         "num_input_heads": 2,
         "input_key_size": 3,
         "input_value_size": 8,
+        "input_gate": "none",
+        "competition": "mechanisms",
+        "tie_margin": 0.01,
         "num_comm_heads": 2,
         "comm_key_size": 5,
         "comm_value_size": 7,
         "input_dropout": 0.25,
         "comm_dropout": 0.5,
         "comm_reads": "state",
+        "comm_update": "convex",
+        "comm_gate_bias": -2.0,
         "learned_initial_state": True,
         "init_from_unit_size": True,
     }

@@ -33,6 +33,14 @@ all_kinds = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 #: Where each takes many seconds: one cell; the others only in the long tests.
 kinds_in_turn = pytest.mark.parametrize("kind", short([*LAYERS, *CELLS], -1))
 
+#: Ways to read, compete and communicate beside the defaults.
+CHOICES: list[dict[str, Any]] = [
+    {"input_gate": "straight_through", "competition": "mechanisms", "comm_update": "convex"},
+    {"competition": "mechanisms"},
+    {"input_gate": "none", "num_comm_heads": 0},
+    {"tie_margin": 0.05},
+]
+
 DYNAMO: Any = torch._dynamo  # most of it has no types
 
 #: Steps (every one is compiled anew, so few), batch, features.
@@ -128,6 +136,19 @@ def test_compiled_with_options_equals_eager(kind: Kind) -> None:
     ):
         assert_near(got, expected)
     assert not torch.equal(module(input)[0], module(input, reset=reset)[0])
+
+
+@pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_compiled_with_choices_equals_eager(options: dict[str, Any]) -> None:
+    layer = make(rims.RIM_GRU, **options)
+    input = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    found = [one(input)[0] for one in (layer, compiled)]
+    assert_near(*found)
+    wanted = [input, *layer.parameters()]
+    gradients = [torch.autograd.grad(one.square().sum(), wanted) for one in found]
+    for got, expected in zip(*gradients, strict=True):
+        assert_near(got, expected)
 
 
 @gru_first
@@ -257,9 +278,19 @@ def test_jit_trace_returns_states_in_the_form_of_eager_mode(
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
 @kinds_in_turn
 def test_onnx_equals_eager(kind: AnyKind) -> None:
+    assert_onnx_equals_eager(kind)
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("options", short(CHOICES, 0), ids=str)
+def test_onnx_of_choices_equals_eager(options: dict[str, Any]) -> None:
+    assert_onnx_equals_eager(rims.RIM_GRUCell, **options)
+
+
+def assert_onnx_equals_eager(kind: AnyKind, **choices: Any) -> None:
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="running an ONNX model needs onnxruntime")
-    module = make(kind, torch.float32).eval()
+    module = make(kind, torch.float32, **choices).eval()
     example = arguments(kind, dtype=torch.float32)
     program = torch.onnx.export(module, example, dynamo=True, verbose=False)
     assert program is not None

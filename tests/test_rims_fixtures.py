@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from rims.step import RIMCell
 from tolerances import assert_near as assert_close
 
 
-def _layer(arrays: Arrays, **options: bool) -> rims.RIM_LSTM | rims.RIM_GRU:
+def _layer(arrays: Arrays, **options: Any) -> rims.RIM_LSTM | rims.RIM_GRU:
     kind = {"lstm": rims.RIM_LSTM, "gru": rims.RIM_GRU}[str(arrays["meta.cell"])]
     names = ("hidden_size", "num_mechanisms", "num_active")
     hidden, num_rims, k = (np.atleast_1d(arrays[f"meta.{n}"]).tolist() for n in names)
@@ -104,6 +105,54 @@ def test_first_step_reproduces_published_intermediates(path: Path) -> None:
     for name, got in [
         ("mechanism_input", read_in.read),
         *zip(("h_candidate", "c_candidate"), candidate, strict=False),
+        ("communication_probs", attention),
+        ("communication_update", update),
+    ]:
+        assert_close(got, tensor(arrays[f"step0.{name}"]))
+
+
+@pytest.mark.parametrize("path", files("rimcomp_*.npz"))
+def test_competition_of_mechanisms_reproduces_published_arrays(path: Path) -> None:
+    arrays = read(path)
+    layer = _layer(arrays, competition="mechanisms", comm_key_size=32, comm_value_size=32)
+    (cell,) = layer.rim_cells
+    rims.authors.load_weights(layer, weights(arrays))
+
+    names = "hc"[: cell.num_states]
+    states = [tensor(arrays[f"{name}0"])[None].requires_grad_() for name in names]
+    inputs = tensor(arrays["inputs"]).requires_grad_()
+    with rims.trace(layer) as trace:
+        output, final = layer(inputs, tuple(states) if len(states) > 1 else states[0])
+    loss = (output * tensor(arrays["cotangent"])).sum()
+    loss.backward()
+
+    assert_close(output, tensor(arrays["outputs"]))
+    assert_close(loss, tensor(arrays["loss"]))
+    assert_close(inputs.grad, tensor(arrays["grad.inputs"]))
+    for name, start, end in zip(names, states, final if names == "hc" else (final,), strict=True):
+        assert_close(end[0], tensor(arrays[f"{name}_T"]))
+        assert_close(start.grad, tensor(arrays[f"grad.{name}0"])[None])
+    assert assert_gradients(cell, arrays, "") == 14
+    assert torch.equal(trace.active["cells.0"], torch.from_numpy(arrays["active_mask"]).bool())
+    null, input_weights = trace.input_attention["cells.0"].unbind(-1)
+    assert not null.any()
+    assert_close(input_weights, tensor(arrays["input_weights"]))
+
+    # w of all steps, and what the first one computes on its way
+    before = torch.cat([states[0], output[:-1]]).detach()
+    before = before.reshape(*before.shape[:2], cell.num_rims, -1)  # (T, B, N, d)
+    p = Parameters.of(cell)
+    did = [
+        read_input(p, x[:, None], h, competition="mechanisms", k=cell.k)
+        for x, h in zip(inputs, before, strict=True)
+    ]
+    scores = torch.stack([step.score for step in did])
+    assert_close(scores.softmax(-1), tensor(arrays["competition_probs"]))
+    prev = tuple(state.reshape(state.shape[1], cell.num_rims, -1) for state in states)
+    candidate = cell.candidate(p, did[0].read, prev)
+    update, attention = communicate(p, candidate[0])
+    for name, got in [
+        ("mechanism_input", did[0].read),
         ("communication_probs", attention),
         ("communication_update", update),
     ]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,6 +189,36 @@ def test_options_come_along() -> None:
     assert {(spec.read_size, spec.comm_reads, spec.init_from_unit_size) for spec in specs} == {
         (8, "state", True)
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_gate": "none"}, "rims.jax does not compute input_gate='none'; use the torch"),
+        ({"competition": "mechanisms"}, "rims.jax does not compute competition='mechanisms'"),
+        ({"comm_update": "convex"}, "rims.jax does not compute comm_update='convex'"),
+        ({"tie_margin": 0.01}, "rims.jax does not compute tie_margin=0.01"),
+        ({"num_comm_heads": 0}, "rims.jax does not compute num_comm_heads=0"),
+    ],
+)
+def test_options_of_the_torch_layers_alone_are_refused_by_name(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^RIMGRUCell: {message}"):
+        RIMGRUCell(3, 8, 4, 2, rngs=nnx.Rngs(0), **options)
+    with pytest.raises(ValueError, match=f"^RIMLSTMCell: {message}"):
+        from_torch(rims.RIM_LSTM(3, 8, 4, 2, **options))
+
+
+def test_the_gate_of_the_communication_starts_at_its_bias() -> None:
+    plain, moved = (
+        RIMGRUCell(3, 8, 4, 2, comm_gate_bias=bias, rngs=nnx.Rngs(0)).parameters
+        for bias in (0.0, -2.0)
+    )
+    assert plain.comm_gate_bias is not None
+    shifted = dataclasses.replace(plain, comm_gate_bias=plain.comm_gate_bias - 2, spec=moved.spec)
+    for name, array in moved.arrays().items():
+        assert (array == shifted.arrays()[name]).all(), name
 
 
 def test_parameters_have_the_names_of_the_torch_cell() -> None:

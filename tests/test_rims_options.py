@@ -18,7 +18,7 @@ from rims.step import RIMCell, State
 from selection import short
 from tolerances import assert_near
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=80, deadline=None, derandomize=True)
 
 cells = pytest.mark.parametrize("kind", [RIM_LSTMCell, RIM_GRUCell])
 layers = pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])
@@ -41,11 +41,26 @@ def as_tuple(hx: Any) -> State:
     heads=st.sampled_from([1, 2, 3]),
     slots=st.sampled_from([None, 1, 2, 5]),
     reads=st.sampled_from(["candidate", "state"]),
+    more=st.fixed_dictionaries(
+        {
+            "input_gate": st.sampled_from(["null", "none", "straight_through"]),
+            "competition": st.sampled_from(["null", "mechanisms"]),
+            "tie_margin": st.sampled_from([0.0, 0.0, 0.05, 0.3]),
+            "num_comm_heads": st.sampled_from([0, 1, 4]),
+            "comm_update": st.sampled_from(["additive", "convex"]),
+        }
+    ),
     k=st.integers(1, 5),
     seed=st.integers(0, 10**6),
 )
 def test_step_equals_the_oracle_values_and_gradients(
-    kind: type[RIMCell], heads: int, slots: int | None, reads: Any, k: int, seed: int
+    kind: type[RIMCell],
+    heads: int,
+    slots: int | None,
+    reads: Any,
+    more: dict[str, Any],
+    k: int,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     cell = kind(
@@ -59,6 +74,7 @@ def test_step_equals_the_oracle_values_and_gradients(
         input_key_size=7,
         input_value_size=6,
         comm_reads=reads,
+        **more,
     )
     input = double(2, I) if slots is None else double(2, slots, I)
     state = tuple(double(2, size).requires_grad_() for size in cell.state_sizes)
@@ -66,6 +82,7 @@ def test_step_equals_the_oracle_values_and_gradients(
     step, oracle = cell.step(input, state), rim_step(cell, input, state)
     assert [row.nonzero().flatten().tolist() for row in step.active] == oracle.active
     assert_near(step.input_attention, oracle.input_attention)
+    assert_near(step.communication, oracle.communication)
     leaves = [input, *state, *cell.parameters()]
     for got, want in zip(step.state, oracle.state, strict=True):
         assert_near(got, want)

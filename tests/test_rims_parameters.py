@@ -127,8 +127,8 @@ def test_options_reach_every_cell(kind: Kind) -> None:
         assert cell.key_weight.shape[-1] == 13
         assert cell.weight_ih.shape[-1] == 17
         assert cell.num_comm_heads == 3
-        assert cell.comm_key_weight.shape[-1] == 57
-        assert cell.comm_value_weight.shape[-1] == 69
+        assert cell.get_parameter("comm_key_weight").shape[-1] == 57
+        assert cell.get_parameter("comm_value_weight").shape[-1] == 69
         assert cell.input_dropout == 0.25
         assert cell.comm_dropout == 0.75
         assert cell.init_from_unit_size

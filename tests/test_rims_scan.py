@@ -71,6 +71,14 @@ def test_every_path_equals_the_reference(path: Path, case: Case, rows: int, coun
         assert_near(results(path, case), expected)
 
 
+@PROPERTY
+@given(case=cases(kernels=False), rows=st.sampled_from([1, 7, 2048]))
+def test_torch_equals_the_reference_in_options_that_kernels_lack(case: Case, rows: int) -> None:
+    expected = results("reference", case)
+    with chunks_of(rows):
+        assert_near(results("torch", case), expected)
+
+
 @fast_paths
 @both_cells
 @pytest.mark.parametrize("unit", [1, 3, 7, 8, 15, 16, 17, 33, 50])

@@ -383,7 +383,10 @@ def test_the_self_test_stands_far_from_ties(dtype: torch.dtype) -> None:
 
 
 def test_the_self_test_has_every_option_of_the_kernels() -> None:
-    lstm, gru = selftest.cases(torch.float32)
+    every = list(selftest.cases(torch.float32))
+    assert [case.rules.input_gate for case in every] == ["null", "straight_through", "none"]
+    assert [case.rules.num_heads for case in every] == [2, 1, 0]
+    lstm, gru = every[:2]
     assert [case.w.num_gates for case in (lstm, gru)] == [4, 3]
     assert [case.rules.reads_state for case in (lstm, gru)] == [False, True]
     assert [case.w.bias_ih is None for case in (lstm, gru)] == [False, True]
@@ -408,9 +411,9 @@ def test_the_self_test_has_ranges_groups_and_more_rows_than_are_held(count: int)
             sizes = selftest.NATIVE(*case[1:5])._layout.sizes
             assert sizes["blocks"] == sizes["groups"] == 2
             assert sizes["batch"] < 2 * sizes["block_rows"]  # the second one is smaller
-            assert len(case.ranges) == 2
             longest = max(longest, *(last - first for first, last in case.ranges))
-        assert 1 < sizes["held_steps"] < longest  # it is the same for both
+        assert 1 < sizes["held_steps"] < longest  # it is the same for all
+        assert [len(case.ranges) for case in selftest.cases(torch.float32)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_without_numba_the_default_is_torch(
         ({"input_dropout": 0.5}, (6, 3, 5)),
         ({"comm_dropout": 0.5}, (6, 3, 5)),
         ({"proj_size": 8}, (6, 3, 5)),
+        ({"comm_update": "convex"}, (6, 3, 5)),
+        ({"tie_margin": 0.01}, (6, 3, 5)),
     ],
     ids=lambda value: next(iter(value), None) if isinstance(value, dict) else "",
 )
@@ -104,6 +106,31 @@ def test_options_of_the_loop_alone_go_there(
     for path in wanted:
         with scan_path(path), pytest.raises(RuntimeError, match=f"{path!r} cannot .*: {name}"):
             layer(input)
+
+
+@both
+def test_an_option_that_kernels_lack_goes_to_torch(kind: LayerKind) -> None:
+    layer, input = make(kind, num_layers=2, competition="mechanisms"), double(6, 3, 5)
+    assert chosen(layer, input) == "torch"
+    assert_equal(layer_results(None, layer, input), layer_results("torch", layer, input))
+    assert_near(layer_results(None, layer, input), layer_results("reference", layer, input))
+    with scan_path("native"), pytest.raises(RuntimeError, match=r"'native' cannot .*: competition"):
+        layer(input)
+
+
+@both
+@needs_numba
+@pytest.mark.parametrize(
+    "options",
+    [{"input_gate": "none"}, {"input_gate": "straight_through"}, {"num_comm_heads": 0}],
+    ids=str,
+)
+def test_kernels_know_every_input_gate_and_no_communication(
+    kind: LayerKind, options: dict[str, Any]
+) -> None:
+    layer, input = make(kind, num_layers=2, **options), double(6, 3, 5)
+    assert chosen(layer, input) == "native"
+    assert_near(layer_results(None, layer, input), layer_results("reference", layer, input))
 
 
 @fast_paths
@@ -213,6 +240,7 @@ def test_a_cell_with_another_step_computes_it(kind: LayerKind) -> None:
 
     class Silent(cell_type):  # type: ignore[misc]
         def step(self, input: Tensor, state: State, p: Parameters, **given: Any) -> CellStep:
+            assert p.comm_output_weight is not None
             none = torch.zeros_like(p.comm_output_weight)
             silent = p._replace(comm_output_weight=none, comm_output_bias=none[:, 0])
             step: CellStep = super().step(input, state, silent, **given)

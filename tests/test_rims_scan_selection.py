@@ -185,8 +185,8 @@ def test_large_scores_do_not_overflow(path: Path) -> None:
     torch.manual_seed(0)
     case = make_case(rims.RIM_LSTMCell, (3, 4, 3, 2), 3, 5)
     with torch.no_grad():
-        case.cell.comm_query_weight.mul_(1e3)
-        case.cell.comm_key_weight.mul_(1e3)
+        case.cell.get_parameter("comm_query_weight").mul_(1e3)
+        case.cell.get_parameter("comm_key_weight").mul_(1e3)
         case.cell.query_weight.mul_(1e4)
     assert case.run(path).output.isfinite().all()
     assert_near(results(path, case), results("reference", case))

@@ -156,7 +156,7 @@ def make_module(input_size: int, config: PPOConfig) -> nn.Module:
     """The layer of a core, with new weights; a class with an import path draws its own."""
     module = make_layer(input_size, config)
     if config.core in CORE_NAMES:
-        initialize(module)
+        initialize(module, config.comm_gate_bias)
     return module
 
 
@@ -166,14 +166,16 @@ def _takes_reset(module: nn.Module) -> bool:
     return parameter is not None and parameter.kind in by_keyword
 
 
-def initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module, comm_gate_bias: float = 0.0) -> None:
     """Orthogonal weights, zero biases: the recipe of recurrent PPO (as in CleanRL), for every core.
 
     A weight of three dimensions is one matrix per mechanism, and each of them is made orthogonal.
+    The gates of the communication between mechanisms start at ``comm_gate_bias``.
     """
     for name, parameter in module.named_parameters():
         if "bias" in name:
-            nn.init.zeros_(parameter)
+            is_gate = name.endswith(".comm_gate_bias")
+            nn.init.constant_(parameter, comm_gate_bias if is_gate else 0.0)
         elif parameter.dim() > 1:  # not a learned initial state
             for matrix in parameter if parameter.dim() == 3 else [parameter]:
                 nn.init.orthogonal_(matrix)

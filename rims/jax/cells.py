@@ -9,9 +9,9 @@ from flax import nnx
 from flax.nnx.nn import recurrent
 from jax import Array
 
+from rims.checks import CellOptions
 from rims.jax.parameters import NAMES, CellSpec, Kind, Parameters, init
 from rims.jax.step import State, initial_state, step
-from rims.step import CellOptions
 
 
 class RIMCellBase(recurrent.RNNCellBase):

@@ -12,12 +12,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from rims.checks import check_count, check_flag, check_probability, per_layer
+from rims.checks import CellOptions, check_count, check_flag, check_probability, per_layer
 from rims.jax.cells import RIMCellBase, RIMGRUCell, RIMLSTMCell
 from rims.jax.functional import dropout, stop_gradient_where
 from rims.jax.sequence import ScanOutput, scan, scan_reversed
 from rims.jax.step import State, initial_state
-from rims.step import CellOptions
 
 #: One array (layers * directions, B, D), or one per layer (directions, B, D_l) where sizes differ.
 Stacked = Array | tuple[Array, ...]

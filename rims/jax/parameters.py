@@ -12,14 +12,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rims.checks import check_cell_options, check_mechanisms
-from rims.step import CommReads
-
-#: Counts that depend on nothing else.
-_SIZES = (
-    *("input_size", "num_input_heads", "input_key_size"),
-    *("num_comm_heads", "comm_key_size", "comm_value_size"),
+from rims.checks import (
+    CommReads,
+    CommUpdate,
+    Competition,
+    InputGate,
+    check_cell_options,
+    check_mechanisms,
 )
+
+#: Options that only the torch layers compute, and their defaults.
+_TORCH_ONLY = {
+    "input_gate": "null",
+    "competition": "null",
+    "comm_update": "additive",
+    "tie_margin": 0.0,
+}
 
 #: Which recurrence a mechanism has.
 Kind = Literal["lstm", "gru"]
@@ -47,6 +55,8 @@ class CellSpec:
         input_dropout: dropout on what a mechanism reads, where a key is given.
         comm_dropout: dropout on the communication output before its tanh, where a key is given.
         comm_reads: what is read of an inactive mechanism, ``"candidate"`` or ``"state"``.
+        comm_gate_bias: initial value added to the bias of the communication's gate.
+        input_gate: the default alone, as ``competition``, ``comm_update`` and ``tie_margin``.
         learned_initial_state: the state at the start and after resets is a parameter.
         init_from_unit_size: gate weights are drawn by d instead of D.
 
@@ -75,6 +85,11 @@ class CellSpec:
     input_dropout: float = 0.0
     comm_dropout: float = 0.0
     comm_reads: CommReads = "candidate"
+    comm_gate_bias: float = 0.0
+    input_gate: InputGate = "null"
+    competition: Competition = "null"
+    comm_update: CommUpdate = "additive"
+    tie_margin: float = 0.0
     learned_initial_state: bool = False
     init_from_unit_size: bool = False
 
@@ -85,14 +100,19 @@ class CellSpec:
         check_mechanisms(where, self.hidden_size, self.num_rims, self.k, self.proj_size)
         if self.kind == "gru" and self.proj_size:
             raise ValueError(f"{where}: proj_size is for LSTM mechanisms only.")
-        flags = ("bias", "input_slots", "learned_initial_state", "init_from_unit_size")
-        check_cell_options(
-            where,
-            {name: getattr(self, name) for name in _SIZES} | {"input_value_size": self.read_size},
-            {name: getattr(self, name) for name in flags},
-            (self.input_dropout, self.comm_dropout),
-            self.comm_reads,
-        )
+        names = [field.name for field in dataclasses.fields(self)]
+        given = {name: getattr(self, name) for name in names}
+        check_cell_options(where, given | {"input_value_size": self.read_size})
+        for name, default in _TORCH_ONLY.items():
+            if given[name] != default:
+                raise ValueError(
+                    f"{where}: rims.jax does not compute {name}={given[name]!r}; use the torch "
+                    f"layers, or {name}={default!r}."
+                )
+        if not self.num_comm_heads:
+            raise ValueError(
+                f"{where}: rims.jax does not compute num_comm_heads=0; use the torch layers."
+            )
 
     @property
     def unit_size(self) -> int:
@@ -246,6 +266,8 @@ def _draw(key: Array, spec: CellSpec, dtype: Any) -> Parameters:
             found[name] = jnp.zeros_like(part)
         else:
             found[name] = part / math.sqrt(_fan_in(name, shape, spec))
+        if name == "comm_gate_bias" and spec.comm_gate_bias:
+            found[name] += spec.comm_gate_bias
     return Parameters(spec=spec, **found)
 
 

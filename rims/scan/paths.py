@@ -13,7 +13,7 @@ from torch import Tensor
 from rims.native.eager import why_not_eager
 from rims.native.once import once
 from rims.parameters import Parameters
-from rims.scan.problem import Weights, why_not
+from rims.scan.problem import Weights, why_no_kernel, why_not
 from rims.scan.recurrence import Recurrence
 from rims.scan.torch.recurrence import TorchRecurrence
 from rims.step import RIMCell
@@ -104,11 +104,13 @@ def unavailable(path: Path, input: Tensor, cell: RIMCell) -> str | None:
             return "numba is not installed"
         # A graph decides when it runs: see :func:`recurrence`.
         is_graph = torch.compiler.is_compiling()
-        return None if is_graph else native_fault("forward", input.dtype == torch.float64)
+        fault = None if is_graph else native_fault("forward", input.dtype == torch.float64)
+        return why_no_kernel(cell, gates=True) or fault
     if path == "triton":
         from rims.scan.triton.recurrence import why_not as why_not_triton
 
-        return why_not_triton(input.device, input.dtype, Weights.of(cell))
+        obstacle = why_no_kernel(cell, gates=False)
+        return obstacle or why_not_triton(input.device, input.dtype, Weights.of(cell))
     return None
 
 

@@ -14,6 +14,9 @@ from rims.cells import RIM_GRUCell, RIM_LSTMCell
 from rims.parameters import Parameters
 from rims.step import RIMCell
 
+#: Options that only the readable loop computes, and what fast paths compute instead.
+_PLAIN = {"comm_update": "additive", "tie_margin": 0}
+
 
 class Weights(NamedTuple):
     """The parameters of a cell as :mod:`rims.scan` passes them on, biases last."""
@@ -61,22 +64,33 @@ class Weights(NamedTuple):
     def of(cls, given: RIMCell | Parameters) -> Weights:
         """The weights of a cell or of its parameters."""
         p = given if isinstance(given, Parameters) else Parameters.of(given)
+        query, key, value, output, gate = _of_communication(p)
         return cls(
             p.key_weight,
             p.value_weight,
             p.query_weight,
             p.weight_ih,
             p.weight_hh,
-            p.comm_query_weight,
-            p.comm_key_weight,
-            p.comm_value_weight,
-            p.comm_output_weight,
-            p.comm_gate_weight,
+            query,
+            key,
+            value,
+            output,
+            gate,
             p.bias_ih,
             p.bias_hh,
             p.comm_output_bias,
             p.comm_gate_bias,
         )
+
+
+def _of_communication(p: Parameters) -> list[Tensor]:
+    """Weights of queries, keys, values, output and gate; empty where nothing is communicated."""
+    given = p.of_communication()
+    if given:
+        return given
+    n, _, d = p.weight_hh.shape
+    shapes = [(n, d, 0)] * 3 + [(d, 0)] * 2
+    return [p.weight_hh.new_empty(shape) for shape in shapes]
 
 
 class Rules(NamedTuple):
@@ -85,6 +99,14 @@ class Rules(NamedTuple):
     k: int
     num_heads: int  # M, of the communication
     reads_state: bool  # comm_reads="state"
+    input_gate: str = "null"
+    competition: str = "null"
+
+    @classmethod
+    def of(cls, cell: RIMCell) -> Rules:
+        """The rules of a cell."""
+        reads_state = cell.comm_reads == "state"
+        return cls(cell.k, cell.num_comm_heads, reads_state, cell.input_gate, cell.competition)
 
 
 class Flags(NamedTuple):
@@ -121,4 +143,17 @@ def why_not(cell: RIMCell) -> str | None:
         return "input_dropout"
     if cell.comm_dropout and cell.training:
         return "comm_dropout"
+    for name, plain in _PLAIN.items():
+        if getattr(cell, name) != plain:
+            return name
     return None
+
+
+def why_no_kernel(cell: RIMCell, *, gates: bool) -> str | None:
+    """Option of ``cell`` that the path in PyTorch computes and kernels do not; None if none.
+
+    ``gates``: they know every ``input_gate``.
+    """
+    if cell.input_gate != "null" and not gates:
+        return "input_gate"
+    return None if cell.competition == "null" else "competition"

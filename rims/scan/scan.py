@@ -149,12 +149,15 @@ def _scan_fast(
     if not all(t is None or t.dtype == dtype for t in (*tensors, w.hh)):
         tensors = [None if t is None else t.to(dtype) for t in tensors]
         w = Weights.each(lambda weight: weight.to(dtype), w)
-    rules = Rules(cell.k, cell.num_comm_heads, cell.comm_reads == "state")
+    rules = Rules.of(cell)
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*tensors, *w)
     )
     if torch.compiler.is_compiling():
-        output, h, c, active, *_ = scan_op(*tensors, w.given(), *flags, *rules, path, save)
+        numbers, words = rules[:3], rules[3:]
+        output, h, c, active, *_ = scan_op(
+            *tensors, w.given(), *flags, *numbers, path, save, *words
+        )
     elif save:
         output, h, c, active = ScanFunction.apply(*tensors, place, *flags, rules, path, *w)  # type: ignore[no-untyped-call]
     else:

@@ -22,7 +22,8 @@ from rims.scan.recurrence import Hoisted, Recurrence, Sequence, new_carry
 #: Arguments of the operator.
 _SCHEMA = (
     "(Tensor input, Tensor h, Tensor? c, Tensor? fresh_h, Tensor? fresh_c, Tensor[] weights, "
-    "Tensor? reset, Tensor? valid, int k, int num_heads, bool reads_state, str path, bool save)"
+    "Tensor? reset, Tensor? valid, int k, int num_heads, bool reads_state, str path, bool save, "
+    'str input_gate="null", str competition="null")'
 )
 # The last four are for the gradient; empty unless ``save``.
 _RESULTS = " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -52,10 +53,11 @@ class Problem(NamedTuple):
 
 def unpack(given: tuple[Any, ...]) -> Problem:
     """The arguments in the order of the schema, grouped."""
-    input, h, c, fresh_h, fresh_c, weights, reset, valid, k, num_heads, reads_state, *rest = given
-    states, flags = States(h, c, fresh_h, fresh_c), Flags(reset, valid)
-    rules = Rules(k, num_heads, reads_state)
-    return Problem(input, states, Weights(*weights), flags, rules, *rest)
+    input, *states, weights, reset, valid = given[:8]
+    k, num_heads, reads_state, path, save, *words = given[8:]
+    rules = Rules(k, num_heads, reads_state, *words)
+    flags = Flags(reset, valid)
+    return Problem(input, States(*states), Weights(*weights), flags, rules, path, save)
 
 
 @torch.library.custom_op("rims::scan", mutates_args=(), schema=_SCHEMA + _RESULTS)
@@ -144,10 +146,10 @@ def _scan_backward_shapes(*given: Any) -> list[Tensor]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *states, weights, reset, valid, k, num_heads, reads_state, path, save = inputs
+    *states, weights, reset, valid = inputs[:8]
     h, _, _, active, *kept = output
     ctx.save_for_backward(*states, reset, valid, h, active, *kept, *weights)
-    ctx.rules = (k, num_heads, reads_state, path, save)
+    ctx.rules = inputs[8:]
     ctx.mark_non_differentiable(active, *kept)
 
 
@@ -155,7 +157,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     *states, reset, valid, output, active = ctx.saved_tensors[:9]
     kept, weights = ctx.saved_tensors[9:13], ctx.saved_tensors[13:]
     given = (*states, weights, reset, valid, *ctx.rules)
-    nothing = (None,) * 7
+    nothing = (None,) * (len(ctx.needs_input_grad) - 6)  # arguments with defaults may be left out
     problem = unpack(given)
     # A program exported under no_grad has saved nothing.
     if needs_autograd(*grads[:3]) or not problem.save:

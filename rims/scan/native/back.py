@@ -20,6 +20,7 @@ from rims.native.simd import (
     total,
 )
 from rims.scan.native.attention import attention_gradient
+from rims.scan.native.forward import zeros
 from rims.scan.native.matmul import matmul, matmuls
 
 
@@ -34,12 +35,15 @@ def retreat(b: Any, t: int, base: int) -> None:
     width = 2 * b.m * b.dk + values
     receive(b, t, base)
     output_gradient(b, base)
-    matmul(shifted(b.d_output_gate, base * k * 2 * d), 2 * d, b.p_out_back, b.heads,
-           b.s_d_read, b.heads, rows * k, 2 * d, values)  # fmt: skip
-    attention_gradient(b, base)
-    matmuls(n, shifted(b.d_qkv, base * n * width), width, n * width,
-            b.p_qkv_back, width * unit, unit,
-            b.s_d_comm_input, block * unit, unit, rows, width, d)  # fmt: skip
+    if b.m:
+        matmul(shifted(b.d_output_gate, base * k * 2 * d), 2 * d, b.p_out_back, b.heads,
+               b.s_d_read, b.heads, rows * k, 2 * d, values)  # fmt: skip
+        attention_gradient(b, base)
+        matmuls(n, shifted(b.d_qkv, base * n * width), width, n * width,
+                b.p_qkv_back, width * unit, unit,
+                b.s_d_comm_input, block * unit, unit, rows, width, d)  # fmt: skip
+    else:
+        zeros(b, b.s_d_comm_input, n * block * unit)
     if b.is_lstm:
         lstm_gradient(b, base)
     else:
@@ -235,6 +239,7 @@ def input_gradient(b: Any, t: int, base: int) -> None:
             place = (line_of(b, t, r) * n + m) * gates
             own = ((base + r) * n + m) * gates
             p = share[r * n + m]
+            factor = splat(p) if b.gates_input else b.one
             is_active = chosen[r * n + m] != 0
             sums = b.zero
             for gate in range(b.g):
@@ -246,8 +251,10 @@ def input_gradient(b: Any, t: int, base: int) -> None:
                         if not b.is_lstm and gate == 2:
                             gradient = load_up_to(aux, (m * b.block_rows + r) * b.unit + i, left)
                         sums = sums + gradient * load_up_to(side, j, left)
-                    store_up_to(d_side, j, left, gradient * splat(p))
+                    store_up_to(d_side, j, left, gradient * factor)
             d_score[r * n + m] = total(sums) * (p - p * p)
+            if not b.gate_learns:
+                d_score[r * n + m] = 0
 
 
 @kernel

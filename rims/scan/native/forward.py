@@ -84,6 +84,9 @@ def advance(b: Any, t: int) -> None:
         gru_candidate(b, t)
     if b.reads_state:
         keep_idle(b)
+    if not b.m:  # nothing is communicated
+        zeros(b, b.s_out, rows * b.k * b.pair)
+        return
     keys, values = b.m * b.dk, b.m * b.dv
     # In this order: each product also fills up its last vector, where the next one begins.
     project_qkv(b, b.p_query, b.key_row, 0, keys)
@@ -92,6 +95,13 @@ def advance(b: Any, t: int) -> None:
     attend(b)
     matmul(b.s_read, b.heads, b.p_out, b.pair, b.s_out, b.pair, rows * b.k, values, 2 * d)
     gate_output(b)
+
+
+@kernel
+def zeros(b: Any, target: Any, count: int) -> None:
+    """Set ``count`` numbers to zero."""
+    for j in range(0, count, b.lanes):
+        store_up_to(target, j, count - j, b.zero)
 
 
 @kernel
@@ -158,7 +168,7 @@ def lstm_candidate(b: Any, t: int) -> None:
             origin = (((t - b.first) * b.batch + b.row + r) * n + m) * 4 * d
             bias = shifted(biases, m * 4 * d)
             gates, unit = shifted(pre, row * b.gate), row * b.unit
-            p = splat(share[r * n + m])
+            p = splat(share[r * n + m]) if b.gates_input else b.one
             for j in range(0, d, b.lanes):
                 left = d - j
                 i = sigmoid(gate_of(gates, side, origin, bias, p, j, left))
@@ -196,7 +206,7 @@ def gru_candidate(b: Any, t: int) -> None:
             origin = (((t - b.first) * b.batch + b.row + sample) * n + m) * 3 * d
             bias, bias_hh = shifted(biases, m * 3 * d), shifted(biases_hh, m * 3 * d)
             gates, unit = shifted(pre, row * b.gate), row * b.unit
-            p = splat(share[sample * n + m])
+            p = splat(share[sample * n + m]) if b.gates_input else b.one
             for j in range(0, d, b.lanes):
                 left = d - j
                 s_r = gate_of(gates, side, origin, bias, p, j, left)

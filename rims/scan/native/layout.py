@@ -71,7 +71,7 @@ def lay_out(
     entries = [0] * e.SIZE
     for name, value in sizes.items():
         entries[e.INDEX[name]] = value
-    entries[e.INDEX["scale"]] = struct.unpack("q", struct.pack("d", sizes["dk"] ** -0.5))[0]
+    entries[e.INDEX["scale"]] = struct.unpack("q", struct.pack("d", max(1, sizes["dk"]) ** -0.5))[0]
     scratch = _places(counts, bytes_)
     arena_bytes = sizes["groups"] * sizes["scratch_bytes"] + 64
     counts = _packed_counts(sizes)
@@ -95,6 +95,7 @@ def _sizes(
     num_threads: int,
 ) -> dict[str, int]:
     n, gates, d = hh
+    heads = max(1, rules.num_heads)  # without communication every size of it is 0
     share = -(-batch // num_threads)  # rounded up
     rows = min(MAX_BLOCK_ROWS, round_up(share, 4) if batch > 1 else 1)
     blocks = -(-batch // rows)
@@ -103,8 +104,10 @@ def _sizes(
         "blocks": blocks, "block_rows": rows, "batch": batch,
         "held_steps": max(1, HELD_ROWS // rows),
         "n": n, "k": rules.k, "d": d, "g": gates // d, "m": rules.num_heads,
-        "dk": keys // rules.num_heads, "dv": values // rules.num_heads,
+        "dk": keys // heads, "dv": values // heads,
         "is_lstm": int(gates == 4 * d), "reads_state": int(rules.reads_state),
+        "gates_input": int(rules.input_gate == "null"),
+        "gate_learns": int(rules.input_gate != "none"),
         "unit": round_up(d, lanes), "gate": round_up(gates, lanes),
         "width": round_up(2 * keys + round_up(values, lanes), lanes),
         "key_row": round_up(keys, lanes), "heads": round_up(values, lanes),

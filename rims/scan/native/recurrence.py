@@ -126,7 +126,7 @@ class NativeRecurrence(Recurrence):
         like = torch.empty_like if layout.sizes["groups"] else torch.zeros_like
         self._pack("back")
         self._rooms.append(self._room(layout.held_bytes, layout.held))
-        biases = [w.hh[..., 0]] * 2 + [w.output[:, 0]] * 2
+        biases = [w.hh[..., 0]] * 2 + [w.hh[0, : w.unit_size, 0]] * 2
         sums = LoopWeights(*(like(part, memory_format=_DENSE) for part in (*w[4:10], *biases)))
         _SUMS.set(self._table, [part.data_ptr() for part in sums])
         return sums

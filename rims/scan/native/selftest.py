@@ -77,8 +77,9 @@ class Case(NamedTuple):
             inputs, d_inputs = (_range(part, first, last) for part in (self.inputs, out))
             grad_output = self.grad_output[first:last]
             recurrence.backward(first, inputs, did, grad_output, carry, d_inputs)
-        weights = zip(recurrence.gradients(), self.w[4:], strict=True)
-        return [*carry, *out, *(None if weight is None else grad for grad, weight in weights)]
+        there = (weight is not None and weight.numel() > 0 for weight in self.w[4:])
+        weights = zip(recurrence.gradients(), there, strict=True)
+        return [*carry, *out, *(grad if is_there else None for grad, is_there in weights)]
 
 
 def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
@@ -86,7 +87,22 @@ def _range(inputs: Hoisted, first: int, last: int) -> Hoisted:
 
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
-    """An LSTM and a GRU; together they have every option that the kernels know."""
+    """An LSTM, and a GRU twice; together they have every option that the kernels know."""
+    lstm, gru = _drawn(dtype)
+    yield lstm
+    yield gru._replace(rules=gru.rules._replace(input_gate="straight_through"))
+    silent = {name: getattr(gru.w, name)[..., :0] for name in Weights._fields[5:10]}
+    yield gru._replace(
+        ranges=((0, 1),),
+        w=gru.w._replace(**silent),
+        rules=gru.rules._replace(input_gate="none", num_heads=0),
+        flags=Flags(*(None if flag is None else flag[:1] for flag in gru.flags)),
+        inputs=Hoisted(*(part[:1] for part in gru.inputs)),
+        grad_output=gru.grad_output[:1],
+    )
+
+
+def _drawn(dtype: torch.dtype) -> Iterator[Case]:
     # Of this seed flags and selections are as the tests want them.
     generator = torch.Generator("cpu").manual_seed(0)
 

@@ -24,6 +24,7 @@ from rims.native.vectors import (
     masked_store,
     vector_at,
 )
+from rims.scan.native.forward import zeros
 from rims.scan.native.matmul import TILE_VECTORS, accumulated, vector_starts
 
 #: Lines of a tile: for one vector of columns, and for two where there are registers enough.
@@ -40,13 +41,6 @@ def clear(b: Any) -> None:
     zeros(b, b.own_b_hh, n * gates)
     zeros(b, b.own_b_n, n * d)
     zeros(b, b.own_b_out, 2 * d)
-
-
-@kernel
-def zeros(b: Any, target: Any, count: int) -> None:
-    """Set ``count`` numbers to zero."""
-    for j in range(0, count, b.lanes):
-        store_up_to(target, j, count - j, b.zero)
 
 
 @kernel

@@ -24,7 +24,7 @@ from rims.native.vectors import Vec, constant
 # fmt: off
 NUMBERS = [
     "next", "groups", "blocks", "block_rows", "batch", "first", "last", "row", "rows",
-    "n", "k", "d", "g", "m", "dk", "dv", "is_lstm", "reads_state",
+    "n", "k", "d", "g", "m", "dk", "dv", "is_lstm", "reads_state", "gates_input", "gate_learns",
     "has_reset", "has_valid", "has_fresh", "has_bias", "has_comm_bias",
     "packs", "so_far", "is_end", "done", "held_steps",
     "unit", "gate", "key_row", "heads", "width", "pair", "lines", "scratch_bytes", "held_bytes",

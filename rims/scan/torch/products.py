@@ -149,4 +149,5 @@ def _add_sum(total: Tensor, rows: Tensor, beta: float) -> None:
 
 def _groups(sequence: Tensor, num_rims: int) -> Tensor:
     """(L, B, N X) -> (N, L B, X), a view: the rows of every mechanism."""
-    return sequence.view(-1, num_rims, sequence.shape[-1] // num_rims).transpose(0, 1)
+    rows, width = sequence.shape[:-1].numel(), sequence.shape[-1]  # -1 would fail for no features
+    return sequence.view(rows, num_rims, width // num_rims).transpose(0, 1)

@@ -50,7 +50,7 @@ class TorchRecurrence(ProductRecurrence):
                 again = again._replace(active=again.active & self.flags.valid[t, :, None])
             grad_h = self._split(carry.h + grad_output[i])
             grad_c = None if carry.c is None else self._split(carry.c)
-            grad = loop.step_gradient(grad_h, grad_c, again, *sides, h, c, self.w)
+            grad = loop.step_gradient(grad_h, grad_c, again, *sides, h, c, self.w, self.rules)
             out.query_side[i] = grad.query_side.flatten(1)
             out.gate_side[i] = grad.gate_side.flatten(1)
             out.state_gates[i] = grad.state_gates.flatten(1)

@@ -69,6 +69,8 @@ def _not_fitting(dtype: torch.dtype, w: Weights) -> str | None:
         return f"more than {_MAX_RIMS} mechanisms"
     if w.unit_size > _MAX_UNIT_SIZE:
         return f"mechanisms of more than {_MAX_UNIT_SIZE} features"
+    if not w.comm_key.shape[2]:
+        return "num_comm_heads"
     if max(w.comm_key.shape[2], w.comm_value.shape[2]) > _MAX_HEADS_SIZE:
         return f"communication keys or values of more than {_MAX_HEADS_SIZE} features"
     return None
