@@ -13,6 +13,7 @@ import torch
 
 import cli
 import forked
+import unsynced
 from agents.config import PPOConfig
 from command_line import Result, Rims
 from compare_cases import comparison, done, root  # noqa: F401  (fixtures)
@@ -30,6 +31,7 @@ TOY = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist there is none
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than processors: tests also wait, for processes and for files."""
     return (os.cpu_count() or 1) + 1
@@ -40,6 +42,13 @@ def _ctrl_c() -> None:
     """Shells let what they start in the background ignore Ctrl-C, and so would what is tested."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unsynced() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        unsynced.patch_disk(patch)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
