@@ -18,6 +18,7 @@ from agents.config import PPOConfig
 from command_line import Result, Rims
 from compare_cases import comparison, done, root  # noqa: F401  (fixtures)
 from lab.running import processes
+from shared import made_once
 
 #: A run of a second: one update of 8 environments by 16 steps at a time.
 TOY = {
@@ -75,12 +76,14 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with mechanisms. Only to be read."""
-    from agents.learning.train import Trainer
 
-    folder = tmp_path_factory.mktemp("runs") / "toy"
-    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", total_steps=256, **TOY)  # type: ignore[arg-type]
-    Trainer(config, folder).run()
-    return folder
+    def make(folder: Path) -> None:
+        from agents.learning.train import Trainer
+
+        config = PPOConfig(env="MiniGrid-Empty-5x5-v0", total_steps=256, **TOY)  # type: ignore[arg-type]
+        Trainer(config, folder / "toy").run()
+
+    return made_once(tmp_path_factory, "runs", make) / "toy"
 
 
 @pytest.fixture
