@@ -28,6 +28,7 @@ from command_line import ENV, ROOT, TOY, TRAIN, Rims, assert_one_line, process, 
 from lab.disk.folder import CONFIG_NAME, PROGRESS_NAME, read_progress, require_space
 from lab.disk.log import RunLog
 from lab.running.guards import CannotSave, RunStopped, TrainingError, first_not_finite
+from selection import short
 from test_agents_resume import go_on, left, make_config
 
 # Numbers ----------------------------------------------------------------------------------------
@@ -60,13 +61,16 @@ def break_gradient(trainer: Trainer, rollout: Rollout) -> Rollout:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [
-        (break_rollout("rewards"), "one of the rollout's rewards"),
-        (break_rollout("values"), "one of the rollout's values"),
-        (break_rollout("log_probs"), "policy_loss, value_loss or entropy"),
-        (break_weight, "policy_loss, value_loss or entropy"),
-        (break_gradient, "the gradient of actor.weight"),
-    ],
+    short(
+        [
+            (break_rollout("rewards"), "one of the rollout's rewards"),
+            (break_rollout("values"), "one of the rollout's values"),
+            (break_rollout("log_probs"), "policy_loss, value_loss or entropy"),
+            (break_weight, "policy_loss, value_loss or entropy"),
+            (break_gradient, "the gradient of actor.weight"),
+        ],
+        *(0, 2, 4),
+    ),
     ids=["reward", "value", "log_prob", "weight", "gradient"],
 )
 def test_broken_number_stops_in_its_update_and_keeps_the_last_checkpoint(
