@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 import signal
 from dataclasses import replace
@@ -21,6 +22,7 @@ from agents.judging.report import write_report
 from agents.learning.checkpoint import load_checkpoint, save_checkpoint
 from envs import SUITES
 from lab.comparing import train_missing
+from shared import made_once
 
 SUITE = SUITES["empty"]
 TASKS = SUITE.tasks[:2]
@@ -63,12 +65,18 @@ def compare(root: Path, **changes: Any) -> Comparison:
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, list[Run]]:
     """A finished comparison. Only to be read."""
-    root = tmp_path_factory.mktemp("compare")
-    seen: list[Run] = []
-    assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, seen.extend) == []
-    comparison = compare(root)
-    write_report(comparison, root)
-    return root, comparison, seen
+
+    def make(folder: Path) -> None:
+        seen: list[Run] = []
+        root = folder / "root"
+        assert train_missing(plan(make_config(), CORES, SEEDS, root), 2, seen.extend) == []
+        comparison = compare(root)
+        write_report(comparison, root)
+        (folder / "told").write_bytes(pickle.dumps((comparison, seen)))
+
+    folder = made_once(tmp_path_factory, "compare", make)
+    comparison, seen = pickle.loads((folder / "told").read_bytes())
+    return folder / "root", comparison, seen
 
 
 @pytest.fixture

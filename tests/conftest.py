@@ -13,10 +13,12 @@ import torch
 
 import cli
 import forked
+import unsynced
 from agents.config import PPOConfig
 from command_line import Result, Rims
 from compare_cases import comparison, done, root  # noqa: F401  (fixtures)
 from lab.running import processes
+from shared import made_once
 
 #: A run of a second: one update of 8 environments by 16 steps at a time.
 TOY = {
@@ -30,6 +32,7 @@ TOY = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist there is none
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than processors: tests also wait, for processes and for files."""
     return (os.cpu_count() or 1) + 1
@@ -40,6 +43,13 @@ def _ctrl_c() -> None:
     """Shells let what they start in the background ignore Ctrl-C, and so would what is tested."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unsynced() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        unsynced.patch_disk(patch)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -66,12 +76,14 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with mechanisms. Only to be read."""
-    from agents.learning.train import Trainer
 
-    folder = tmp_path_factory.mktemp("runs") / "toy"
-    config = PPOConfig(env="MiniGrid-Empty-5x5-v0", total_steps=256, **TOY)  # type: ignore[arg-type]
-    Trainer(config, folder).run()
-    return folder
+    def make(folder: Path) -> None:
+        from agents.learning.train import Trainer
+
+        config = PPOConfig(env="MiniGrid-Empty-5x5-v0", total_steps=256, **TOY)  # type: ignore[arg-type]
+        Trainer(config, folder / "toy").run()
+
+    return made_once(tmp_path_factory, "runs", make) / "toy"
 
 
 @pytest.fixture

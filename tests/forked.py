@@ -20,6 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
+import pytest
+
+import unsynced
+
 #: Imported once, by the process that all others are forked off.
 PRELOADED = (
     "agents.commands.compare",
@@ -128,4 +132,6 @@ def _run(
     sys.argv = ["rims", *arguments]
     import cli
 
-    cli.main()
+    with pytest.MonkeyPatch.context() as patch:
+        unsynced.patch_disk(patch)
+        cli.main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sys
 import unicodedata
@@ -91,10 +92,16 @@ class Place:
 
     def tree(self) -> dict[str, tuple[str, bytes]]:
         """All there is."""
-        return {
-            str(path.relative_to(self.here)): (_kind(path), _content(path))
-            for path in self.here.rglob("*")
-        }
+        found = {}
+        folders = [str(self.here)]
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    kind = _kind(entry)
+                    found[entry.path] = (kind, _content(entry) if kind == "file" else b"")
+                    if kind == "folder":
+                        folders.append(entry.path)
+        return found
 
     def restore(self) -> None:
         """Make it as it was at first."""
@@ -135,12 +142,22 @@ def make_place(toy_run: Path, folder: Path) -> Iterator[Place]:
         yield place
 
 
-def _kind(path: Path) -> str:
-    return "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return f"link to {os.readlink(entry)}"
+    return "folder" if entry.is_dir() else "file"
 
 
-def _content(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+#: By file, when it was last changed and what was then in it; nothing here sets times back.
+_READ: dict[str, tuple[tuple[int, ...], bytes]] = {}
+
+
+def _content(entry: os.DirEntry[str]) -> bytes:
+    status = entry.stat(follow_symlinks=False)
+    now = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if entry.path not in _READ or _READ[entry.path][0] != now:
+        _READ[entry.path] = (now, Path(entry.path).read_bytes())
+    return _READ[entry.path][1]
 
 
 def call(*arguments: str) -> Result | None:

@@ -57,6 +57,10 @@ def _nfm() -> float:
     return _worst(numbers(fast.attend), numbers(fast.attend_by_views))
 
 
+#: What XLA makes of its own part is not in question here, and it takes long.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
 def _jax() -> float:
     import jax
     import jax.numpy as jnp
@@ -72,7 +76,10 @@ def _jax() -> float:
             output = scan(p, input, fast=fast).output
             return (output**2).sum(), output
 
-        (_, output), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(p, input)
+        run = jax.jit(
+            jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=QUICK
+        )
+        (_, output), grads = run(p, input)
         return [np.asarray(a) for a in jax.tree.leaves((output, grads)) if jnp.size(a)]
 
     return _worst(numbers(True), numbers(False))

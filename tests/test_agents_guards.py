@@ -10,7 +10,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,16 @@ def break_gradient(trainer: Trainer, rollout: Rollout) -> Rollout:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [
-        (break_rollout("rewards"), "one of the rollout's rewards"),
-        (break_rollout("values"), "one of the rollout's values"),
-        (break_rollout("log_probs"), "policy_loss, value_loss or entropy"),
-        (break_weight, "policy_loss, value_loss or entropy"),
-        (break_gradient, "the gradient of actor.weight"),
-    ],
+    short(
+        [
+            (break_rollout("rewards"), "one of the rollout's rewards"),
+            (break_rollout("values"), "one of the rollout's values"),
+            (break_rollout("log_probs"), "policy_loss, value_loss or entropy"),
+            (break_weight, "policy_loss, value_loss or entropy"),
+            (break_gradient, "the gradient of actor.weight"),
+        ],
+        *(0, 2, 4),
+    ),
     ids=["reward", "value", "log_prob", "weight", "gradient"],
 )
 def test_broken_number_stops_in_its_update_and_keeps_the_last_checkpoint(
@@ -119,31 +123,42 @@ def test_disk_without_room_is_found_before_training(
     require_space(tmp_path, 1)
 
 
-def limited(megabytes: float) -> Callable[[], None]:
-    """Files may not become larger; as on a disk that is full."""
-
-    def limit() -> None:
-        size = int(megabytes * 2**20)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return limit
+LIMITED = ("train", "--env", ENV, *TOY, "--encoder-size", "64", "--run-dir", "run")
 
 
-@pytest.mark.parametrize(("megabytes", "when"), short([(0.03, "before"), (0.3, "later")], 0))
+@contextmanager
+def limited(megabytes: float) -> Iterator[None]:
+    """Files may not become larger, also those of processes begun meanwhile; as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(megabytes * 2**20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_folder_whose_files_cannot_be_written_is_one_line(tmp_path: Path, rims: Rims) -> None:
+    with limited(0.03):
+        line = assert_one_line(rims(*LIMITED))
+    assert "cannot be written (File too large)" in line
+    assert not (tmp_path / "here" / "run" / CONFIG_NAME).exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("megabytes", "when"), [(0.03, "before"), (0.3, "later")])
 def test_files_that_cannot_be_written_are_one_line(
     tmp_path: Path, megabytes: float, when: str
 ) -> None:
-    arguments = ("train", "--env", ENV, *TOY, "--encoder-size", "64", "--run-dir", "run")
-    result = subprocess.run(
-        [sys.executable, "-m", "cli", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        preexec_fn=limited(megabytes),
-    )
+    with limited(megabytes):
+        result = subprocess.run(
+            [sys.executable, "-m", "cli", *LIMITED],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     assert "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
     if when == "before":

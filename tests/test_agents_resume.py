@@ -119,7 +119,7 @@ def go_on(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(
     ("core", "backend"),
-    short(product(["rim_lstm", "lstm", "rim_gru", "gru", "none"], ["gymnasium", "envpool"]), 1, 2),
+    short(product(["rim_lstm", "lstm", "rim_gru", "gru", "none"], ["gymnasium", "envpool"]), 1),
 )
 def test_killed_and_resumed_run_ends_as_an_uninterrupted_one(
     tmp_path: Path, core: str, backend: str

@@ -220,7 +220,7 @@ def test_more_trials_add_to_a_sweep_and_less_keep_it(tmp_path: Path, trained: li
 def test_another_sweep_in_the_folder_is_refused(
     tmp_path: Path, trained: list[str], changes: dict[str, Any], hint: str
 ) -> None:
-    run(make_sweep(), tmp_path)
+    run(make_sweep(sweep={"trials": 1}), tmp_path)
     with pytest.raises(ValueError, match=f"holds a sweep with .*{hint}"):
         Study(make_sweep(**changes), tmp_path)
     Study(make_sweep(settings={"threads": 2}), tmp_path)  # changes nothing

@@ -11,6 +11,7 @@ import pytest
 from command_line import COMPARE, TOY, Rims, assert_one_line, tree
 from compare_cases import CORES, TASKS
 from lab.disk.lock import lock_folder
+from selection import short
 
 #: What the comparison of the fixture ``root`` was made with.
 AS_MADE = (
@@ -29,7 +30,7 @@ def here(root: Path, rims: Rims, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("typed", "seeds"),
-    [("2", [0, 1]), ("0-1", [0, 1]), ("1,0", [1, 0]), ("1-1", [1])],
+    short([("2", [0, 1]), ("0-1", [0, 1]), ("1,0", [1, 0]), ("1-1", [1])], 0, 2),
 )
 def test_seeds_are_a_number_or_a_list(here: Path, rims: Rims, typed: str, seeds: list[int]) -> None:
     result = rims(*AS_MADE, "--seeds", typed, "--report-only", "--json")

@@ -49,6 +49,7 @@ def test_every_command_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("path", RANDOMLY, ids=" ".join)
 def test_random_options(place: Place, path: Command) -> None:
+    """Whether one is accepted is chance; that one is, is tested of what each command needs."""
     answers = list[int]()
 
     @settings(FUZZ, max_examples=EXAMPLES)
@@ -59,7 +60,6 @@ def test_random_options(place: Place, path: Command) -> None:
 
     run()
     assert 2 in answers
-    assert path in WITHOUT_DATA or 0 in answers
 
 
 @settings(FUZZ, max_examples=FREE_EXAMPLES)

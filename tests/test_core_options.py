@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import cli
 from agents.commands.parsing.options import make_config
 from agents.commands.train import train
 from agents.config import PPOConfig
@@ -70,8 +71,14 @@ NOT_OFFERED = {
 
 
 def agent(*words: str) -> RecurrentCore:
-    """The core of an agent that ``rims train`` would make."""
-    with train.make_context("train", ["--env", ENV, *words]) as context:
+    """The core of an agent that ``rims train`` would make.
+
+    A command keeps the names of its help option, which are those of the command above it.
+    """
+    with (
+        cli.rims.make_context("rims", []) as parent,
+        train.make_context("train", ["--env", ENV, *words], parent) as context,
+    ):
         names = {field.name for field in fields(PPOConfig)}
         config = make_config({n: v for n, v in context.params.items() if n in names})
     return RecurrentCore(5, config)

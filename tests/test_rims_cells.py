@@ -19,7 +19,7 @@ from rims import RIM_GRUCell, RIM_LSTMCell
 from rims.step import RIMCell, State
 from tolerances import assert_near
 
-PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 @pytest.fixture(autouse=True)

@@ -130,7 +130,7 @@ def test_both_libraries_agree(
             assert_near(gradients[name], parameter.grad)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("kind", short(["lstm", "gru"], 0))
 def test_sums_too_long_to_write_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from rims.jax import columns
 

@@ -117,7 +117,7 @@ def test_one_step_reproduces_published_arrays(path: Path) -> None:
     spec = kind(*(int(arrays[f"meta.{n}"]) for n in names), rngs=nnx.Rngs(0)).spec
     p = from_authors(spec, weights(arrays))
     state = tuple(jnp.asarray(arrays[f"{n}0"]) for n in ("hc" if is_lstm else "h"))
-    did = step(p, jnp.asarray(arrays["inputs"])[0], state)
+    did = quick_jit(step)(p, jnp.asarray(arrays["inputs"])[0], state)
     assert_near(did.state[0], arrays["outputs"][0])
     assert_near(did.active, arrays["active_mask"][0])
     assert_near(did.input_attention, arrays["input_attention_probs"][0])

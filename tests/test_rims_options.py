@@ -18,7 +18,7 @@ from rims.step import RIMCell, State
 from selection import short
 from tolerances import assert_near
 
-PROPERTY = settings(max_examples=80, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 
 cells = pytest.mark.parametrize("kind", [RIM_LSTMCell, RIM_GRUCell])
 layers = pytest.mark.parametrize("kind", [rims.RIM_LSTM, rims.RIM_GRU])

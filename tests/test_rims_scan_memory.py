@@ -6,7 +6,6 @@ import ctypes
 import gc
 import itertools
 import mmap
-import multiprocessing
 import sys
 import weakref
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from forked import SERVER
 from layer_cases import both
 from rims.scan import paths, scan_path
 from scan_cases import (
@@ -172,7 +172,7 @@ def _behind_fences(behind: bool) -> None:
 @pytest.mark.parametrize("behind", short([True, False], 0))
 def test_kernels_stay_within_their_arrays(behind: bool) -> None:
     # One step too far ends the process, so it is another one.
-    child = multiprocessing.get_context("spawn").Process(target=_behind_fences, args=(behind,))
+    child = SERVER.Process(target=_behind_fences, args=(behind,))
     child.start()
     child.join(timeout=120)
     assert child.exitcode == 0

@@ -416,16 +416,38 @@ def test_the_self_test_has_ranges_groups_and_more_rows_than_are_held(count: int)
         assert [len(case.ranges) for case in selftest.cases(torch.float32)] == [2, 2, 1]
 
 
+@pytest.mark.parametrize("name", ["forward", "back"])
+def test_one_wrong_number_of_a_kernel_is_noticed(
+    name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second range, or of what is summed over both."""
+    assert selftest.fault(name, False) is None
+    forward, gradients = NativeRecurrence.forward, NativeRecurrence.gradients
+
+    def wrong_forward(self: Any, first: int, inputs: Any, out: Any) -> None:
+        forward(self, first, inputs, out)
+        out[0][-1, -1, -1] += 0.1 * (first > 0)
+
+    def wrong_gradients(self: Any) -> Any:
+        found = list(gradients(self))
+        found[0].view(-1)[-1] += 0.1 * found[0].abs().max()
+        return found
+
+    wrong = {"forward": wrong_forward, "gradients": wrong_gradients}
+    changed = {"forward": "forward", "back": "gradients"}[name]
+    monkeypatch.setattr(NativeRecurrence, changed, wrong[changed])
+    with pytest.warns(RuntimeWarning, match="RIM layers, float32 computes wrong"):
+        assert selftest.fault(name, False) is not None
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    short(
-        [
-            ("not b.so_far", "True"),  # sums of one range alone
-            ("add_rows(b, count)", "add_rows(b, count if t == b.first else 0)"),
-            ("in range(a.groups)", "in range(1)"),
-        ],
-        0,
-    ),
+    [
+        ("not b.so_far", "True"),  # sums of one range alone
+        ("add_rows(b, count)", "add_rows(b, count if t == b.first else 0)"),
+        ("in range(a.groups)", "in range(1)"),
+    ],
 )
 def test_a_fault_in_one_part_of_a_kernel_is_noticed(
     right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -477,6 +499,7 @@ def test_numbers_that_are_not_numbers_are_wrong() -> None:
             assert trust.fault(code, [(ones, ones), pair], "it") is not None
 
 
+@pytest.mark.long
 def test_compiling_in_two_threads_at_once(
     compiled_anew: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

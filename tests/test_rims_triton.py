@@ -37,7 +37,7 @@ def _script(name: str, *arguments: str, **environment: str) -> list[dict[str, An
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-QUICK = ["lstm reads state", "one mechanism"]
+QUICK = ["lstm reads state"]
 
 
 @needs_triton

@@ -81,8 +81,9 @@ repository=$PWD
 )
 # The layers, their kernels, NFM, and what is made of them.
 if [ -n "${QUICK:-}" ]; then
-  run_tests tests/test_rims_{fixtures,layers,scan}.py tests/test_rims_native_*.py \
-    tests/test_nfm_fixtures.py tests/test_agents_ppo.py tests/test_dependencies.py
+  run_tests tests/test_rims_{fixtures,layers}.py tests/test_rims_native_*.py \
+    tests/test_rims_scan.py::test_every_unit_size_around_vector_widths \
+    tests/test_nfm_fixtures.py tests/test_dependencies.py
 else
   run_tests tests/test_rims_{fixtures,layers,scan}.py tests/test_rims_native_*.py \
     tests/test_rims_scan_{native,operator}.py tests/test_nfm_{attention,fixtures}.py \
