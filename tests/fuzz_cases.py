@@ -236,6 +236,7 @@ NEEDED: dict[Command, Command] = {
     ("record",): ("run", "--out", "new.gif"),
     ("plot",): ("run", "--out", "new.png"),
     ("suites",): (),
+    ("warmup",): (),
     ("sweep",): ("--config", "sweep.toml", "--out", "new"),
     ("bench", "cells"): ("--out", "new"),
     ("bench", "nfm"): ("--out", "new"),
