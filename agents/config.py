@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from envs import BackendChoice, Suite, Task, action_names, get_suite, get_task, parse_actions
+from envs import (
+    BackendChoice,
+    Suite,
+    Task,
+    action_names,
+    get_suite,
+    get_task,
+    parse_actions,
+    parse_wrappers,
+)
 from lab.cores import CORE_METAVAR, CoreSettings, check_core
 from lab.settings import TINY, ConfigError, changed, option
 from lab.words import did_you_mean
@@ -52,6 +61,13 @@ class PPOConfig(CoreSettings):
         "Environment id to train on, instead of a suite; module:Id for one that a module of yours "
         "registers.",
     )
+    wrapper: str = option(
+        "",
+        "Task",
+        "Wrapper of the environment: a class of minigrid.wrappers or gymnasium.wrappers, or "
+        "module:Class; repeatable, the innermost first.",
+        repeatable=True,
+    )
     core: str = option(
         "rim_lstm",
         "Network",
@@ -93,6 +109,13 @@ class PPOConfig(CoreSettings):
         "pickup, drop, toggle, done, separated by commas.",
     )
 
+    normalize_observations: bool = option(
+        False,
+        "Network",
+        "Scale numbers in observations to mean 0 and deviation 1, by running statistics that are "
+        "saved with the agent.",
+    )
+
     init_from: str = option(
         "",
         "Learning",
@@ -126,6 +149,13 @@ class PPOConfig(CoreSettings):
         True,
         "Learning",
         "Add the value of the last observation where the step limit cut an episode.",
+    )
+    reward_scale: float = option(
+        1.0,
+        "Learning",
+        "Factor of rewards in what is learned; returns are shown without it.",
+        low=TINY,
+        high=1e6,
     )
     clip_range: float = option(
         0.2, "Learning", "Clipping of the probability ratio.", low=TINY, high=1e6
@@ -166,6 +196,7 @@ class PPOConfig(CoreSettings):
             object.__setattr__(self, "suite", os.path.realpath(self.suite))
         if self.init_from:
             object.__setattr__(self, "init_from", os.path.realpath(self.init_from))
+        self._check_wrappers()
         self.task  # noqa: B018  (raises for an unknown suite or environment)
         self._check_actions()
         if self.num_envs % self.minibatches:
@@ -180,6 +211,13 @@ class PPOConfig(CoreSettings):
             raise ConfigError("actions", str(error)) from None
         names = ["all"] if chosen is None else action_names(chosen)
         object.__setattr__(self, "actions", ",".join(names))
+
+    def _check_wrappers(self) -> None:
+        try:
+            names = parse_wrappers(self.wrapper)
+        except ValueError as error:
+            raise ConfigError("wrapper", f"cannot be used: {error}") from None
+        object.__setattr__(self, "wrapper", ",".join(names))
 
     @classmethod
     def preset_of(cls, suite: Suite) -> dict[str, Any]:
@@ -198,7 +236,23 @@ class PPOConfig(CoreSettings):
     @property
     def task(self) -> Task:
         """The task trained on."""
-        return get_suite(self.suite).train if self.suite else get_task(self.env)
+        return self.wrapped(get_suite(self.suite).train if self.suite else get_task(self.env))
+
+    def wrapped(self, task: Task) -> Task:
+        """A task with the wrappers of these settings around it.
+
+        Example:
+            >>> config = PPOConfig(env="CartPole-v1", wrapper="TimeAwareObservation")
+            >>> config.wrapped(config.task).wrappers
+            ('TimeAwareObservation', 'TimeAwareObservation')
+        """
+        names = parse_wrappers(self.wrapper)
+        return replace(task, wrappers=(*task.wrappers, *names)) if names else task
+
+    def wrapped_suite(self, suite: Suite) -> Suite:
+        """A suite with the wrappers of these settings around all its tasks."""
+        unseen = tuple(map(self.wrapped, suite.unseen))
+        return replace(suite, train=self.wrapped(suite.train), unseen=unseen)
 
     @property
     def action_numbers(self) -> tuple[int, ...] | None:

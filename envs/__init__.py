@@ -1,19 +1,28 @@
 """MiniGrid generalization suites and vector environments with one behaviour on every backend.
 
-Environments of other people run too, where their spaces are those of MiniGrid.
+Environments of other people run too; their spaces decide what agents read and do.
 
 Importing this package imports neither gymnasium, minigrid nor EnvPool; making something does.
 """
 
-from envs.actions import ACTIONS, action_names, parse_actions
-from envs.backends.base import BackendName, EnvironmentFailed, Observation, StepResult, VectorEnv
+from envs.actions import ACTIONS, ActionSpace, action_names, parse_actions
+from envs.backends.base import (
+    AnyObservation,
+    BackendName,
+    EnvironmentFailed,
+    Observation,
+    StepResult,
+    VectorEnv,
+)
 from envs.ids import modules_of, return_range
+from envs.layout import AnyView, Layout, MixedObservation, parse_view
 from envs.mission import MISSION_LENGTH, VOCABULARY, encode_mission
 from envs.seeding import level_seeds
 from envs.suite_file import get_suite
 from envs.suites import SUITES, Suite, Task, get_task
 from envs.vector import (
     BackendChoice,
+    actions_of,
     make_drawable_env,
     make_vector_env,
     mission_varies,
@@ -23,6 +32,7 @@ from envs.vector import (
     view_of,
 )
 from envs.view import STOCK_VIEW, View, minigrid_view
+from envs.wrappers import parse_wrappers
 
 __all__ = [
     "ACTIONS",
@@ -30,9 +40,14 @@ __all__ = [
     "STOCK_VIEW",
     "SUITES",
     "VOCABULARY",
+    "ActionSpace",
+    "AnyObservation",
+    "AnyView",
     "BackendChoice",
     "BackendName",
     "EnvironmentFailed",
+    "Layout",
+    "MixedObservation",
     "Observation",
     "StepResult",
     "Suite",
@@ -40,6 +55,7 @@ __all__ = [
     "VectorEnv",
     "View",
     "action_names",
+    "actions_of",
     "encode_mission",
     "get_suite",
     "get_task",
@@ -50,6 +66,8 @@ __all__ = [
     "mission_varies",
     "modules_of",
     "parse_actions",
+    "parse_view",
+    "parse_wrappers",
     "require_makeable",
     "require_missions_differ",
     "resolve_backend",

@@ -19,7 +19,7 @@ __all__ = ["get_suite", "read_suite"]
 _SUITE_KEYS = ("name", "description", "train", "unseen", "chance", "preset")
 #: Names of run folders contain the name of the training task.
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs", "success")
+_TASK_KEYS = ("id", "name", "gym_kwargs", "envpool_id", "envpool_kwargs", "success", "wrappers")
 
 
 def get_suite(name: str) -> Suite:
@@ -46,7 +46,7 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
     """The suite a file describes.
 
     A task is an environment id, or a table with ``id`` and any of ``name``, ``gym_kwargs``,
-    ``envpool_id``, ``envpool_kwargs`` and ``success`` (see :class:`Task`)::
+    ``envpool_id``, ``envpool_kwargs``, ``success`` and ``wrappers`` (see :class:`Task`)::
 
         name = "lavagap"
         description = "Step over a strip of lava; the room grows."
@@ -132,10 +132,13 @@ def _task(where: str, value: Any) -> Task:
         _get(value, key, dict, {})
     for key in ("name", "envpool_id", "success"):
         _get(value, key, str, "")
-    return Task(**value)
+    wrappers = _get(value, "wrappers", list, [])
+    if not all(isinstance(name, str) for name in wrappers):
+        raise ValueError(f"{where}.wrappers must be a list of names; got {wrappers!r}.")
+    return Task(**{**value, "wrappers": tuple(wrappers)})
 
 
-_KINDS: dict[type, str] = {str: "a text", list: "a list of tasks", dict: "a table"}
+_KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "a table"}
 
 
 def _get(table: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from envs.ids import Success, known_ids, load_id
+from envs.wrappers import wrapper_class
 from lab.words import did_you_mean
 
 __all__ = ["SUITES", "Suite", "Task", "get_task"]
@@ -31,10 +32,12 @@ class Task:
         success: how success is known where the environment does not say: ``"reward"``, an episode
             that ends with a reward above 0 was one. Default: so in minigrid's own environments,
             and not at all in any other (:func:`envs.ids.success_rule`).
+        wrappers: names of wrappers, the innermost first, see
+            :func:`envs.wrappers.wrapper_class`. Such a task runs on gymnasium.
 
     Raises:
-        ValueError: for another rule of success, or if EnvPool is asked for another view size: most
-            of them corrupt its memory, and the others have no effect.
+        ValueError: for another rule of success, an unknown wrapper, or if EnvPool is asked for
+            another view size: most of them corrupt its memory, and the others have no effect.
 
     >>> Task(id="MiniGrid-DoorKey-8x8-v0").name
     'DoorKey-8x8'
@@ -46,8 +49,11 @@ class Task:
     envpool_kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     success: Success = ""
+    wrappers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for wrapper in self.wrappers:
+            wrapper_class(wrapper)
         if "agent_view_size" in self.envpool_kwargs:
             raise ValueError(
                 f"Task: agent_view_size must not be set for EnvPool; got it for {self.id!r}. "

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from envs.actions import action_names
+from envs.actions import ActionSpace, action_names
 from envs.backends.base import BackendName, EnvironmentFailed, VectorEnv
 from envs.ids import is_builtin, is_stock
+from envs.layout import AnyView, Layout
 from envs.mission import UNKNOWN, encode_mission, words_of
 from envs.seeding import SEED_LIMIT, level_seeds
 from envs.suites import Task, get_task
-from envs.view import STOCK_VIEW, View
+from envs.view import STOCK_VIEW
 from lab.words import message_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendChoice",
+    "actions_of",
     "make_drawable_env",
     "make_vector_env",
     "mission_varies",
@@ -83,7 +85,7 @@ def make_vector_env(
     seed: int | Sequence[int],
     backend: BackendChoice = "auto",
     num_threads: int = 1,
-    view: View | None = None,
+    view: AnyView | None = None,
 ) -> VectorEnv:
     """Make ``num_envs`` environments of a task that are stepped together.
 
@@ -127,27 +129,27 @@ def make_vector_env(
     try:
         env = _make(task, chosen, seeds, num_threads, view)
     except (TypeError, AssertionError, RuntimeError) as error:  # such as an unknown argument
-        if is_builtin(task.id) and not (task.gym_kwargs or task.envpool_kwargs):
+        if is_builtin(task.id) and not (task.gym_kwargs or task.envpool_kwargs or task.wrappers):
             raise
         cause = message_of(error)
         raise ValueError(
             f"environment {task.id!r} cannot be made with its arguments on {chosen}: {cause}."
         ) from None
-    if view is not None and env.view.shape != view.shape:
+    if view is not None and not _same_form(env.view, view):
         env.close()
         raise ValueError(
-            f"{task.id} shows its agent {_size(env.view)} cells; this one sees {_size(view)}."
+            f"{task.id} shows its agent {_size(env.view)}; this one sees {_size(view)}."
         )
     return env
 
 
 def _make(
-    task: Task, backend: BackendName, seeds: list[int], num_threads: int, view: View | None
+    task: Task, backend: BackendName, seeds: list[int], num_threads: int, view: AnyView | None
 ) -> VectorEnv:
     if backend == "envpool":
         from envs.backends.envpool_backend import EnvPoolVectorEnv
 
-        if view is not None and view.shape == STOCK_VIEW.shape and not view.holds(STOCK_VIEW):
+        if view and _same_form(view, STOCK_VIEW) and not view.holds(STOCK_VIEW):
             raise ValueError(
                 f"{task.id} shows its agent what this one cannot read: {STOCK_VIEW}, not {view}."
             )
@@ -157,8 +159,14 @@ def _make(
     return GymnasiumVectorEnv(task, seeds, view=view)
 
 
-def _size(view: View) -> str:
-    return f"{view.width}x{view.height}"
+def _same_form(one: AnyView, other: AnyView) -> bool:
+    if isinstance(one, Layout) or isinstance(other, Layout):
+        return one == other
+    return one.shape == other.shape
+
+
+def _size(view: AnyView) -> str:
+    return str(view) if isinstance(view, Layout) else f"{view.width}x{view.height} cells"
 
 
 def require_makeable(
@@ -166,7 +174,7 @@ def require_makeable(
     backend: BackendChoice = "auto",
     actions: Sequence[int] | None = None,
     parts: Collection[str] = (),
-    view: View | None = None,
+    view: AnyView | None = None,
 ) -> BackendName:
     """The backend that will run a task, after seeing that it can.
 
@@ -199,6 +207,8 @@ def require_makeable(
             except EnvironmentFailed as error:
                 raise ValueError(str(error)) from error
     names = action_names(actions or ())
+    if actions and env.actions.kind != "discrete":
+        raise ValueError(f"actions cannot be chosen from: {task.id} has {env.actions}.")
     if actions and (max(actions) >= env.num_actions or not set(names) <= set(env.action_names)):
         raise ValueError(
             f"actions must be of those that {task.id} has, {', '.join(env.action_names)}; "
@@ -212,10 +222,11 @@ def require_makeable(
 
 def _is_known(task: Task) -> bool:
     """Whether it is one of minigrid's own environments as they come."""
-    return is_stock(task.id) and not task.gym_kwargs and not task.envpool_kwargs
+    given = task.gym_kwargs or task.envpool_kwargs or task.wrappers
+    return is_stock(task.id) and not given
 
 
-def view_of(task: Task | str, backend: BackendChoice = "auto") -> View:
+def view_of(task: Task | str, backend: BackendChoice = "auto") -> AnyView:
     """The view that agents of a task have; makes an environment.
 
     Raises:
@@ -228,7 +239,22 @@ def view_of(task: Task | str, backend: BackendChoice = "auto") -> View:
         return env.view
 
 
-def make_drawable_env(task: Task | str, seed: int, view: View | None = None) -> GymnasiumVectorEnv:
+def actions_of(task: Task | str, backend: BackendChoice = "auto") -> ActionSpace:
+    """The actions of a task; makes an environment.
+
+    Raises:
+        ValueError: as :func:`make_vector_env`.
+
+    >>> str(actions_of("MiniGrid-DoorKey-5x5-v0"))
+    '7 actions'
+    """
+    with make_vector_env(task, 1, [0], backend) as env:
+        return env.actions
+
+
+def make_drawable_env(
+    task: Task | str, seed: int, view: AnyView | None = None
+) -> GymnasiumVectorEnv:
     """Make one environment on gymnasium whose frames can be drawn, for recording an episode.
 
     Args:
@@ -265,14 +291,14 @@ def mission_varies(task: Task | str, *, samples: int = 32) -> bool:
     False
     """
     task = _as_task(task)
-    if task.id.startswith(_WFC_PREFIX):
+    if task.id.startswith(_WFC_PREFIX) and not task.wrappers:
         return False  # EnvPool runs these also where gymnasium, used below, lacks what they need
-    return _mission_varies(task.id, json.dumps(dict(task.gym_kwargs)), samples)
+    return _mission_varies(task.id, json.dumps(dict(task.gym_kwargs)), task.wrappers, samples)
 
 
 @lru_cache(maxsize=256)
-def _mission_varies(id: str, gym_kwargs: str, samples: int) -> bool:
-    missions = _missions(Task(id=id, gym_kwargs=json.loads(gym_kwargs)), samples)
+def _mission_varies(id: str, gym_kwargs: str, wrappers: tuple[str, ...], samples: int) -> bool:
+    missions = _missions(Task(id=id, gym_kwargs=json.loads(gym_kwargs), wrappers=wrappers), samples)
     first = next(missions)
     return any(mission != first for mission in missions)
 
@@ -285,7 +311,7 @@ def _missions(task: Task, samples: int) -> Iterator[str]:
     try:
         for seed in range(samples):
             with quiet(task):
-                mission: str = env.reset(seed=seed)[0]["mission"]
+                mission: str = env.reset(seed=seed)[0].get("mission", "")
             yield mission
     finally:
         env.close()
@@ -302,7 +328,7 @@ def require_missions_differ(task: Task | str, *, samples: int = 32) -> None:
     >>> require_missions_differ("BabyAI-GoToLocal-v0")
     """
     task = _as_task(task)
-    if is_builtin(task.id):
+    if is_builtin(task.id) and not task.wrappers:
         return
     seen: dict[bytes, str] = {}
     for mission in _missions(task, samples):

@@ -45,6 +45,7 @@ def option(
     metavar: str | None = None,
     has_effect: bool = True,
     first: bool = False,
+    repeatable: bool = False,
 ) -> Any:
     """A field of settings, which is also an option of the command line.
 
@@ -58,10 +59,12 @@ def option(
         has_effect: whether it decides the numbers that come out of a run. Other settings change
             how long the run takes, or where it computes and reads.
         first: whether it stands before the other options of its heading.
+        repeatable: whether the option may be given several times, which is the same as all its
+            values in one, separated by commas.
     """
     metadata = {
         **{"group": group, "help": help, "low": low, "high": high, "metavar": metavar},
-        **{"has_effect": has_effect, "first": first},
+        **{"has_effect": has_effect, "first": first, "repeatable": repeatable},
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -40,16 +40,16 @@ COUNTS = (
 FROM_ZERO = ("input_value_size", "num_comm_heads")
 FRACTIONS = ("gamma", "gae_lambda", "tie_margin")
 NOT_NEGATIVE = ("entropy_coefficient", "value_coefficient")
-POSITIVE = ("learning_rate", "clip_range", "max_grad_norm")
+POSITIVE = ("learning_rate", "reward_scale", "clip_range", "max_grad_norm")
 FLOATS = (*FRACTIONS, *NOT_NEGATIVE, *POSITIVE, "adam_epsilon")
 FLAGS = (
     *("learned_initial_state", "use_inactive", "blocked_grad"),
-    *("direction", "anneal_learning_rate", "bootstrap_truncated"),
+    *("direction", "normalize_observations", "anneal_learning_rate", "bootstrap_truncated"),
 )
 TEXTS = (
     *("suite", "env", "core", "comm_reads", "encoder", "mission"),
     *("input_gate", "competition", "comm_update"),
-    *("init_from", "backend", "device", "actions"),
+    *("init_from", "backend", "device", "actions", "wrapper"),
 )
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
@@ -375,6 +375,9 @@ CHANGED = PPOConfig(
     blocked_grad=True,
     learned_initial_state=False,
     direction=True,
+    normalize_observations=True,
+    wrapper="ActionBonus,gymnasium.wrappers:TimeAwareObservation",
+    reward_scale=0.5,
     mission="off",
     init_from="/runs/{core}-seed{seed}",
     num_envs=12,

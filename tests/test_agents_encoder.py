@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from agents.config import EncoderChoice
-from agents.model.encoder import (
-    EncodedOnce,
-    ObservationEncoder,
-    Observations,
-    RepeatedObservations,
-)
+from agents.model.encoder import EncodedOnce, ObservationEncoder
+from agents.model.observations import Observations, RepeatedObservations
 from envs import (
     MISSION_LENGTH,
     STOCK_VIEW,

@@ -20,6 +20,7 @@ from agents.learning.rollout import Episode, Runner
 from agents.model.policy import RecurrentActorCritic
 from envs import (
     MISSION_LENGTH,
+    ActionSpace,
     BackendChoice,
     Observation,
     Task,
@@ -32,6 +33,7 @@ from envs import (
 from envs.backends.base import BackendStep
 
 EMPTY = get_task("MiniGrid-Empty-Random-5x5-v0")
+SEVEN = ActionSpace.discrete(7)
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ class Scripted(VectorEnv):
     SHORT, LONG = 2, 30
 
     def __init__(self, task: Task, seeds: Sequence[int]) -> None:
-        super().__init__(task=task, backend="gymnasium", num_envs=len(seeds), num_actions=7)
+        super().__init__(task=task, backend="gymnasium", num_envs=len(seeds), actions=SEVEN)
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
         self._left = np.zeros(len(seeds), dtype=np.int64)
         self._good = np.zeros(len(seeds), dtype=np.bool_)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents.config import PPOConfig
-from agents.model.encoder import Observations
+from agents.model.observations import Observations
 from agents.model.policy import RecurrentActorCritic, count_parameters
 from envs import MISSION_LENGTH
 from lab.cores import CoreName

@@ -21,7 +21,7 @@ from agents.learning import session
 from agents.learning.ppo import update
 from agents.learning.rollout import Rollout, Runner, collect
 from agents.learning.train import Trainer
-from agents.model.encoder import Observations
+from agents.model.observations import Observations
 from agents.model.policy import RecurrentActorCritic
 from command_line import ROOT
 from envs import (

@@ -188,6 +188,7 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     from agents.model.footprint import require_fits
     from agents.model.trainable import require_trainable
     from agents.throughput.run import SB3_NAMES, Contest
+    from envs import View, view_of
     from lab.running.processes import usable_processors
 
     typed_envs = bench_options.is_typed("num_envs") or not given["quick"]
@@ -207,6 +208,10 @@ def agents(out: Path, cores: tuple[str, ...], sb3: bool, **given: Any) -> None:
     with checking_input():
         require_trainable(config)
         require_fits(config)
+        if not isinstance(view_of(config.task, config.backend), View):
+            raise ValueError(
+                f"{config.task.id} has no symbolic view; the benchmark needs MiniGrid."
+            )
     with measuring(out):
         report = _measure_agents(contest, out)
     click.echo(report, nl=False)

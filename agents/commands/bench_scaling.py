@@ -82,7 +82,7 @@ def _measure(plan: Plan, out: Path) -> str:
     config = plan.config
     with make_vector_env(config.task, 1, 0, config.backend) as env:
         policy = RecurrentActorCritic(
-            config, env.num_actions, read_mission=reads_mission(config), view=env.view
+            config, env.actions, read_mission=reads_mission(config), view=env.view
         )
     parameters, machine = count_parameters(policy), about_machine(config.threads)
 

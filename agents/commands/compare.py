@@ -113,7 +113,7 @@ def compare(
     with checking_input():
         if not (launch or report_only):
             usable_device(config.device)
-        suite = get_suite(config.suite)
+        suite = config.wrapped_suite(get_suite(config.suite))
         chosen = options.choose_tasks(suite, tasks)
         runs = comparing.plan(
             config,

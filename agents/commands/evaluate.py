@@ -43,7 +43,7 @@ def evaluate(
     a reward above 0. Intervals are for this agent; agents of other seeds may differ by more.
     """
     with checking_input():
-        tasks = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
+        named = [*(get_suite(suite).tasks if suite else ()), *map(get_task, envs)]
         require_run_folder(run)
     import torch
 
@@ -59,7 +59,7 @@ def evaluate(
         say_notice(run_settings.notice(run, loaded.config))
         config = loaded.config
         torch.set_num_threads(config.threads)
-        tasks = tasks or [config.task]
+        tasks = [config.wrapped(task) for task in named] or [config.task]
         backend = backend or config.backend
         policy = loaded.make_policy()
         for task in tasks:

@@ -54,7 +54,7 @@ def record(
         loaded = load_checkpoint(run, checkpoint)
         say_notice(run_settings.notice(run, loaded.config))
         torch.set_num_threads(loaded.config.threads)
-        task = get_task(env) if env else loaded.config.task
+        task = loaded.config.wrapped(get_task(env)) if env else loaded.config.task
         policy = loaded.make_policy()
         check_task(policy, task, "gymnasium")
     core = loaded.config.core

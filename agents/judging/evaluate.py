@@ -127,7 +127,10 @@ def check_task(policy: RecurrentActorCritic, task: Task, backend: BackendChoice 
     parts = [name for name, is_read in read.items() if is_read]
     chosen = require_makeable(task, backend, None, parts, policy.view)
     with make_vector_env(task, 1, [0], chosen, view=policy.view) as env:
-        if max(policy.actions) >= env.num_actions:
+        if {policy.space.kind, env.actions.kind} != {"discrete"}:
+            if policy.space != env.actions:
+                raise ValueError(f"{task.id} has {env.actions}, but the agent {policy.space}.")
+        elif max(policy.actions) >= env.num_actions:
             raise ValueError(
                 f"{task.id} has {env.num_actions} actions, but the agent chooses from "
                 f"{', '.join(action_names(policy.actions))}; "
@@ -154,7 +157,7 @@ def _first_episodes(
                     "it a step limit, such as max_episode_steps where it is registered."
                 )
             step = runner.step()
-            if bool(step.output.log_probs.isnan().any()):
+            if bool(step.output.parameters.isnan().any()):
                 raise ValueError(f"the agent's action probabilities on {task.id} are not finite.")
             for episode in step.episodes:
                 first.setdefault(episode.env, episode)

@@ -11,7 +11,7 @@ import torch
 
 from agents.config import PPOConfig
 from agents.model.policy import RecurrentActorCritic
-from envs import STOCK_VIEW, BackendName, View
+from envs import STOCK_VIEW, ActionSpace, AnyView, BackendName, Layout, parse_view
 from lab.cores import CoreImportError
 from lab.disk.folder import require_run_folder
 from lab.disk.manifest import is_finite_number
@@ -41,7 +41,14 @@ class Checkpoint:
     #: Mean return of the latest episodes, by which the best checkpoint is known; None: not known.
     score: float | None = None
     #: The agent's view. Checkpoints written before it was saved all have the usual view.
-    view: View = STOCK_VIEW
+    view: AnyView = STOCK_VIEW
+    #: The space of actions; None: of ``num_actions`` single ones.
+    action_space: ActionSpace | None = None
+
+    @property
+    def space(self) -> ActionSpace:
+        """The space of actions."""
+        return self.action_space or ActionSpace.discrete(self.num_actions)
 
     def make_policy(self, device: str = "cpu") -> RecurrentActorCritic:
         """The agent, with its architecture and weights."""
@@ -52,7 +59,7 @@ class Checkpoint:
     def new_policy(self) -> RecurrentActorCritic:
         """An agent of its architecture, with new weights."""
         return RecurrentActorCritic(
-            self.config, self.num_actions, read_mission=self.read_mission, view=self.view
+            self.config, self.space, read_mission=self.read_mission, view=self.view
         )
 
 
@@ -73,7 +80,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     fields = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
     tensors = {name: fields.pop(name) for name in _TENSORS}
     score = fields.pop("score")
-    about = {**fields, "config": asdict(checkpoint.config)}
+    space, view = fields.pop("action_space"), fields.pop("view")
+    about = {
+        **fields,
+        "view": view._asdict() if isinstance(view, Layout) else view,
+        "config": asdict(checkpoint.config),
+    }
+    if space is not None and space.kind != "discrete":
+        about["action_space"] = space._asdict()
     return agent_store(folder).save(checkpoint.updates, tensors, about, score=score)
 
 
@@ -137,12 +151,22 @@ def _unpacked(stored: Stored) -> Checkpoint:
             raise TypeError(f"training's {name} must be {rule}")
     parsed = {
         "config": PPOConfig(**content["config"]),
-        "view": View.parse(content.get("view", STOCK_VIEW)),
+        "view": parse_view(content.get("view", STOCK_VIEW)),
+        "action_space": _parse_space(content.get("action_space"), content["num_actions"]),
         "score": stored.score,
     }
     checkpoint = Checkpoint(**{**content, **parsed})
     _require_fitting(checkpoint)
     return checkpoint
+
+
+def _parse_space(value: Any, num_actions: int) -> ActionSpace | None:
+    if value is None:
+        return None
+    space = ActionSpace.parse(value)
+    if space.length != num_actions:
+        raise TypeError(f"action_space must be of {num_actions} components; got {value!r}")
+    return space
 
 
 def _require_fitting(checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""The loss of PPO with its gradient by hand, and how well values explain returns."""
+"""The loss of PPO, mostly with its gradient by hand, and how well values explain returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 class Taken(NamedTuple):
     """Data of a rollout's steps, all of one shape (...) with at least one axis."""
 
-    actions: Tensor  # int64
+    actions: Tensor  # int64; (..., components) if they are not single numbers
     log_probs: Tensor  # of these actions, when they were taken
     advantages: Tensor
     targets: Tensor  # of the values
@@ -74,6 +74,40 @@ def ppo_loss(log_probs: Tensor, values: Tensor, taken: Taken, settings: LossSett
         -1.958
     """
     return PPOLoss(*_PPOLoss.apply(log_probs, values, taken, settings))  # type: ignore[no-untyped-call]
+
+
+def ppo_loss_by_autograd(
+    log_prob: Tensor, entropy: Tensor, values: Tensor, taken: Taken, settings: LossSettings
+) -> PPOLoss:
+    """The loss of :func:`ppo_loss` for any distribution of actions.
+
+    Args:
+        log_prob: log-probabilities or densities of the actions taken, (...).
+        entropy: entropies of the distributions (...).
+        values: V (...).
+        taken: see there; the actions themselves are not used.
+        settings: see there.
+
+    Returns:
+        As there.
+    """
+    epsilon, c_v, c_e = settings
+    weight = taken.valid.to(values.dtype)  # of each step in the means
+    weight = weight / weight.sum().clamp(min=1)
+    # Steps that do not count have ratio 1: others could overflow, and infinity times 0 is NaN.
+    log_ratio = (log_prob - taken.log_probs).masked_fill(~taken.valid, 0.0)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon) * taken.advantages
+    each = torch.stack([
+        -torch.minimum(ratio * taken.advantages, clipped),
+        (values - taken.targets).square() / 2,
+        entropy,
+        ratio - 1 - log_ratio,
+        ((ratio - 1).abs() > epsilon).to(values.dtype),
+    ])  # fmt: skip
+    means = each.flatten(1) @ weight.flatten()
+    loss = means[0] + c_v * means[1] - c_e * means[2]
+    return PPOLoss(loss, means.detach(), log_ratio.detach())
 
 
 class _PPOLoss(torch.autograd.Function):

@@ -11,8 +11,17 @@ from torch import Tensor, nn
 
 from agents.config import PPOConfig
 from agents.learning.advantages import generalized_advantages
-from agents.learning.losses import MEANS, LossSettings, PPOLoss, Taken, explained_variance, ppo_loss
+from agents.learning.losses import (
+    MEANS,
+    LossSettings,
+    PPOLoss,
+    Taken,
+    explained_variance,
+    ppo_loss,
+    ppo_loss_by_autograd,
+)
 from agents.learning.rollout import Rollout, minibatch_indices
+from agents.model.distributions import Categorical
 from agents.model.policy import RecurrentActorCritic
 from lab.running.guards import NotFinite, first_not_finite
 from lab.running.world import World
@@ -63,8 +72,11 @@ def update(
     for name in ("rewards", "values"):
         if first_not_finite([(name, getattr(rollout, name))]):
             raise NotFinite(f"one of the rollout's {name}")
+    rewards = rollout.rewards
+    if config.reward_scale != 1:
+        rewards = rewards * config.reward_scale
     advantages = generalized_advantages(
-        rollout.rewards,
+        rewards,
         rollout.values,
         rollout.terminated,
         rollout.truncated,
@@ -162,4 +174,8 @@ def _loss(
     every = Taken(rollout.actions, rollout.log_probs, advantages, targets, rollout.valid)
     taken = Taken(*(part[:, envs] for part in every))
     settings = LossSettings(config.clip_range, config.value_coefficient, config.entropy_coefficient)
-    return ppo_loss(output.log_probs, output.values, taken, settings)
+    if isinstance(policy.distribution, Categorical):
+        return ppo_loss(output.parameters, output.values, taken, settings)
+    log_prob = policy.distribution.log_prob(output.parameters, taken.actions)
+    entropy = policy.distribution.entropy(output.parameters)
+    return ppo_loss_by_autograd(log_prob, entropy, output.values, taken, settings)

@@ -11,9 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.model.encoder import EncodedOnce, Observations, RepeatedObservations
+from agents.model.encoder import EncodedOnce
+from agents.model.observations import (
+    AnyObservations,
+    KeptObservations,
+    Observations,
+    RepeatedObservations,
+    tensors_of,
+)
 from agents.model.policy import PolicyOutput, RecurrentActorCritic
-from envs import Observation, StepResult, VectorEnv
+from envs import AnyObservation, StepResult, VectorEnv
 from lab.core_modules import CoreState
 from lab.running.guards import RunStopped
 from lab.running.world import World
@@ -31,9 +38,9 @@ class Episode(NamedTuple):
 class Rollout(NamedTuple):
     """T steps of E environments. Row t: the observation, what was done, what came of it."""
 
-    observations: RepeatedObservations  # (T, E)
+    observations: Any  # KeptObservations (T, E); callers know of which kind
     episode_start: Tensor  # (T, E) bool: the observation is the first of an episode
-    actions: Tensor  # (T, E) places in the policy's actions
+    actions: Tensor  # (T, E) places in the policy's actions, or (T, E, components)
     log_probs: Tensor  # (T, E) of the actions, when they were taken
     values: Tensor  # (T + 1, E), the last row of the observation after the last step
     rewards: Tensor  # (T, E)
@@ -77,9 +84,9 @@ class EpisodeTracker:
 class Transition(NamedTuple):
     """One step of E environments, as tensors."""
 
-    observation: Observations  # (E, ...)
+    observation: Any  # AnyObservations (E, ...); callers know of which kind
     episode_start: Tensor  # (E,) bool: that observation is the first of an episode
-    action: Tensor  # (E,) place in the policy's actions
+    action: Tensor  # (E,) place in the policy's actions, or (E, components)
     output: PolicyOutput  # with T = 1
     result: StepResult  # what the action led to
     episodes: list[Episode]  # that ended with this step
@@ -99,8 +106,9 @@ class Runner:
             each uses its part, so that the actions are those of one process with all environments.
 
     Attributes:
-        actions: all actions (E,) since ``env`` was reset, by which :meth:`replay` brings another
-            one where this one is.
+        given: the observation that is to be acted on, as the environments gave it.
+        actions: all actions (E, ...) as the environments were told them since ``env`` was reset, by
+            which :meth:`replay` brings another one where this one is.
     """
 
     def __init__(
@@ -114,7 +122,6 @@ class Runner:
         self.generator = generator
         self.world = world or World()
         self.device = next(policy.parameters()).device
-        self._numbers = np.array(policy.actions, dtype=np.uint8)  # of actions, in the environments
         self.state = policy.initial_state(env.num_envs)
         self._encode: EncodedOnce | None = None
         self.restart(env)
@@ -124,9 +131,9 @@ class Runner:
         self.env = env
         self._see(env.reset(), np.ones(env.num_envs, dtype=np.bool_))
         self._tracker = EpisodeTracker(env.num_envs)
-        self.actions: list[NDArray[np.uint8]] = []
+        self.actions: list[NDArray[Any]] = []
 
-    def replay(self, actions: Iterable[NDArray[np.uint8]], expected: Observations) -> None:
+    def replay(self, actions: Iterable[NDArray[Any]], expected: AnyObservations) -> None:
         """Bring the environments where these actions led, without the policy.
 
         Args:
@@ -147,14 +154,15 @@ class Runner:
             )
 
     @property
-    def seen(self) -> Observations:
-        """The observation that is to be acted on."""
+    def seen(self) -> Any:
+        """The observations that are to be acted on, as AnyObservations."""
         return self._observation
 
     @contextmanager
     def unchanged_weights(self) -> Iterator[None]:
         """While open, no weight of the policy may change; observations are encoded once only."""
-        self._encode = EncodedOnce(self.policy.encoder)
+        if self.policy.encoder.repeats:
+            self._encode = EncodedOnce(self.policy.encoder)
         try:
             yield
         finally:
@@ -175,18 +183,18 @@ class Runner:
         if self.generator is None:
             return None
         total = self.env.num_envs * self.world.size
-        drawn = torch.rand(total, generator=self.generator, device=self.generator.device)
+        drawn = self.policy.distribution.draw(total, self.generator)
         return drawn[self.world.part(total)].to(self.device)
 
     def step(self) -> Transition:
         """Let the policy act once in every environment."""
         observation, episode_start = self._observation, self._episode_start
         action, output = self.look()
-        result, episodes = self._tell(self._numbers[action.cpu().numpy()])
+        result, episodes = self._tell(self.policy.distribution.told(action))
         self.state = output.state
         return Transition(observation, episode_start, action, output, result, episodes)
 
-    def _tell(self, action: NDArray[np.uint8]) -> tuple[StepResult, list[Episode]]:
+    def _tell(self, action: NDArray[Any]) -> tuple[StepResult, list[Episode]]:
         """Step the environments, and take note of what comes of it."""
         result = self.env.step(action)
         self.actions.append(action)
@@ -195,8 +203,9 @@ class Runner:
         self._see(result.observation, result.episode_start)
         return result, episodes
 
-    def _see(self, observation: Observation, episode_start: NDArray[np.bool_]) -> None:
-        self._observation = Observations.from_numpy(observation, self.device)
+    def _see(self, observation: AnyObservation, episode_start: NDArray[np.bool_]) -> None:
+        self.given = observation
+        self._observation = tensors_of(observation, self.device)
         self._episode_start = torch.from_numpy(episode_start).to(self.device)
 
 
@@ -215,12 +224,12 @@ def collect(runner: Runner, num_steps: int) -> tuple[Rollout, list[Episode]]:
         return torch.from_numpy(np.stack(list(parts))).to(runner.device)
 
     actions = torch.stack([s.action for s in steps])  # (T, E)
-    log_probs = torch.cat([s.output.log_probs for s in steps])  # (T, E, actions)
+    parameters = torch.cat([s.output.parameters for s in steps])  # (T, E, ...)
     rollout = Rollout(
-        observations=RepeatedObservations.of(Observations.stack([s.observation for s in steps])),
+        observations=_kept([s.observation for s in steps], runner.policy.encoder.repeats),
         episode_start=torch.stack([s.episode_start for s in steps]),
         actions=actions,
-        log_probs=log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1),
+        log_probs=runner.policy.distribution.log_prob(parameters, actions).detach(),
         values=torch.cat([*(s.output.values for s in steps), after.values]),
         rewards=stack(s.result.reward for s in steps),
         terminated=stack(s.result.terminated for s in steps),
@@ -229,6 +238,15 @@ def collect(runner: Runner, num_steps: int) -> tuple[Rollout, list[Episode]]:
         initial_state=initial_state,
     )
     return rollout, [episode for s in steps for episode in s.episodes]
+
+
+def _kept(steps: list[AnyObservations], repeats: bool) -> KeptObservations:
+    """Steps as one rollout (T, E), in which each different observation is kept once if some are
+    frequent."""
+    joined = type(steps[0])(*(torch.stack(parts) for parts in zip(*steps, strict=True)))
+    if repeats or isinstance(joined, Observations):
+        return RepeatedObservations.of(joined)
+    return joined
 
 
 def minibatch_indices(

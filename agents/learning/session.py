@@ -15,11 +15,10 @@ from agents.learning.optimizer import load_optimizer, make_optimizer
 from agents.learning.recent_episodes import RecentEpisodes
 from agents.learning.rollout import Runner
 from agents.model.cores import require_usable
-from agents.model.encoder import Observations
 from agents.model.footprint import require_fits
 from agents.model.policy import RecurrentActorCritic, reads_mission
 from agents.model.trainable import require_trainable
-from envs import BackendName, VectorEnv, View, level_seeds, make_vector_env
+from envs import AnyView, BackendName, VectorEnv, level_seeds, make_vector_env
 from lab.running.devices import usable_device
 from lab.running.ranks import local_device
 from lab.running.world import World
@@ -43,7 +42,7 @@ class Place:
     world: World
     device: torch.device
     backend: BackendName
-    view: View | None  # of a resumed agent; None: the view of the environments
+    view: AnyView | None  # of a resumed agent; None: the view of the environments
 
     @classmethod
     def checked(
@@ -91,7 +90,7 @@ class Place:
         """
         config = self.config
         policy = RecurrentActorCritic(
-            config, env.num_actions, read_mission=reads_mission(config), view=self.view or env.view
+            config, env.actions, read_mission=reads_mission(config), view=self.view or env.view
         )
         if weights is not None:
             policy.load_state_dict(weights)
@@ -186,6 +185,7 @@ def make_checkpoint(session: Session) -> Checkpoint:
     return Checkpoint(
         config=config,
         num_actions=session.runner.env.num_actions,
+        action_space=session.policy.space,
         read_mission=reads_mission(config),
         view=session.policy.view,
         backend=place.backend,
@@ -209,11 +209,13 @@ def _training_state(session: Session) -> dict[str, object]:
     }
     if place.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(place.device)
-    actions = np.array(runner.actions, dtype=np.uint8).reshape(-1, runner.env.num_envs)
+    space = runner.env.actions
+    shape = -1, runner.env.num_envs, *space.shape
+    actions = np.array(runner.actions, dtype=space.dtype).reshape(shape)
     return {
         "seconds": session.progress.seconds,
         "core_state": [gather(part, 1) for part in runner.state],  # each (L, E, H)
-        "actions": gather(torch.from_numpy(actions), 1),  # (t, E) since the environments began
+        "actions": gather(torch.from_numpy(actions), 1),  # (t, E, ...) since the environments began
         "seen": {k: gather(v, 0) for k, v in runner.seen._asdict().items()},
         "recent_episodes": session.recent.to_tensor(),
         "random": random,
@@ -239,7 +241,7 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
         session.restart_envs()
     runner.replay(
         training["actions"][:, part].numpy(),
-        Observations(**{name: value[part] for name, value in training["seen"].items()}),
+        type(runner.seen)(**{name: value[part] for name, value in training["seen"].items()}),
     )
     state = tuple(x[:, part].to(place.device) for x in training["core_state"])
     if [(x.shape, x.dtype) for x in state] != [(x.shape, x.dtype) for x in runner.state]:

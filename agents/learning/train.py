@@ -19,6 +19,7 @@ from agents.learning.ppo import UPDATE_METRICS, update
 from agents.learning.recent_episodes import episode_rows
 from agents.learning.rollout import collect
 from agents.learning.session import Place, Progress, Session, make_checkpoint, restore
+from agents.model.mixed_encoder import MixedEncoder
 from agents.model.policy import RecurrentActorCritic
 from envs import BackendName, EnvironmentFailed
 from lab.disk.folder import FAILURE_NAME, claim_run_folder, remove_own_files
@@ -232,6 +233,8 @@ class Trainer:
             )
         except NotFinite as error:
             raise TrainingError(error.name, progress.updates + 1) from None
+        if isinstance(session.policy.encoder, MixedEncoder):
+            session.policy.encoder.add_seen(rollout.observations, world)
         steps = int(world.sum(rollout.valid.sum()))
         progress.env_steps += steps
         progress.updates += 1

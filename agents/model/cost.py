@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.model.encoder import Observations
+from agents.model.observations import AnyObservations, MixedObservations, Observations
 from agents.model.policy import RecurrentActorCritic
-from envs import MISSION_LENGTH
+from envs import MISSION_LENGTH, Layout
 from rims import scan_path
 
 
@@ -39,7 +39,7 @@ def multiply_adds(policy: RecurrentActorCritic) -> Cost:
     Example:
         >>> from agents.config import PPOConfig
         >>> config = PPOConfig(env="MiniGrid-Empty-5x5-v0", core="lstm", hidden_size=32)
-        >>> policy = RecurrentActorCritic(config, num_actions=7, read_mission=False)
+        >>> policy = RecurrentActorCritic(config, 7, read_mission=False)
         >>> multiply_adds(policy)  # 4 * 32 * (128 + 32); 1029 * 128 and 32 * (7 + 1) more
         Cost(core=20480, total=152448)
     """
@@ -47,15 +47,28 @@ def multiply_adds(policy: RecurrentActorCritic) -> Cost:
     device, dtype = core.like.device, core.like.dtype
     state = policy.initial_state(1)
     reset = torch.zeros(1, 1, dtype=torch.bool, device=device)
-    observations = Observations(
-        torch.zeros(1, 1, *policy.view.shape, dtype=torch.uint8, device=device),
-        torch.zeros(1, 1, dtype=torch.int64, device=device),
-        torch.ones(1, 1, MISSION_LENGTH, dtype=torch.int64, device=device),  # 0 would be padding
-    )
+    observations = _observations(policy, device)
     features = torch.zeros(1, 1, policy.encoder.linear.out_features, dtype=dtype, device=device)
     return Cost(
         core=_count(lambda: core(features, state, reset)),
         total=_count(lambda: policy(observations, state, reset)),
+    )
+
+
+def _observations(policy: RecurrentActorCritic, device: torch.device) -> AnyObservations:
+    """One observation of one environment."""
+    view = policy.view
+    words = torch.ones(1, 1, MISSION_LENGTH, dtype=torch.int64, device=device)  # 0 is padding
+    if isinstance(view, Layout):
+        return MixedObservations(
+            torch.zeros(1, 1, view.vector_size, device=device),
+            torch.zeros(1, 1, view.pixels, dtype=torch.uint8, device=device),
+            words,
+        )
+    return Observations(
+        torch.zeros(1, 1, *view.shape, dtype=torch.uint8, device=device),
+        torch.zeros(1, 1, dtype=torch.int64, device=device),
+        words,
     )
 
 

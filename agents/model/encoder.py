@@ -3,77 +3,26 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import NamedTuple, Self, overload
+from typing import overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.config import EncoderChoice
+from agents.model.observations import (
+    AnyObservations,
+    Observations,
+    RepeatedObservations,
+    opaque,
+    rows_of,
+)
 from agents.model.view_maps import map_features, view_maps
-from envs import VOCABULARY, Observation, View, minigrid_view
+from envs import VOCABULARY, View, minigrid_view
 from rims import RepeatedInput
 
 NUM_DIRECTIONS = 4
 MISSION_FEATURES = 32
-
-
-class Observations(NamedTuple):
-    """Observations as tensors with any leading shape, usually (T, E)."""
-
-    image: Tensor  # (..., width, height, 3) uint8 category indices
-    direction: Tensor  # (...,) int64
-    mission: Tensor  # (..., L) int64 token ids, 0 is padding
-
-    @classmethod
-    def from_numpy(cls, observation: Observation, device: torch.device) -> Self:
-        """One step of all environments."""
-        return cls(*(torch.from_numpy(np.asarray(part)).to(device) for part in observation))
-
-    @classmethod
-    def stack(cls, steps: list[Self]) -> Self:
-        """Join steps along a new leading axis of time."""
-        return cls(*(torch.stack(parts) for parts in zip(*steps, strict=True)))
-
-
-assert len(VOCABULARY) <= 256, "RepeatedObservations compares bytes"
-
-
-class RepeatedObservations(NamedTuple):
-    """Observations (T, E) in which each different one is kept, and encoded, only once.
-
-    Agents stand still, turn back and see the same corner again: a rollout of 2 048 observations in
-    small rooms holds a few hundred different ones, and the encoder is half of a small agent.
-    """
-
-    distinct: Observations  # (U, ...)
-    place: Tensor  # (T, E) int64: which of them each observation is
-
-    @classmethod
-    def of(cls, observations: Observations) -> Self:
-        """Find the different ones of (T, E, ...)."""
-        lead = observations.direction.shape
-        _, first, place = np.unique(_opaque(observations), return_index=True, return_inverse=True)
-        index = torch.from_numpy(first).to(observations.direction.device)
-        return cls(
-            Observations(*(part.flatten(0, len(lead) - 1)[index] for part in observations)),
-            torch.from_numpy(place.reshape(lead)).to(index.device),
-        )
-
-    def envs(self, index: Tensor) -> Self:
-        """The environments ``index``, and only what they see."""
-        used, place = torch.unique(self.place[:, index], return_inverse=True)
-        return type(self)(Observations(*(part[used] for part in self.distinct)), place)
-
-
-def _opaque(observations: Observations) -> NDArray[np.void]:
-    """Each observation as one value, to be compared as a whole."""
-    flat = [part.reshape(observations.direction.numel(), -1) for part in observations]
-    # Every value fits a byte: categories, four directions, words of a vocabulary of fewer.
-    rows = torch.cat([part.to(torch.uint8) for part in flat], dim=1).cpu().numpy()
-    return rows.view(f"V{rows.shape[1]}").ravel()
 
 
 class ObservationEncoder(nn.Module):
@@ -93,6 +42,7 @@ class ObservationEncoder(nn.Module):
 
     Attributes:
         view: the view given.
+        repeats: true; equal observations are frequent, so that it pays to look for them.
 
     Raises:
         ValueError: when it is called, if a cell holds what has no place in its one-hot code.
@@ -104,6 +54,7 @@ class ObservationEncoder(nn.Module):
 
     offsets: Tensor
     largest: Tensor
+    repeats = True
 
     def __init__(
         self,
@@ -149,6 +100,7 @@ class ObservationEncoder(nn.Module):
     def forward(self, observations: Observations | RepeatedObservations) -> Tensor | RepeatedInput:
         """Return (..., encoder_size) features."""
         if isinstance(observations, RepeatedObservations):
+            assert isinstance(observations.distinct, Observations)
             return RepeatedInput(self._encode(observations.distinct), observations.place)
         return self._encode(observations)
 
@@ -169,7 +121,8 @@ class ObservationEncoder(nn.Module):
         if self.direction:
             parts.append(F.one_hot(observations.direction.flatten(), NUM_DIRECTIONS).to(dtype))
         if self.mission:
-            parts.append(self._read(observations.mission.flatten(0, -2)))
+            words = observations.mission.flatten(0, -2)
+            parts.append(read_missions(self.words, self.reader, words))
         features = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         encoded: Tensor = self.linear(features).relu()
         return encoded.reshape(*lead, -1)
@@ -184,15 +137,17 @@ class ObservationEncoder(nn.Module):
         features: Tensor = self.maps(cells.contiguous()).flatten(1)
         return features
 
-    def _read(self, mission: Tensor) -> Tensor:
-        # A rollout repeats few missions many times: read each once.
-        unique, inverse = torch.unique(mission, dim=0, return_inverse=True)  # (U, L), (rows,)
-        lengths = (unique != 0).sum(-1).clamp(min=1)
-        longest = int(lengths.max())
-        outputs, _ = self.reader(self.words(unique[:, :longest]).transpose(0, 1))  # (L, U, F)
-        rows = torch.arange(len(unique), device=mission.device)
-        final: Tensor = outputs[lengths - 1, rows]  # (U, F)
-        return final[inverse]
+
+def read_missions(words: nn.Embedding, reader: nn.GRU, mission: Tensor) -> Tensor:
+    """Features (rows, F) of missions (rows, L): the reader's output at their last words."""
+    # A rollout repeats few missions many times: read each once.
+    unique, inverse = torch.unique(mission, dim=0, return_inverse=True)  # (U, L), (rows,)
+    lengths = (unique != 0).sum(-1).clamp(min=1)
+    longest = int(lengths.max())
+    outputs, _ = reader(words(unique[:, :longest]).transpose(0, 1))  # (L, U, F)
+    rows = torch.arange(len(unique), device=mission.device)
+    final: Tensor = outputs[lengths - 1, rows]  # (U, F)
+    return final[inverse]
 
 
 class EncodedOnce:
@@ -205,22 +160,23 @@ class EncodedOnce:
         ``Observations (E, ...) -> (E, encoder_size)``
     """
 
-    def __init__(self, encoder: ObservationEncoder) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         self._encoder = encoder
         self._known: dict[bytes, int] = {}  # row of the features of each observation
+        assert isinstance(encoder.linear, nn.Linear)  # the last layer of every encoder
         self._features = encoder.linear.weight.new_empty(0, encoder.linear.out_features)
 
-    def __call__(self, observations: Observations) -> Tensor:
+    def __call__(self, observations: AnyObservations) -> Tensor:
         """The features of ``observations``."""
         place: list[int] = []
         new: list[int] = []
         known = self._known
-        for row, key in enumerate(_opaque(observations).tolist()):
+        for row, key in enumerate(opaque(observations).tolist()):
             count = len(known)
             place.append(known.setdefault(key, count))
             if len(known) > count:
                 new.append(row)
         if new:
-            encoded = self._encoder(Observations(*(part[new] for part in observations)))
+            encoded = self._encoder(rows_of(observations, new))
             self._features = torch.cat([self._features, encoded])
         return self._features[place]

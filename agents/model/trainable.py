@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agents.config import PPOConfig
-from agents.model.policy import reads_mission
+from agents.model.policy import reads_mission, require_settings
 from envs import (
+    AnyView,
     BackendChoice,
     BackendName,
     EnvironmentFailed,
+    Layout,
     Task,
-    View,
+    actions_of,
     require_makeable,
     require_missions_differ,
     view_of,
@@ -23,7 +25,7 @@ def require_trainable(
     backend: BackendChoice | None = None,
     *,
     others: Iterable[Task] = (),
-    view: View | None = None,
+    view: AnyView | None = None,
 ) -> BackendName:
     """The backend that will run the task of ``config``, after seeing that agents can learn it.
 
@@ -39,6 +41,8 @@ def require_trainable(
     """
     task, wanted = config.task, backend or config.backend
     chosen = require_makeable(task, wanted, config.action_numbers, config.parts, view)
+    if config.normalize_observations or config.encoder != "linear":
+        require_settings(config, view or view_of(task, chosen))
     try:
         if reads_mission(config):
             require_missions_differ(task)
@@ -49,4 +53,12 @@ def require_trainable(
         view = view or view_of(task, chosen)
     for other in others:
         require_makeable(other, wanted, config.action_numbers, config.parts, view)
+        if isinstance(view, Layout):
+            _require_same_actions(task, other, wanted)
     return chosen
+
+
+def _require_same_actions(task: Task, other: Task, backend: BackendChoice) -> None:
+    ours, theirs = (actions_of(each, backend) for each in (task, other))
+    if ours != theirs:
+        raise ValueError(f"{other.id} has {theirs}, but {task.id}, trained on, {ours}.")

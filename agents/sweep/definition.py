@@ -119,7 +119,8 @@ class Sweep:
         """The tasks a trial is judged on after its training; none if that is judged."""
         if not self.objective.startswith(_UNSEEN):
             return ()
-        return get_suite(self.settings["suite"]).unseen
+        config = self.config(self.first, seed=0)
+        return config.wrapped_suite(get_suite(self.settings["suite"])).unseen
 
     @property
     def measure(self) -> str:

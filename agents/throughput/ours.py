@@ -42,9 +42,7 @@ def measure_ours(config: PPOConfig, updates: int) -> Round:
     env = make_vector_env(config.task, config.num_envs, seeds, config.backend, config.threads)
     with env:
         read_mission = reads_mission(config)
-        policy = RecurrentActorCritic(
-            config, env.num_actions, read_mission=read_mission, view=env.view
-        )
+        policy = RecurrentActorCritic(config, env.actions, read_mission=read_mission, view=env.view)
         optimizer = make_optimizer(policy, config)
         runner = Runner(env, policy, generator)
         for _ in range(1 + updates):

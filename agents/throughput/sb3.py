@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.config import PPOConfig
 from agents.throughput.ours import Round, total
-from envs import VectorEnv, level_seeds, make_vector_env
+from envs import AnyObservation, Observation, VectorEnv, View, level_seeds, make_vector_env
 
 
 def measure_sb3(
@@ -132,6 +132,11 @@ class _Clock(BaseCallback):
         return True
 
 
+def _image(observation: AnyObservation) -> NDArray[np.uint8]:
+    assert isinstance(observation, Observation)  # other environments are refused before
+    return observation.image
+
+
 class AdaptedEnv(VecEnv):
     """Our vector environments for sb3-contrib: good for timing, not for learning.
 
@@ -149,12 +154,13 @@ class AdaptedEnv(VecEnv):
         self._steps = 0
         self._actions: NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
         self.resets: list[int] = []  # steps of each rollout that only reset an environment
+        assert isinstance(env.view, View)
         space = spaces.Box(0, 255, env.view.shape, np.uint8)
         super().__init__(env.num_envs, space, spaces.Discrete(env.num_actions))
 
     def reset(self) -> NDArray[np.uint8]:
         """Start every environment."""
-        return self._env.reset().image
+        return _image(self._env.reset())
 
     def step_async(self, actions: NDArray[np.int64]) -> None:
         """Take note of the actions."""
@@ -167,7 +173,7 @@ class AdaptedEnv(VecEnv):
         self._steps += 1
         step = self._env.step(self._actions)
         self.resets[-1] += int((~step.valid).sum())
-        image, done = step.observation.image, step.terminated | step.truncated
+        image, done = _image(step.observation), step.terminated | step.truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for env in np.flatnonzero(done):
             infos[env] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -75,6 +76,32 @@ def _drawable(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image
 
 
+def draw_seen(seen: NDArray[Any]) -> NDArray[np.uint8]:
+    """Draw what :func:`agents.watching.record.seen_of` gives of an environment without a view.
+
+    Args:
+        seen: pixels (height, width, channels), of which three are shown or the last one; or numbers
+            (V,), which become bars from the middle, those that are largest all the way.
+
+    Returns:
+        Pixels (Y, X, 3).
+
+    >>> draw_seen(np.array([1.0, -0.5])).shape
+    (32, 224, 3)
+    """
+    if seen.ndim == 3:
+        shown = seen if seen.shape[2] == 3 else seen[..., -1:].repeat(3, axis=2)
+        factor = max(1, -(-224 // max(shown.shape[:2])))
+        return np.asarray(shown.repeat(factor, axis=0).repeat(factor, axis=1))
+    middle, height = 112, 16 if len(seen) <= 64 else 2
+    picture = np.full((len(seen), 2 * middle, 3), 235, dtype=np.uint8)
+    # Between -1 and 1 as it is; larger numbers are pressed together, so that none sets the scale.
+    ends = middle + (middle * np.clip(np.arcsinh(seen) / 5, -1, 1)).round().astype(int)
+    for row, end in enumerate(ends):
+        picture[row, min(middle, end) : max(middle, end) + 1] = (90, 90, 90)
+    return picture.repeat(height, axis=0)
+
+
 class Overlay:
     """Draws frame after frame of a recording into one figure.
 
@@ -84,7 +111,8 @@ class Overlay:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
-        self.steps = len(recording.actions)
+        self.steps = recording.steps
+        self.continuous = not recording.taken[0]
         self.core = core_label(recording.core)
         self.colour = colours([recording.core])[recording.core]
         self.figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
@@ -109,7 +137,7 @@ class Overlay:
     def _prepare_pictures(self) -> None:
         recording = self.recording
         self.scene_image = self.scene.imshow(recording.frames[0])
-        self.view_image = self.view.imshow(draw_view(recording.views[0]))
+        self.view_image = self.view.imshow(self._seen(0))
         self.view.set_title("what the agent sees", fontsize=10)
         for axes in (self.scene, self.view):
             axes.axis("off")
@@ -117,13 +145,19 @@ class Overlay:
             text = textwrap.fill(f"mission: {recording.mission}", 58)
             self.left.supxlabel(text, fontsize=9)
 
+    def _seen(self, t: int) -> NDArray[np.uint8]:
+        seen = self.recording.views[t]
+        return draw_view(seen) if self.recording.symbolic else draw_seen(seen)
+
     def _prepare_policy(self) -> None:
         names = self.recording.action_names
         self.bars = self.policy.barh(names, self.recording.probabilities[0], color=_GREY)
         self.policy.invert_yaxis()
         self.policy.set_xlim(0, 1)
-        self.policy.set_title("action probabilities", fontsize=10)
-        self.policy.set_xlabel("coloured: taken", fontsize=9)
+        title = "actions, between their bounds" if self.continuous else "action probabilities"
+        self.policy.set_title(title, fontsize=10)
+        if not self.continuous:
+            self.policy.set_xlabel("coloured: taken", fontsize=9)
         self.policy.tick_params(labelsize=8)
         self.policy.spines[["top", "right"]].set_visible(False)
 
@@ -195,11 +229,12 @@ class Overlay:
         """The frame before action ``t``, or after the last one."""
         recording = self.recording
         self.scene_image.set_data(recording.frames[t])
-        self.view_image.set_data(draw_view(recording.views[t]))
+        self.view_image.set_data(self._seen(t))
         last = min(t, self.steps - 1)  # after the last action, the panels show what led there
         for action, bar in enumerate(self.bars):
             bar.set_width(float(recording.probabilities[last, action]))
-            bar.set_color(self.colour if action == recording.actions[last] else _GREY)
+            taken = self.continuous or action in recording.taken[last]
+            bar.set_color(self.colour if taken else _GREY)
         if self.raster is not None:
             self.cells.set_data(self.mechanisms(last))
         self.line.set_data(range(last + 1), recording.values[: last + 1])

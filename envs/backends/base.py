@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.actions import ACTIONS
+from envs.actions import ACTIONS, ActionSpace
 from envs.ids import success_rule
+from envs.layout import AnyView
 from envs.suites import Task
-from envs.view import STOCK_VIEW, View
+from envs.view import STOCK_VIEW
+from envs.wrappers import only_observations
 
 __all__ = ["BackendName", "EnvironmentFailed", "Observation", "StepResult", "VectorEnv"]
 
@@ -34,10 +36,14 @@ class Observation(NamedTuple):
     """(E, L): token ids, see :func:`envs.encode_mission`."""
 
 
+#: An :class:`Observation` or a :class:`envs.MixedObservation`: callers know their environment.
+AnyObservation: TypeAlias = Any
+
+
 class StepResult(NamedTuple):
     """One step of E environments. See :class:`VectorEnv` for what happens at an episode's end."""
 
-    observation: Observation
+    observation: AnyObservation
     reward: NDArray[np.float32]
     """(E,)"""
     terminated: NDArray[np.bool_]
@@ -57,7 +63,7 @@ class StepResult(NamedTuple):
 class BackendStep(NamedTuple):
     """A step as a backend reports it."""
 
-    observation: Observation
+    observation: AnyObservation
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -90,8 +96,11 @@ class VectorEnv(ABC):
         task: the task that is run.
         backend: ``"envpool"`` or ``"gymnasium"``. The same seed gives different levels on the two.
         num_envs: E.
-        num_actions: actions are integers in ``[0, num_actions)``.
-        view: size of the agent's view and what its cells can hold.
+        actions: the space of actions.
+        num_actions: single actions are integers in ``[0, num_actions)``; of others it is how many
+            components they have.
+        view: size of the agent's view and what its cells can hold; or the layout of observations,
+            which then are :class:`envs.MixedObservation`.
         action_names: the environment's names of its actions.
         missing: parts of an observation that the environment does not give, ``"direction"`` and
             ``"mission"``; they are 0 and empty.
@@ -100,8 +109,9 @@ class VectorEnv(ABC):
     task: Task
     backend: BackendName
     num_envs: int
+    actions: ActionSpace
     num_actions: int
-    view: View
+    view: AnyView
     action_names: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -111,24 +121,26 @@ class VectorEnv(ABC):
         task: Task,
         backend: BackendName,
         num_envs: int,
-        num_actions: int,
-        view: View = STOCK_VIEW,
+        actions: ActionSpace,
+        view: AnyView = STOCK_VIEW,
         names: tuple[str, ...] = ACTIONS,
         missing: tuple[str, ...] = (),
     ) -> None:
         self.task = task
         self.backend = backend
         self.num_envs = num_envs
-        self.num_actions = num_actions
+        self.actions = actions
+        self.num_actions = actions.length
         self.view = view
-        self.action_names = names[:num_actions]
+        self.action_names = names[: actions.length]
         self.missing = missing
-        self._by_reward = (task.success or success_rule(task.id)) == "reward"
+        kept = only_observations(task.wrappers)
+        self._by_reward = (task.success or (success_rule(task.id) if kept else "")) == "reward"
         self._started = False
         self._closed = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
 
-    def reset(self) -> Observation:
+    def reset(self) -> AnyObservation:
         """Start a new episode in every environment and return the first observations.
 
         Raises:
@@ -140,11 +152,12 @@ class VectorEnv(ABC):
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         return observation
 
-    def step(self, actions: NDArray[np.integer[Any]]) -> StepResult:
+    def step(self, actions: NDArray[Any]) -> StepResult:
         """Apply one action per environment.
 
         Args:
-            actions: integers (E,), each in ``[0, num_actions)``, also where they will be ignored.
+            actions: integers (E,), each in ``[0, num_actions)``; of several numbers or continuous
+                (E, components), within the space. Also where they will be ignored.
 
         Raises:
             RuntimeError: before the first :meth:`reset` or after :meth:`close`.
@@ -180,13 +193,11 @@ class VectorEnv(ABC):
         self.close()
 
     @abstractmethod
-    def _reset(self) -> Observation:
+    def _reset(self) -> AnyObservation:
         """Reset every environment."""
 
     @abstractmethod
-    def _step(
-        self, actions: NDArray[np.integer[Any]], episode_start: NDArray[np.bool_]
-    ) -> BackendStep:
+    def _step(self, actions: NDArray[Any], episode_start: NDArray[np.bool_]) -> BackendStep:
         """Step with checked actions; ``episode_start`` (E,) says where this starts an episode."""
 
     @abstractmethod
@@ -206,7 +217,10 @@ class VectorEnv(ABC):
         if self._closed:
             raise RuntimeError(f"VectorEnv.{method}: called after close(). Make a new one.")
 
-    def _check_actions(self, actions: NDArray[np.integer[Any]]) -> None:
+    def _check_actions(self, actions: NDArray[Any]) -> None:
+        if self.actions.kind != "discrete":
+            self._check_components(actions)
+            return
         # EnvPool aborts the whole process on an action out of range and truncates floats.
         if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "iu":
             kind = actions.dtype if isinstance(actions, np.ndarray) else type(actions).__name__
@@ -221,3 +235,18 @@ class VectorEnv(ABC):
             raise ValueError(
                 f"VectorEnv.step: actions must lie in [0, {self.num_actions}); got {low} to {high}."
             )
+
+    def _check_components(self, actions: NDArray[Any]) -> None:
+        space, shape = self.actions, (self.num_envs, *self.actions.shape)
+        kinds = "f" if space.kind == "continuous" else "iu"
+        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in kinds:
+            kind = actions.dtype if isinstance(actions, np.ndarray) else type(actions).__name__
+            raise ValueError(f"VectorEnv.step: actions must be a numpy array, {space}; got {kind}.")
+        if actions.shape != shape:
+            raise ValueError(
+                f"VectorEnv.step: actions must have shape {shape}; got {actions.shape}."
+            )
+        low = np.array(space.low or 0, dtype=np.float32)
+        high = np.array(space.high or np.array(space.sizes) - 1, dtype=np.float32)
+        if not ((actions >= low) & (actions <= high)).all():  # also of NaN
+            raise ValueError(f"VectorEnv.step: there are {space}; got others.")

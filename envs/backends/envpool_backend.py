@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.actions import ActionSpace
 from envs.backends.base import BackendStep, Observation, VectorEnv
 from envs.ids import is_builtin
 from envs.mission import MISSION_LENGTH, encode_mission
@@ -31,6 +32,8 @@ def why_not(task: Task) -> str | None:
         return "EnvPool is not installed"
     if (task.envpool_id or task.id).startswith(_MULTIROOM_PREFIX):
         return "many levels of its MultiRoom cannot be solved"
+    if task.wrappers:
+        return "wrappers are of gymnasium's environments"
     if "agent_view_size" in task.gym_kwargs:
         return "its agents see 7x7 cells whatever agent_view_size is"
     if task.gym_kwargs and task.envpool_id is None and not task.envpool_kwargs:
@@ -67,7 +70,7 @@ class EnvPoolVectorEnv(VectorEnv):
             task=task,
             backend="envpool",
             num_envs=len(seeds),
-            num_actions=int(self._envs.action_space.n),
+            actions=ActionSpace.discrete(int(self._envs.action_space.n)),
         )
         self._mission = np.zeros((len(seeds), MISSION_LENGTH), dtype=np.int64)  # (E, L)
 

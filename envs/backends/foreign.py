@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,14 +19,17 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
 from envs.backends.base import EnvironmentFailed
-from envs.backends.spaces import understand
+from envs.backends.leaves import read_leaves
+from envs.backends.spaces import Understood, flat_space, understand
+from envs.layout import AnyView, Layout
 from envs.view import CHANNELS, View
 from lab.words import one_line
 
-__all__ = ["SUCCESS", "ForeignEnv", "told_success"]
+__all__ = ["SUCCESS", "CheckedEnv", "ForeignEnv", "MixedEnv", "checked", "told_success"]
 
 #: The key under which :class:`ForeignEnv` passes on the environment's word on success.
 SUCCESS: Final = "success"
@@ -55,35 +59,32 @@ def told_success(info: Mapping[str, Any]) -> float | None:
     return None
 
 
-class ForeignEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment with minigrid's observations, whoever wrote it.
+class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any], ABC):
+    """An environment of anybody's, whose steps are checked; made by :func:`checked`.
 
     Args:
         env: the environment to wrap.
         id: its name in messages.
-        view: the agent's view; default: the view in the environment's space.
+        understood: its spaces.
 
-    Raises:
-        ValueError: in one line, if its spaces are not such as an agent can read and act in.
+    Attributes:
+        view: what it shows an agent.
+        missing: parts of an observation that it does not give.
+        actions: the actions that it is told.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], id: str, view: View | None = None) -> None:
+    view: AnyView
+
+    def __init__(self, env: gymnasium.Env[Any, Any], id: str, understood: Understood) -> None:
         super().__init__(env)
-        understood = understand(env.observation_space, env.action_space)
-        self.view, self.missing = understood.view, understood.missing
+        self.missing, self.actions = understood.missing, understood.actions
+        self.action_space = flat_space(understood.actions)
+        self._act = understood.act
         self._id = id
         self._steps = 0
-        limit = view or self.view
-        self._categories = limit.categories
-        self._sizes = np.broadcast_to(np.array(limit.categories), self.view.shape).copy()
         # Levels of BabyAI print whenever a sampled one is rejected. What others print somebody may
         # want to read, but standard output belongs to results.
         self._nowhere = _Nowhere() if isinstance(env.unwrapped, RoomGridLevel) else None
-        self.observation_space = spaces.Dict({
-            "image": spaces.Box(0, 255, self.view.shape, np.uint8),
-            "direction": spaces.Discrete(4),
-            "mission": spaces.Text(1),  # of any length: nobody checks
-        })  # fmt: skip
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -103,8 +104,7 @@ class ForeignEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._steps += 1
         try:
             with contextlib.redirect_stdout(self._nowhere or sys.stderr):
-                # A Python number: arithmetic with numpy's smallest ones wraps around.
-                observation, reward, terminated, truncated, info = self.env.step(int(action))
+                observation, reward, terminated, truncated, info = self.env.step(self._act(action))
             told = told_success(info)
             return (
                 self._observation(observation),
@@ -123,6 +123,48 @@ class ForeignEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not abs(value) <= _LARGEST:  # also of NaN
             raise self._failed(f"the reward {value} is not finite", f"step {self._steps}")
         return value
+
+    @abstractmethod
+    def _observation(self, given: Any) -> dict[str, Any]:
+        """An observation, checked, in the form of ``observation_space``."""
+
+    def _when(self) -> str:
+        return f"step {self._steps}" if self._steps else "its reset"
+
+    def _failed(self, what: str, when: str) -> EnvironmentFailed:
+        return EnvironmentFailed(f"environment {self._id!r} failed in {when}: {what}.")
+
+
+class ForeignEnv(CheckedEnv):
+    """An environment with minigrid's observations, whoever wrote it.
+
+    Args:
+        env: see :class:`CheckedEnv`.
+        id: see there.
+        understood: see there; its view is symbolic.
+        view: the agent's view; default: the view in the environment's space.
+    """
+
+    view: View
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        id: str,
+        understood: Understood,
+        view: View | None = None,
+    ) -> None:
+        super().__init__(env, id, understood)
+        assert isinstance(understood.view, View)
+        self.view = understood.view
+        limit = view or self.view
+        self._categories = limit.categories
+        self._sizes = np.broadcast_to(np.array(limit.categories), self.view.shape).copy()
+        self.observation_space = spaces.Dict({
+            "image": spaces.Box(0, 255, self.view.shape, np.uint8),
+            "direction": spaces.Discrete(4),
+            "mission": spaces.Text(1),  # of any length: nobody checks
+        })  # fmt: skip
 
     def _observation(self, given: Any) -> dict[str, Any]:
         parts = given if isinstance(given, Mapping) else {"image": given}
@@ -157,11 +199,57 @@ class ForeignEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             "before the agent is made)"
         )
 
-    def _when(self) -> str:
-        return f"step {self._steps}" if self._steps else "its reset"
 
-    def _failed(self, what: str, when: str) -> EnvironmentFailed:
-        return EnvironmentFailed(f"environment {self._id!r} failed in {when}: {what}.")
+class MixedEnv(CheckedEnv):
+    """An environment whose observations are numbers, categories and images.
+
+    Args:
+        env: see :class:`CheckedEnv`.
+        id: see there.
+        understood: see there; its view is a layout.
+    """
+
+    view: Layout
+
+    def __init__(self, env: gymnasium.Env[Any, Any], id: str, understood: Understood) -> None:
+        super().__init__(env, id, understood)
+        assert isinstance(understood.view, Layout)
+        self.view, self._leaves = understood.view, understood.leaves
+        parts: dict[str, spaces.Space[Any]] = {}
+        if self.view.vector_size:
+            parts["vector"] = spaces.Box(-_LARGEST, _LARGEST, (self.view.vector_size,), np.float32)
+        if self.view.images:
+            parts["pixels"] = spaces.Box(0, 255, (self.view.pixels,), np.uint8)
+        if self.view.mission:
+            parts["mission"] = spaces.Text(1)  # of any length: nobody checks
+        self.observation_space = spaces.Dict(parts)
+
+    def _observation(self, given: Any) -> dict[str, Any]:
+        try:
+            return read_leaves(self._leaves, given)
+        except ValueError as error:
+            raise self._failed(str(error), self._when()) from error
+
+
+def checked(env: gymnasium.Env[Any, Any], id: str, view: AnyView | None = None) -> CheckedEnv:
+    """The environment with its steps checked and its observations in a form that agents read.
+
+    Args:
+        env: the environment.
+        id: its name in messages.
+        view: what the agent can read, if there is one.
+
+    Raises:
+        ValueError: in one line, if its spaces are not such as an agent can read and act in.
+    """
+    inner: Any = env.unwrapped
+    size = getattr(inner, "agent_view_size", 0)
+    own = isinstance(inner, MiniGridEnv)
+    sides = ((size, size), (inner.width, inner.height)) if own else ()
+    understood = understand(env.observation_space, env.action_space, sides)
+    if isinstance(understood.view, Layout):
+        return MixedEnv(env, id, understood)
+    return ForeignEnv(env, id, understood, view if isinstance(view, View) else None)
 
 
 def _what(error: Exception) -> str:

@@ -16,13 +16,16 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from envs.backends.base import BackendStep, Observation, VectorEnv
-from envs.backends.foreign import SUCCESS, ForeignEnv
+from envs.actions import ActionSpace
+from envs.backends.base import AnyObservation, BackendStep, Observation, VectorEnv
+from envs.backends.foreign import SUCCESS, CheckedEnv, checked
 from envs.backends.spaces import names_of
 from envs.ids import is_builtin, load_id
+from envs.layout import AnyView, Layout, MixedObservation
 from envs.mission import encode_mission
 from envs.suites import Task
-from envs.view import View, minigrid_view
+from envs.view import minigrid_view
+from envs.wrappers import wrapper_class
 from lab.words import one_line
 
 __all__ = ["GymnasiumVectorEnv", "make_env", "quiet"]
@@ -36,9 +39,9 @@ def quiet(task: Task) -> AbstractContextManager[object]:
 
 
 def make_env(
-    task: Task, render_mode: str | None = None, view: View | None = None
+    task: Task, render_mode: str | None = None, view: AnyView | None = None
 ) -> gymnasium.Env[Any, Any]:
-    """One gymnasium environment of a task, with minigrid's observations whoever wrote it.
+    """One gymnasium environment of a task, with observations in a form that agents read.
 
     Args:
         task: the task to make.
@@ -53,12 +56,12 @@ def make_env(
     Discrete(7)
     """
     env = _made(task, load_id(task.id), render_mode)
-    if is_builtin(task.id):
+    if is_builtin(task.id) and not task.wrappers:
         shown = minigrid_view(*env.observation_space["image"].shape[:2])  # type: ignore[index]
         if view is None or view.holds(shown):
             return env
     try:
-        return ForeignEnv(env, task.id, view)
+        return checked(env, task.id, view)
     except ValueError as error:
         env.close()
         raise ValueError(f"no agent can be trained in {task.id!r}: {error}.") from None
@@ -71,11 +74,14 @@ def _made(task: Task, id: str, render_mode: str | None) -> gymnasium.Env[Any, An
         # An old id was asked for by name; that a newer one exists is no news to the user.
         warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
         try:
-            return gymnasium.make(
+            env = gymnasium.make(
                 id, disable_env_checker=True, render_mode=render_mode, **task.gym_kwargs
             )
+            for wrapper in task.wrappers:
+                env = wrapper_class(wrapper)(env)
+            return env
         except Exception as error:  # it is the user's code: anything can happen in it
-            if builtin:
+            if builtin and not task.wrappers:
                 raise
             drawn = " to be drawn" if render_mode else ""
             raise ValueError(
@@ -99,7 +105,7 @@ class GymnasiumVectorEnv(VectorEnv):
         seeds: Sequence[int],
         *,
         drawable: bool = False,
-        view: View | None = None,
+        view: AnyView | None = None,
     ) -> None:
         self._envs = SyncVectorEnv(
             [partial(make_env, task, "rgb_array" if drawable else None, view)] * len(seeds),
@@ -107,18 +113,16 @@ class GymnasiumVectorEnv(VectorEnv):
             autoreset_mode=AutoresetMode.NEXT_STEP,
         )
         self._seeds: list[int | None] | None = list(seeds)
-        first, space = self._envs.envs[0], self._envs.single_action_space
-        assert isinstance(space, gymnasium.spaces.Discrete)
-        foreign = first if isinstance(first, ForeignEnv) else None
-        sides = self._envs.single_observation_space["image"].shape[:2]  # type: ignore[index]
+        first = self._envs.envs[0]
+        view, actions, missing = _spaces_of(first)
         super().__init__(
             task=task,
             backend="gymnasium",
             num_envs=len(seeds),
-            num_actions=int(space.n),
-            view=foreign.view if foreign else minigrid_view(*sides),
-            names=names_of(first, int(space.n)),
-            missing=foreign.missing if foreign else (),
+            actions=actions,
+            view=view,
+            names=names_of(first, actions.length),
+            missing=missing,
         )
 
     def frame(self, env: int = 0) -> NDArray[np.uint8]:
@@ -138,15 +142,13 @@ class GymnasiumVectorEnv(VectorEnv):
             )
         return frame
 
-    def _reset(self) -> Observation:
+    def _reset(self) -> AnyObservation:
         with quiet(self.task):
             observation, _ = self._envs.reset(seed=self._seeds)
         self._seeds = None  # a later reset continues each environment's own stream of levels
         return self._observe(observation)
 
-    def _step(
-        self, actions: NDArray[np.integer[Any]], episode_start: NDArray[np.bool_]
-    ) -> BackendStep:
+    def _step(self, actions: NDArray[Any], episode_start: NDArray[np.bool_]) -> BackendStep:
         with quiet(self.task):
             observation, reward, terminated, truncated, info = self._envs.step(actions)
         told = None
@@ -163,10 +165,37 @@ class GymnasiumVectorEnv(VectorEnv):
     def _close(self) -> None:
         self._envs.close()
 
-    @staticmethod
-    def _observe(observation: dict[str, Any]) -> Observation:
+    def _observe(self, observation: dict[str, Any]) -> AnyObservation:
+        if isinstance(self.view, Layout):
+            return self._mixed(observation)
         return Observation(
             image=observation["image"].copy(),  # (E, width, height, 3)
             direction=observation["direction"].astype(np.int64),  # (E,)
             mission=np.stack([encode_mission(text) for text in observation["mission"]]),  # (E, L)
         )
+
+    def _mixed(self, observation: dict[str, Any]) -> MixedObservation:
+        def part(name: str, dtype: type[Any]) -> NDArray[Any]:
+            if name in observation:
+                return np.array(observation[name])  # a copy
+            return np.zeros((self.num_envs, 0), dtype=dtype)
+
+        texts = observation.get("mission")
+        return MixedObservation(
+            vector=part("vector", np.float32),  # (E, V)
+            pixels=part("pixels", np.uint8),  # (E, P)
+            mission=np.zeros((self.num_envs, 0), dtype=np.int64)
+            if texts is None
+            else np.stack([encode_mission(text) for text in texts]),  # (E, L)
+        )
+
+
+def _spaces_of(
+    env: gymnasium.Env[Any, Any],
+) -> tuple[AnyView, ActionSpace, tuple[str, ...]]:
+    """What an environment shows, its actions, and the parts of an observation it does not give."""
+    if isinstance(env, CheckedEnv):
+        return env.view, env.actions, env.missing
+    assert isinstance(env.action_space, gymnasium.spaces.Discrete)
+    view = minigrid_view(*env.observation_space["image"].shape[:2])  # type: ignore[index]
+    return view, ActionSpace.discrete(int(env.action_space.n)), ()

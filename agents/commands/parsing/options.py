@@ -24,6 +24,13 @@ Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
 
+#: Attributes of an option that may be given several times; its values become one text.
+_REPEATABLE: dict[str, Any] = {
+    "multiple": True,
+    "default": (),
+    "callback": lambda context, parameter, values: ",".join(values),
+}
+
 
 class GroupedOption(click.Option):
     """An option that knows the heading it belongs under."""
@@ -76,9 +83,9 @@ def config_options(
                 group=field.metadata["group"],
                 type=click.Choice(choices) if choices else hint,
                 metavar=field.metadata["metavar"] or _METAVARS.get(hint),
-                default=field.default,
                 show_default=field.default != "",
                 help=field.metadata["help"],
+                **(_REPEATABLE if field.metadata["repeatable"] else {"default": field.default}),
             )(command)
         return command
 
