@@ -24,7 +24,7 @@ MISTAKES = {
     "option": ((*TRAIN, "--lerning-rate", "1"), "--learning-rate"),
     "argument too many": ((*TRAIN, "surplus"), "surplus"),
     "environment": (("train", "--env", "MiniGrid-Emtpy-5x5-v0"), ENV),
-    "environment of another kind": (("train", "--env", "CartPole-v1"), "CartPole-v1"),
+    "environment of another kind": (("train", "--env", "Blackjack-v1"), "Blackjack-v1"),
     "suite": (("train", "--suite", "dorkey"), "doorkey"),
     "suite and environment": ((*TRAIN, "--suite", "empty"), "--suite"),
     "neither": (("train",), "give exactly one of --suite NAME and --env ID; 'rims suites' lists"),
