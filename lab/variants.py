@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -12,6 +13,12 @@ from lab.words import did_you_mean
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 _WORDS = {"true": True, "false": False}
+#: What joins settings; the plus sign of a number such as 1e+3 does not.
+_JOINT = re.compile(r"(?<![0-9.][eE])\+")
+
+#: Bytes that a variant's name may have: it is part of the name of a folder.
+_LONGEST = 200
+
 _COMMON = ("seed", "core", "model")
 _COMMON_GROUPS = ("Data", "Task", "Machine")
 
@@ -30,6 +37,9 @@ def check_variant(check: Callable[[str], None]) -> Callable[[str], None]:
     """A check of a variant's form, and by ``check`` of its core or model."""
 
     def check_all(variant: str) -> None:
+        if len(variant.encode(errors="replace")) > _LONGEST:
+            rule = f"is longer than the {_LONGEST} bytes that a name of a variant may have"
+            raise ValueError(f"{variant[:40]!r}... {rule}.")
         own_settings(variant)
         check(base_of(variant))
 
@@ -47,7 +57,7 @@ def own_settings(variant: str) -> dict[str, str]:
         ValueError: in one line, for another form.
     """
     found: dict[str, str] = {}
-    for part in variant.split("+")[1:]:
+    for part in _JOINT.split(variant)[1:]:
         name, equals, value = part.partition("=")
         name = name.strip().replace("-", "_")
         if not (name and equals and value.strip()) or name in found:
@@ -80,6 +90,49 @@ def with_variant(settings: AnySettings, variant: str, varied: str) -> AnySetting
         raise ConfigError(error.field, f"of {variant!r} {error.rule}") from None
     for name in own.keys() & found.unused.keys():
         raise ConfigError(name, f"of {variant!r} {found.unused[name]}.")
+    return found
+
+
+def each_variant(
+    settings: AnySettings, variants: Sequence[str], varied: str
+) -> dict[str, AnySettings]:
+    """The settings of every variant by its name; see :func:`with_variant`.
+
+    Raises:
+        ConfigError: for a setting that cannot be.
+        ValueError: in one line, for two names of the same settings.
+    """
+    found: dict[str, AnySettings] = {}
+    for variant in variants:
+        own = with_variant(settings, variant, varied)
+        for name, other in found.items():
+            if own == other:
+                raise ValueError(f"{name!r} and {variant!r} are the same settings; name one.")
+        found[variant] = own
+    return found
+
+
+def with_equal_sizes(
+    variants: Mapping[str, AnySettings], match: Callable[[AnySettings, AnySettings], AnySettings]
+) -> dict[str, AnySettings]:
+    """The settings of every variant with the hidden size that makes it as large as the first.
+
+    Args:
+        variants: settings by name.
+        match: gives the first settings the size that makes them as large as the second.
+
+    Raises:
+        ValueError: in one line, for a variant that names its own size, or has none that fits.
+    """
+    (first, reference), *others = variants.items()
+    found = {first: reference}
+    for name, own in others:
+        if "hidden_size" in own_settings(name):
+            raise ValueError(f"{name!r}: its hidden_size is what --match-params chooses.")
+        try:
+            found[name] = match(own, reference)
+        except ValueError as error:
+            raise ValueError(f"{name!r} beside {first!r}: {error}") from None
     return found
 
 

@@ -83,8 +83,7 @@ def check_flag(where: str, name: str, value: object) -> None:
 
 def check_probability(where: str, name: str, value: object) -> float:
     """Return ``value`` as a float; ValueError unless it is a number in [0, 1]."""
-    # bool is a number to Python, but "dropout=True" is a mistake to nn.LSTM
-    number = -1.0 if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    number = _real(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{where}: {name} must be a number in [0, 1]; got {value!r}.")
     return number
@@ -147,9 +146,20 @@ def check_mechanisms(where: str, hidden_size: int, num_rims: int, k: int, proj_s
         )
 
 
+def _real(value: object) -> float:
+    """``value`` as a float; NaN if it is none."""
+    # bool is a number to Python, but "dropout=True" is a mistake to nn.LSTM
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def check_number(where: str, name: str, value: object, low: float = -math.inf) -> float:
     """Return ``value`` as a float; ValueError unless it is a finite number of at least ``low``."""
-    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    number = _real(value)
     if not (math.isfinite(number) and number >= low):
         rule = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
         raise ValueError(f"{where}: {name} must be {rule}; got {value!r}.")

@@ -51,6 +51,17 @@ def test_a_kernel_with_wrong_numbers_is_an_error(
     assert result.err == "Error: forward is wrong.\n"
 
 
+def test_kernels_that_cannot_be_kept_are_an_error(
+    rims: Rims, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernels of this process are there; none is in the folder that is named now."""
+    monkeypatch.setenv("RIMS_CACHE_DIR", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    result = rims("warmup")
+    assert result.code == 1
+    assert "kernels cannot be kept in" in result.err
+
+
 @pytest.mark.parametrize("at_a_terminal", [True, False])
 def test_a_terminal_is_told_why_a_first_call_takes_long(at_a_terminal: bool) -> None:
     """What compiling costs is left out: only the notice is tried."""

@@ -61,6 +61,11 @@ def test_settings_that_cannot_be_are_refused(name: str, field: str, rule: str) -
     assert repr(name) in caught.value.rule
 
 
+def test_a_plus_sign_of_a_number_joins_nothing() -> None:
+    assert own_settings("lstm+learning_rate=1e+3+k=2") == {"learning_rate": "1e+3", "k": "2"}
+    assert own_settings("lstm+learning_rate=2.E+1") == {"learning_rate": "2.E+1"}
+
+
 ADDING = (
     *("experiment", "adding", "--hidden-size", "12", "--batch-size", "4", "--epochs", "1"),
     *("--steps-per-epoch", "2", "--train-length", "5", "--test-lengths", "5,7"),
@@ -109,7 +114,35 @@ def test_agents_are_compared_as_variants_of_a_core(rims: Rims, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("command", [ADDING, ("compare", "--suite", "empty")])
-@pytest.mark.parametrize("cores", ["rim_lstm+k=99", "rim_lstm+k", "rimlstm+k=2", "lstm+k=2"])
+def test_a_size_of_ones_own_is_not_matched(
+    rims: Rims, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    root = tmp_path / "runs"
+    cores = "rim_lstm,lstm+hidden_size=24"
+    call = (*command, "--cores", cores, "--match-params", "--run-root", str(root))
+    assert "its hidden_size is what --match-params chooses" in assert_one_line(rims(*call))
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("command", [ADDING, ("compare", "--suite", "empty")])
+def test_cores_that_cannot_be_matched_are_named_as_variants(
+    rims: Rims, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    cores = "rim_lstm+num_rims=3+k=1,rim_lstm+num_rims=12+k=1"
+    call = (*command, "--hidden-size", "12", "--cores", cores, "--match-params")
+    said = assert_one_line(rims(*call, "--run-root", str(tmp_path / "runs")))
+    assert "'rim_lstm+num_rims=12+k=1' beside 'rim_lstm+num_rims=3+k=1': core 'rim_lstm'" in said
+
+
+@pytest.mark.parametrize("command", [ADDING, ("compare", "--suite", "empty")])
+@pytest.mark.parametrize(
+    "cores",
+    [
+        *("rim_lstm+k=99", "rim_lstm+k", "rimlstm+k=2", "lstm+k=2"),
+        *("rim_lstm,rim_lstm+num_input_heads=1", "rim_lstm+k=2,rim_lstm+k=02"),
+        "lstm+learning_rate=0." + "0" * 200 + "1",
+    ],
+)
 def test_mistakes_are_one_line_and_nothing_is_written(
     rims: Rims, tmp_path: Path, command: tuple[str, ...], cores: str
 ) -> None:

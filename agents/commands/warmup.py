@@ -26,7 +26,7 @@ def warmup(double: bool) -> None:
     Kernels are machine code for this processor. Each is compiled when it is first needed, which
     takes about 10 seconds, and kept for later processes in the user's folder for caches, or in
     RIMS_CACHE_DIR. Each is compared with PyTorch here, as in every process that takes it. If one
-    computes wrong numbers the exit code is 1; layers then compute by PyTorch.
+    computes wrong numbers, or none can be kept, the exit code is 1.
     """
     if importlib.util.find_spec("numba") is None:
         raise click.ClickException(
@@ -41,9 +41,14 @@ def warmup(double: bool) -> None:
         fault = kernel.fault()
         click.echo(f"{time.perf_counter() - begin:.1f} s" if fault is None else "wrong numbers")
         wrong += [fault] if fault is not None else []
-    click.echo(f"Kept in {folder()}.")
     if wrong:
         raise click.ClickException(f"{wrong[0]}.")
+    if not any(folder().glob("*.kernel")):
+        raise click.ClickException(
+            f"kernels cannot be kept in {folder()}: every process will compile them again. Set "
+            "RIMS_CACHE_DIR to a folder that can be written."
+        )
+    click.echo(f"Kept in {folder()}.")
 
 
 def _kernels(precisions: tuple[bool, ...]) -> Iterator[_Kernel]:

@@ -25,7 +25,7 @@ from lab.disk.folder import PROGRESS_NAME, read_progress
 from lab.disk.plain_files import require_no_link
 from lab.disk.store import DamagedCheckpoint, has_checkpoint
 from lab.running.processes import Outcome, run_all
-from lab.variants import with_variant
+from lab.variants import each_variant, with_equal_sizes
 
 
 def plan(
@@ -55,16 +55,15 @@ def plan(
     """
     if not cores:
         raise ValueError("the comparison names no core.")
-    configs = {core: with_variant(base, core, "core") for core in cores}
+    configs = each_variant(base, cores, "core")
     for config in configs.values():
         require_usable(config)
     if match_params:
         from agents.model.matching import matched_hidden_size
 
-        reference = configs[cores[0]]
-        for core in cores[1:]:
-            size = matched_hidden_size(configs[core], reference)
-            configs[core] = replace(configs[core], hidden_size=size)
+        configs = with_equal_sizes(
+            configs, lambda own, first: replace(own, hidden_size=matched_hidden_size(own, first))
+        )
     runs = [
         Run(
             variant=core,

@@ -20,7 +20,7 @@ from experiments.configs.base import ExperimentConfig
 from experiments.registry import COMPARED_CORES, TASKS, Show, Task
 from lab.cores import CORE_NAMES, check_core
 from lab.disk.output import check_output
-from lab.variants import base_of, check_variant, with_variant
+from lab.variants import base_of, check_variant, each_variant, with_equal_sizes
 
 if TYPE_CHECKING:
     from experiments.judging.comparison import Run
@@ -148,7 +148,7 @@ def _make_configs(
         kept = {name: value for name, value in saved.items() if name not in ("model", "seed")}
         settings = {**given, **kept, **options.typed_of(given)}
         base = task.config(**settings, model=base_of(models[0]))
-        return {model: with_variant(base, model, "model") for model in models}
+        return each_variant(base, models, "model")
 
 
 def _matched(configs: Mapping[str, Any]) -> dict[str, ExperimentConfig]:
@@ -156,9 +156,7 @@ def _matched(configs: Mapping[str, Any]) -> dict[str, ExperimentConfig]:
     from experiments.shared.cores import with_equal_parameters
 
     with checking_input():
-        (first, reference), *others = configs.items()
-        matched = {name: with_equal_parameters(config, reference) for name, config in others}
-        return {first: reference, **matched}
+        return with_equal_sizes(configs, with_equal_parameters)
 
 
 def _compare(

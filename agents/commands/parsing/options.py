@@ -18,7 +18,7 @@ from agents.config import ActionMode, PPOConfig
 from envs import BackendChoice, Suite, Task, get_suite
 from lab.cores import check_core
 from lab.settings import Settings
-from lab.variants import check_variant, with_variant
+from lab.variants import check_variant, each_variant
 
 Decorated = TypeVar("Decorated", bound=Callable[..., None])
 
@@ -309,7 +309,7 @@ def require_effect_of_cores(config: PPOConfig, cores: Sequence[str], typed: Iter
         UserError: in one line.
     """
     with checking_input():
-        configs = [with_variant(config, core, "core") for core in cores]
+        configs = list(each_variant(config, cores, "core").values())
     require_effect(configs, typed, f"--cores names none, but {', '.join(cores)}")
 
 
